@@ -1,0 +1,406 @@
+"""What surrounds a training loop, and nothing about RLHF: command line, seed and device, the run folder,
+metrics, pictures, checkpoints and resume, and running a parent stage that is missing.
+
+A stage is a script, a run is a folder. Stage S writes into it: S.pt (checkpoint), S.jsonl (metrics, a row
+a step), S.png (pictures), S.samples.txt (answers).
+"""
+import argparse
+import difflib
+import hashlib
+import io
+import json
+import math
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from data import DataError
+from model import GPT, GPTConfig
+
+SCRIPTS = {"pretrain": "train_pretrain.py", "sft": "train_sft.py", "rm": "train_rm.py", "ppo": "train_ppo.py"}
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; its message is one sentence and no traceback is shown."""
+
+
+class InvariantError(Exception):
+    """Something that must hold in every run does not: a bug, told in words that a learner understands."""
+
+
+def run_main(main):
+    """Call a script's main(); what a user can mend ends in one sentence, Ctrl-C in a hint."""
+    try:
+        main()
+    except (UserError, DataError, InvariantError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+# ------------------------------------------------------------------------------------------------
+# Command line
+# ------------------------------------------------------------------------------------------------
+
+
+def knob(default, reason, low=None, choices=None):
+    """A field of a Config: its default, the reason in words (shown by -h), its least value or its choices."""
+    return field(default=default, metadata={"reason": reason, "low": low, "choices": choices})
+
+
+@dataclass
+class Common:
+    """The knobs that every stage has."""
+
+    config: str = knob("tiny", "preset: tiny (embedded world, minutes on a CPU) or small (a larger GPT on --data)")
+    run: str = knob("", "run folder under runs/ (default: the preset, with the data folder's name and the seed)")
+    name: str = knob("", "name of a variant of this stage, written beside the standard one")
+    seed: int = knob(0, "one seed, one result; other seeds get a run folder of their own", low=0)
+    data: str = knob("", "folder with your own pretrain, sft, preferences or prompts file")
+    device: str = knob("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
+    resume: bool = knob(False, "continue this stage where it was interrupted")
+    overwrite: bool = knob(False, "train this stage again although its checkpoint exists")
+
+
+NOT_KNOBS = ("run", "name", "device", "resume", "overwrite")  # do not change what is learned
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (-h lists every knob)\n")
+
+
+def parse(config_class, presets, doc, argv=None):
+    """Command line -> config_class. `--config NAME` picks a preset (its dict of changed defaults), every
+    other flag sets one field. A wrong flag, value or preset ends with one line that says what would be right."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = Parser(prog=Path(sys.argv[0]).name, description=doc, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = {f.name: f for f in fields(config_class)}
+    given = dict(zip(argv, argv[1:])) | dict(arg.split("=", 1) for arg in argv if "=" in arg)
+    preset = given.get("--config", "tiny")
+    if preset not in presets:
+        near = difflib.get_close_matches(preset, presets, 1, 0)
+        parser.error(f"no preset {preset!r}; there is {' and '.join(presets)}" + (f": did you mean {near[0]}?" if near else ""))
+    for f in names.values():
+        default = presets[preset].get(f.name, f.default)
+        shown = str(default) or "''"
+        parser.add_argument(f"--{f.name}", type=lambda text, f=f: convert(f, text), default=default, metavar=f.type.__name__
+                            if isinstance(f.type, type) else f.type, help=f"{f.metadata['reason']} [{shown}]".replace("%", "%%"),
+                            **({"nargs": "?", "const": True} if f.type in (bool, "bool") else {}))
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].split("=")[0].lstrip("-"), names, 1, 0.5)
+        parser.error(f"unknown {unknown[0]}" + (f"; did you mean --{near[0]}?" if near else ""))
+    config = config_class(**vars(args))
+    config.config = preset
+    return config
+
+
+def convert(f, text):
+    """The text of a flag -> the value of field f. Raises argparse's error with what would be right."""
+    kind, meta = {"int": int, "float": float, "bool": bool, "str": str}[getattr(f.type, "__name__", f.type)], f.metadata
+    try:
+        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+        raise argparse.ArgumentTypeError(f"expected {'true or false' if kind is bool else kind.__name__}, got {text!r}")
+    if meta["choices"] and value not in meta["choices"]:
+        near = difflib.get_close_matches(value, meta["choices"], 1)
+        raise argparse.ArgumentTypeError(f"expected {', '.join(meta['choices'])}, got {value!r}"
+                                         + (f": did you mean {near[0]}?" if near else ""))
+    if kind is float and not math.isfinite(value) or meta["low"] is not None and value < meta["low"]:
+        raise argparse.ArgumentTypeError(f"expected at least {meta['low']}, got {text}" if math.isfinite(value) else
+                                         f"expected a finite number, got {text}")
+    return value
+
+
+# ------------------------------------------------------------------------------------------------
+# Seed, device, checkpoints
+# ------------------------------------------------------------------------------------------------
+
+
+def pick_device(name="auto"):
+    """"auto" -> cuda, mps or cpu, whichever is there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available() or name == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {name}: this machine has none; use --device cpu")
+    return name
+
+
+def random_state():
+    """Everything that random numbers come from, to be stored in a checkpoint."""
+    state = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state):
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+
+
+def write_atomic(path, content):
+    """Write text or bytes under a temporary name, then rename: a killed process never leaves half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    os.replace(temporary, path)
+
+
+def fingerprint(module):
+    """A short hash of all weights: the same weights, the same hash."""
+    digest = hashlib.sha256()
+    for key, tensor in module.state_dict().items():
+        digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_checkpoint(path, device="cpu"):
+    """A checkpoint of ours as a dict. Raises UserError for anything else."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        assert {"stage", "model_config", "model", "knobs", "step"} <= checkpoint.keys()
+    except Exception:
+        raise UserError(f"{path}: not a checkpoint of this project (expected a .pt file that one of its scripts wrote)")
+    return checkpoint
+
+
+def load_model(path, device="cpu", dropout=0.0):
+    """(GPT in eval mode, its checkpoint). The model's shape comes from the checkpoint alone; only dropout,
+    which is a matter of training, is the caller's."""
+    checkpoint = load_checkpoint(path, device)
+    model = GPT(GPTConfig(**{**checkpoint["model_config"], "dropout": dropout})).to(device)
+    model.load_state_dict(checkpoint["model"])
+    return model.eval(), checkpoint
+
+
+def adamw(*models_and_lrs, weight_decay=0.0, betas=(0.9, 0.95), eps=1e-8):
+    """AdamW over (model, peak learning rate) pairs, weight decay on matrices only."""
+    groups = []
+    for model, lr in models_and_lrs:
+        for matrices in (True, False):
+            params = [p for p in model.parameters() if p.requires_grad and (p.dim() >= 2) == matrices]
+            groups.append({"params": params, "lr": lr, "peak_lr": lr, "weight_decay": weight_decay * matrices})
+    return torch.optim.AdamW(groups, betas=betas, eps=eps)
+
+
+def set_lr(optimizer, step, steps, warmup, final=0.1):
+    """Linear warm-up over `warmup` steps, then a cosine from the peak rate down to final * peak. Returns the first rate."""
+    progress = (step - warmup) / max(1, steps - warmup)
+    scale = (step + 1) / warmup if step < warmup else final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * scale
+    return optimizer.param_groups[0]["lr"]
+
+
+# ------------------------------------------------------------------------------------------------
+# A stage of a run
+# ------------------------------------------------------------------------------------------------
+
+
+class Stage:
+    """One stage in its run folder. In the order of use:
+
+    stage = Stage(cfg, "sft")            stops here if the stage is finished already
+    parent = stage.parent("pretrain")    path of the parent's checkpoint, trained first if it is missing
+    stage.track(model=model, optimizer=optimizer)     what a checkpoint holds; loads it when resuming
+    for step in stage.steps(cfg.steps):  progress bar, Ctrl-C, regular checkpoints
+        stage.log(step, loss=...)        one row of metrics
+    stage.finish()                       the final checkpoint
+    """
+
+    def __init__(self, cfg, stage):
+        self.cfg, self.stage, self.name = cfg, stage, cfg.name or stage
+        if cfg.config != "tiny" and not cfg.data:
+            raise UserError(f"--config {cfg.config} trains on your own text: name its folder with --data FOLDER")
+        run = cfg.run or "-".join([cfg.config] + [Path(cfg.data).resolve().name] * bool(cfg.data) + [f"seed{cfg.seed}"] * bool(cfg.seed))
+        self.folder = Path("runs") / run
+        self.data = Path(cfg.data) if cfg.data else self.folder / "data"
+        self.device = pick_device(cfg.device)
+        self.knobs = {k: v for k, v in asdict(cfg).items() if k not in NOT_KNOBS}
+        self.parents, self.tracked, self.state, self.start, self.clock = {}, {}, {}, 0, time.time()
+        # Numbers too small for a normal float (1e-38) make some CPUs 10 times slower, and softmax is full of them.
+        torch.set_flush_denormal(True)
+        random.seed(cfg.seed)
+        torch.manual_seed(cfg.seed)
+        self.checkpoint = None
+        path = self.file("pt")
+        if self.name != stage and self.name in SCRIPTS:
+            raise UserError(f"--name {self.name} is the name of a stage; choose another")
+        if path.exists() and not cfg.overwrite:
+            old = load_checkpoint(path)
+            changed = [k for k, v in self.knobs.items() if old["knobs"].get(k) != v]
+            if changed:
+                news = ", ".join(f"{k} {old['knobs'].get(k)} -> {self.knobs[k]}" for k in changed)
+                raise UserError(f"{path} was trained with other knobs ({news}); keep both with --name NAME, or train it again with --overwrite")
+            if old["finished"]:
+                print(f"{path} is finished; nothing to do (--overwrite trains it again, python model.py {path} talks to it)")
+                sys.exit(0)
+            if not cfg.resume:
+                raise UserError(f"{path} stopped at step {old['step']}; --resume continues it, --overwrite begins anew")
+            self.checkpoint, self.start = old, old["step"]
+            self.state = old["state"]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rows = self.file("jsonl").read_text().splitlines()[: self.start] if self.start else []
+        write_atomic(self.file("jsonl"), "".join(row + "\n" for row in rows))
+        self.rows = [json.loads(row) for row in rows]
+
+    def file(self, suffix):
+        """Path of this stage's file with that ending."""
+        return self.folder / f"{self.name}.{suffix}"
+
+    def command(self, stage=None, *extra):
+        """The command that runs a stage of this run."""
+        args = [SCRIPTS[stage or self.stage], "--config", self.cfg.config, "--run", self.folder.name, "--seed", str(self.cfg.seed)]
+        args += ["--data", self.cfg.data] * bool(self.cfg.data) + ["--device", self.cfg.device] * (self.cfg.device != "auto")
+        return args + list(extra)
+
+    def parent(self, stage):
+        """Path of a parent stage's finished checkpoint; where there is none, its script is run first."""
+        path = self.folder / f"{stage}.pt"
+        if not path.exists() or not load_checkpoint(path)["finished"]:
+            command = self.command(stage, *["--resume"] * path.exists())
+            print(f"\n{path} is {'not finished' if path.exists() else 'not there yet'}; first: python {' '.join(command)}\n", flush=True)
+            child = subprocess.Popen([sys.executable, Path(__file__).parent / command[0], *command[1:]])
+            # Ctrl-C reaches the child, too: let it save and say how to continue, then stop with its exit code.
+            before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+                      signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: child.terminate())}
+            code = child.wait()
+            for s, handler in before.items():
+                signal.signal(s, handler)
+            if code:
+                sys.exit(code)
+            self.clock = time.time()
+        checkpoint = load_checkpoint(path)
+        for file, print_then in checkpoint["parents"].items():
+            if Path(self.folder / file).exists() and load_checkpoint(self.folder / file)["fingerprint"] != print_then:
+                raise UserError(f"{path} was trained from an earlier {file}, which has been trained again since; "
+                                f"train it again, too: python {' '.join(self.command(stage, '--overwrite'))}")
+        self.parents[path.name] = checkpoint["fingerprint"]
+        return path
+
+    def track(self, **objects):
+        """Modules and optimizers (anything with a state_dict) that a checkpoint holds; `model` is the main one."""
+        self.tracked = objects
+        if self.checkpoint:
+            for name, thing in objects.items():
+                thing.load_state_dict(self.checkpoint[name])
+            set_random_state(self.checkpoint["random"])
+
+    def save(self, step, finished):
+        model = self.tracked["model"]
+        content = {name: thing.state_dict() for name, thing in self.tracked.items()}
+        content |= {"stage": self.stage, "model_config": asdict(model.config), "knobs": self.knobs, "step": step, "finished": finished,
+                    "state": self.state, "random": random_state(), "parents": self.parents, "fingerprint": fingerprint(model)}
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_atomic(self.file("pt"), buffer.getvalue())
+
+    def steps(self, total, save_seconds=60):
+        """Yield the step numbers with a progress bar, saving about once a minute. After Ctrl-C the step under
+        way is completed and saved, and the way to continue is told."""
+        stop, saved = [], time.time()
+        before = {s: signal.signal(s, lambda number, frame: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.bar = tqdm(range(self.start, total), initial=self.start, total=total, desc=self.name, dynamic_ncols=True, mininterval=0.5)
+        try:
+            for step in self.bar:
+                yield step
+                if step + 1 < total and (stop or time.time() - saved > save_seconds):
+                    self.save(step + 1, False)
+                    saved = time.time()
+                if stop:
+                    self.bar.close()
+                    again = [arg for arg in sys.argv if arg not in ("--resume", "--overwrite")] + ["--resume"]
+                    print(f"\nStopped after step {step + 1} of {total}; nothing is lost. Continue with:\npython {shlex.join(again)}", flush=True)
+                    sys.exit(130)
+        finally:
+            self.bar.close()
+            for s, handler in before.items():
+                signal.signal(s, handler)
+
+    def log(self, step, shown=(), **metrics):
+        """Append one row of metrics (numbers, None where not measured); those named in `shown` go to the progress bar."""
+        self.rows.append({"step": step, **metrics})
+        with self.file("jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self.rows[-1]) + "\n")
+        self.bar.set_postfix({k: f"{metrics[k]:.3g}" for k in shown if metrics[k] is not None}, refresh=False)
+
+    def say(self, text):
+        """Print above the progress bar."""
+        tqdm.write(text, file=sys.stdout)
+
+    def finish(self, samples, panels, caption=""):
+        """Write the final checkpoint, the samples and the picture, and say where they lie."""
+        self.save(len(self.rows), True)
+        write_atomic(self.file("samples.txt"), samples + "\n")
+        picture(self.file("png"), self.rows, panels, caption)
+        print(f"\n{self.name}: {time.time() - self.clock:.0f} s; checkpoint {self.file('pt')}, picture {self.file('png')}, "
+              f"answers {self.file('samples.txt')}, metrics {self.file('jsonl')}", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------
+# Tables and pictures for a person
+# ------------------------------------------------------------------------------------------------
+
+
+def table(header, rows):
+    """Text table; the first column is left-aligned, None is shown as a dash, floats with three significant decimals."""
+    def show(x):
+        return "-" if x is None else f"{x:.2f}" if isinstance(x, float) else str(x)
+
+    cells = [[show(x) for x in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) for row in cells]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+COLORS = ("#2a6fdb", "#d9662b", "#2f9e62", "#9b59b6")  # legible on white, also for the colour-blind
+
+
+def picture(path, rows, panels, caption=""):
+    """Curves over the steps. panels: [(title, {label: key of the rows}, what the y axis is)]."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.4 * columns, 3.1 * lines + 0.5), squeeze=False, layout="constrained")
+    for axis, panel in zip(axes.flat, [*panels, *[None] * (lines * columns - len(panels))]):
+        if panel is None:
+            axis.axis("off")
+            continue
+        title, curves, unit = panel
+        for (label, key), color in zip(curves.items(), COLORS):
+            points = [(r["step"], r[key]) for r in rows if r[key] is not None]
+            if points:
+                axis.plot(*zip(*points), color=color, label=label, linewidth=1.6, marker="o" if len(points) < 20 else None, markersize=3)
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_xlabel("step", fontsize=8)
+        axis.set_ylabel(unit, fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(curves) > 1:
+            axis.legend(fontsize=8, frameon=False)
+    figure.suptitle(caption, fontsize=9, x=0.01, ha="left")
+    figure.savefig(path, dpi=110, facecolor="white")
+    plt.close(figure)

@@ -1,0 +1,420 @@
+"""Step 3, PPO: make the answers better by the reward model's score without straying far from the SFT model.
+
+    python train_ppo.py --config tiny                          every missing stage is trained first
+    python train_ppo.py --config tiny --kl_coef 0 --name no_kl          watch it hack the reward model
+
+Reads prompts.jsonl of the run's data, sft.pt (policy and frozen reference) and rm.pt, writes ppo.pt.
+The objective: final reward = reward-model score - beta KL(policy || reference), Ziegler et al. 2019;
+generalised advantages, Schulman et al. 2016; the clipped objective, Schulman et al. 2017.
+"""
+from dataclasses import dataclass
+
+import torch
+
+import data
+from experiment import Common, InvariantError, Stage, UserError, adamw, fingerprint, knob, load_model, parse, run_main, set_lr, table
+from model import answer, generate, join, response_hidden, score, token_logprobs, with_heads
+from preferences import SimulatedHuman, describe, noise_ceiling, win_rate, wins_to_tiers
+from train_pretrain import held_out_loss, lm_loss, tokens_of
+from train_rm import accuracy
+
+
+@dataclass
+class Config(Common):
+    steps: int = knob(50, "iterations: each samples answers, scores them and updates the policy", low=1)
+    batch_size: int = knob(128, "answers sampled in an iteration", low=1)
+    minibatch_size: int = knob(64, "answers in one optimizer step", low=1)
+    micro_batch_size: int = knob(64, "answers in one forward and backward pass; smaller needs less memory, same result", low=1)
+    ppo_epochs: int = knob(2, "passes over the sampled answers; the clipping is what makes more than one safe", low=1)
+    max_new_tokens: int = knob(48, "longest answer", low=1)
+    temperature: float = knob(1.0, "of sampling, and of every log-probability", low=0.01)
+    lr: float = knob(5e-4, "peak learning rate of the policy", low=0)
+    critic_lr: float = knob(5e-4, "peak learning rate of a separate critic", low=0)
+    warmup: int = knob(3, "iterations of linear warm-up before the cosine decay", low=0)
+    clip_grad: float = knob(1.0, "largest gradient norm", low=0)
+    kl_coef: float = knob(0.05, "beta: what a nat of KL to the reference costs; 0 invites reward hacking", low=0)
+    kl_target: float = knob(0.0, "adapt beta until the KL is this many nats (0: beta stays fixed)", low=0)
+    kl_horizon: int = knob(5000, "answers over which the adaptive beta moves; smaller is faster", low=1)
+    gamma: float = knob(1.0, "discount of later rewards; 1, for an answer is short", low=0)
+    lam: float = knob(0.95, "lambda of GAE: 0 trusts the critic alone, 1 the rewards alone", low=0)
+    clip: float = knob(0.2, "PPO's clip: how far a ratio may move before its gradient stops (0: no clipping)", low=0)
+    value_clip: float = knob(0.2, "the same for the values (0: no clipping)", low=0)
+    value_coef: float = knob(0.1, "weight of the value loss where policy and critic share the trunk", low=0)
+    whiten_advantages: bool = knob(True, "advantages with mean 0 and standard deviation 1 in each iteration")
+    critic: str = knob("separate", "a network of its own, started from the reward model, or a head on the policy", choices=("separate", "shared"))
+    eos_penalty: float = knob(1.0, "an answer cut off before its EOS scores minus this instead of its score (0: off)", low=0)
+    ptx_coef: float = knob(0.0, "weight of the pretraining loss mixed in (PPO-ptx, InstructGPT)", low=0)
+    eval_every: int = knob(10, "iterations between three printed answers", low=1)
+    eval_split: str = knob("test", "prompts of the final table: dev while tuning, test for the figures that count", choices=("dev", "test"))
+
+
+PRESETS = {
+    "tiny": {},
+    "small": dict(steps=40, batch_size=32, minibatch_size=16, micro_batch_size=8, max_new_tokens=128, lr=5e-5, critic_lr=1e-4),
+}
+
+
+# ------------------------------------------------------------------------------------------------
+# The formulas. B answers, R tokens; response_mask (B, R) is 1 on an answer, its EOS included
+# ------------------------------------------------------------------------------------------------
+
+
+def masked_mean(x, mask, n_tokens=None):
+    """Mean over the real tokens; n_tokens: the number to divide by where this is a micro-batch of something larger."""
+    return (x * mask).sum() / (mask.sum() if n_tokens is None else n_tokens)
+
+
+def kl_shaped_rewards(scores, logprobs, ref_logprobs, response_mask, kl_coef):
+    """r_t = -beta (log pi_t - log ref_t) on every token, plus the score on the last real token. (Ziegler et al. 2019, eq. 2)
+
+    scores:                 (B,)   from the reward model
+    logprobs, ref_logprobs: (B, R) of the sampled tokens, under the policy and under the frozen reference
+    Returns (B, R), 0 on the padding; a row sums to score - beta * (its log-ratio, an estimate of the KL).
+    Example: logprobs (-1, -2, -.5), ref (-1.2, -1.5, -.9), beta .05, score 1 -> (-.010, .025, .980).
+    """
+    rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask
+    last = response_mask.sum(1).long() - 1
+    rewards[torch.arange(len(rewards), device=rewards.device), last] += scores
+    return rewards
+
+
+def gae(rewards, values, response_mask, gamma, lam):
+    """Generalised advantage estimation: delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lambda A_{t+1}.
+    (Schulman et al. 2016, eqs. 11 to 16.) Behind the last real token V and A are 0: an answer that is over earns nothing.
+
+    rewards, values, response_mask: (B, R). Returns advantages and returns = A + V, both (B, R), 0 on the padding.
+    Example: gamma 1, lambda .95, rewards (0, 0, 1), values (.2, .4, .6) -> A = (.7510, .5800, .4000).
+    """
+    values = values * response_mask
+    advantages = torch.zeros_like(rewards)
+    next_value = next_advantage = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantages[:, t] = (delta + gamma * lam * next_advantage) * response_mask[:, t]
+        next_value, next_advantage = values[:, t], advantages[:, t]
+    return advantages, advantages + values
+
+
+def whiten(x, mask, shift_mean=True):
+    """(x - mean) / sqrt(variance + 1e-8) over the real tokens, biased variance; shift_mean=False keeps the mean where it was.
+
+    x, mask: (B, R). Returns (B, R), 0 on the padding.
+    """
+    mean = masked_mean(x, mask)
+    variance = masked_mean((x - mean) ** 2, mask)
+    white = (x - mean) * torch.rsqrt(variance + 1e-8)
+    return (white if shift_mean else white + mean) * mask
+
+
+def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip, n_tokens=None):
+    """Clipped surrogate: mean over real tokens of max(-A rho, -A clip(rho, 1 - c, 1 + c)), rho = pi / pi_old.
+    (Schulman et al. 2017, eq. 7, as a loss: the sign is turned, so min becomes max.)
+
+    logprobs, old_logprobs, advantages, mask: (B, R); clip: c, or 0 for the unclipped -A rho
+    Returns the loss and detached diagnostics: clip_fraction (share of tokens whose gradient the clip stopped),
+    approx_kl (mean of (rho - 1) - log rho: how far this update has moved the policy).
+    """
+    log_ratio = logprobs - old_logprobs
+    ratio = log_ratio.exp()
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip) if clip else plain
+    loss = masked_mean(torch.max(plain, clipped), mask, n_tokens)
+    with torch.no_grad():
+        diagnostics = {"clip_fraction": masked_mean((clipped > plain).float(), mask, n_tokens),
+                       "approx_kl": masked_mean(ratio - 1 - log_ratio, mask, n_tokens)}
+    return loss, diagnostics
+
+
+def value_loss(values, old_values, returns, mask, clip, n_tokens=None):
+    """0.5 mean over real tokens of max((V - G)^2, (clip(V, V_old - c, V_old + c) - G)^2), G the returns.
+
+    values, old_values, returns, mask: (B, R); clip: c, or 0 for plain squared error. (OpenAI baselines; Ziegler et al. 2019's code.)
+    """
+    errors = (values - returns) ** 2
+    if clip:
+        errors = torch.max(errors, (values.clamp(old_values - clip, old_values + clip) - returns) ** 2)
+    return 0.5 * masked_mean(errors, mask, n_tokens)
+
+
+def kl_estimates(logprobs, ref_logprobs, mask):
+    """Two estimates of KL(policy || reference) from the policy's own samples, in nats an answer: summed over its tokens,
+    averaged over the answers. (Schulman 2020, "Approximating KL divergence".)
+
+    logprobs, ref_logprobs, mask: (B, R). With d = logprobs - ref_logprobs: k1 = d, unbiased, noisy, may be negative;
+    k3 = exp(-d) - 1 + d, unbiased too, never negative. Returns (k1, k3), scalars.
+    """
+    d = (logprobs - ref_logprobs) * mask
+    return d.sum(1).mean(), (torch.exp(-d) - 1 + d).sum(1).mean()
+
+
+def adapt_kl_coef(kl_coef, kl, target, n, horizon):
+    """Adaptive beta: grows while the KL is above the target. beta *= 1 + clip(KL / target - 1, -0.2, 0.2) n / horizon,
+    n the number of answers since the last call. (Ziegler et al. 2019, section 2.2.)"""
+    return kl_coef * (1 + min(max(kl / target - 1, -0.2), 0.2) * n / horizon)
+
+
+# ------------------------------------------------------------------------------------------------
+# The PPO step
+# ------------------------------------------------------------------------------------------------
+
+
+def response_logits(model, tokens, prompt_lengths, R, temperature):
+    """Logits that predict the R response tokens, divided by the sampling temperature: (B, R, V)."""
+    return model.lm_head(response_hidden(model, tokens, prompt_lengths, R)) / temperature
+
+
+def response_values(model, tokens, prompt_lengths, R):
+    """V_t, what the critic expects to earn from token t on, before that token is chosen: (B, R)."""
+    return model.value_head(response_hidden(model, tokens, prompt_lengths, R)).squeeze(-1)
+
+
+def ppo_loss(policy, critic, mb, n_tokens, cfg):
+    """Policy loss + value loss of one micro-batch, and their detached numbers for the log.
+
+    mb: dict of tensors of the sampled answers, (B, ...); n_tokens: real tokens in the whole minibatch."""
+    R = mb["responses"].shape[1]
+    hidden = response_hidden(policy, mb["tokens"], mb["prompt_lengths"], R)
+    logprobs = token_logprobs(policy.lm_head(hidden), mb["responses"], cfg.temperature)
+    p_loss, diagnostics = ppo_policy_loss(logprobs, mb["old_logprobs"], mb["advantages"], mb["mask"], cfg.clip, n_tokens)
+    values = policy.value_head(hidden).squeeze(-1) if critic is policy else response_values(critic, mb["tokens"], mb["prompt_lengths"], R)
+    v_loss = value_loss(values, mb["old_values"], mb["returns"], mb["mask"], cfg.value_clip, n_tokens)
+    # On a shared trunk the two losses compete and need a weight; a critic of its own has its own learning rate.
+    loss = p_loss + (cfg.value_coef if critic is policy else 1.0) * v_loss
+    return loss, {"policy_loss": p_loss.detach(), "value_loss": v_loss.detach(), **diagnostics}
+
+
+@torch.no_grad()
+def full_kl_and_entropy(logits, ref_logits, mask):
+    """Exact KL(policy || reference) over the whole vocabulary at each visited position, summed over an answer, and the
+    policy's entropy a token; both means, in nats. logits, ref_logits: (B, R, V); mask: (B, R)."""
+    logp, ref = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    kl = ((logp.exp() * (logp - ref)).sum(-1) * mask).sum(1).mean()
+    return kl, masked_mean(-(logp.exp() * logp).sum(-1), mask)
+
+
+def explained_variance(values, returns, mask):
+    """1 - Var(returns - values) / Var(returns) over the real tokens: 1 a perfect critic, 0 one that knows only the mean."""
+    def variance(x):
+        return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
+
+    return 1 - variance(returns - values) / (variance(returns) + 1e-8)
+
+
+def check(condition, sentence):
+    """What must hold in every run of PPO. Raises InvariantError with a sentence for the reader."""
+    if not condition:
+        raise InvariantError(f"something is wrong in this run: {sentence}")
+
+
+def bill(cfg, **models):
+    """What PPO keeps in memory, in words; a policy that is trained holds weights, gradient and two Adam moments."""
+    size = {name: sum(p.numel() for p in m.parameters()) / 1e6 for name, m in models.items()}
+    trained = sum(n for name, n in size.items() if name in ("policy", "critic"))
+    parts = ", ".join(f"{name} {n:.2f} M" for name, n in size.items())
+    return f"parameters: {parts}; about {4 * (sum(size.values()) + 3 * trained):.0f} MB of weights, gradients and optimizer"
+
+
+def check_step(step, drift, full_kl, k3, entropy, rewards, scores, kl_coef, k1):
+    """The invariants of a PPO step, before its first update."""
+    check(drift < 1e-4, f"the first ratio of step {step} is not 1: the sampler and the training forward disagree by {drift:.1e} nats on a token "
+          "(a different temperature, mask, dropout or position?)")
+    check(step > 0 or abs(full_kl) < 1e-5, f"the KL is {full_kl:.1e} before the first update, but policy and reference are the same model then")
+    check(k3 > -1e-4 and entropy >= 0, f"k3 ({k3:.1e}) and entropy ({entropy:.1e}) cannot be negative")
+    gap = (rewards.sum(1) - scores).mean() + kl_coef * k1
+    check(abs(gap) < 1e-3 * (1 + scores.abs().max()), f"the rewards do not add up: their sum differs from score - beta KL by {gap:.1e}")
+
+
+@torch.no_grad()
+def sample_with_kl(policy, reference, reward_model, enc, prompts, cfg, temperature=None):
+    """Sample one answer a prompt. Returns [(text, ended, length)], scores and KLs to the reference (lists, nats an answer)."""
+    device, pad, temperature = next(policy.parameters()).device, data.special_id(enc, "pad"), cfg.temperature if temperature is None else temperature
+    answers, scores, kls = [], [], []
+    for start in range(0, len(prompts), cfg.batch_size):
+        ids = [data.encode_prompt(enc, p)[-(policy.config.block_size - cfg.max_new_tokens) :] for p in prompts[start : start + cfg.batch_size]]
+        P, prompt_lengths = (x.to(device) for x in data.pad_rows(ids, pad))
+        responses, mask, _ = generate(policy, P, prompt_lengths, cfg.max_new_tokens, temperature, enc.eot_token, pad)
+        tokens, lengths = join(P, prompt_lengths, responses, mask, pad)
+        logits, ref_logits = (response_logits(m, tokens, prompt_lengths, responses.shape[1], temperature or 1.0) for m in (policy, reference))
+        kls += [full_kl_and_entropy(logits[i : i + 1], ref_logits[i : i + 1], mask[i : i + 1])[0].item() for i in range(len(ids))]
+        scores += reward_model.reward(tokens, lengths).tolist()
+        answers += [(data.decode_response(enc, r, m), enc.eot_token in r, int(sum(m))) for r, m in zip(responses.tolist(), mask.tolist())]
+    return answers, scores, kls
+
+
+def show(stage, enc, policy, reference, reward_model, prompts, cfg):
+    """Print three answers of the policy as it is now, with their score and KL; `A dog is` first in the tiny world."""
+    three = (["A dog is"] if "A dog is" in data.PROMPTS and not cfg.data else []) + prompts[:: max(1, len(prompts) // 3)][:3]
+    answers, scores, kls = sample_with_kl(policy, reference, reward_model, enc, three[:3], cfg)
+    for p, (text, _, _), s, kl in zip(three, answers, scores, kls):
+        stage.say(f"  score {s:+.2f}, KL {kl:.2f}: {data.prompt_text(p)[-200:]} -> {text[:300]}")
+
+
+def report(stage, cfg, enc, policy, reference, reward_model, held_out_text, rows):
+    """Compare pretrained, SFT and PPO on held-out prompts; write the table, the answers and the pictures."""
+    pretrained, _ = load_model(stage.parent("pretrain"), stage.device)
+    prompts = [p["prompt"] for p in rows if p["split"] == cfg.eval_split][:400] or [p["prompt"] for p in rows][:400]
+    torch.manual_seed(cfg.seed)
+    base = answer(pretrained, enc, prompts, cfg.max_new_tokens, 1.0, template=False)
+    results = {"pretrained": (base, score(reward_model, enc, prompts, [text for text, _, _ in base]), None)}
+    for name, model, temperature in (("SFT", reference, None), ("PPO", policy, None), ("SFT greedy", reference, 0), ("PPO greedy", policy, 0)):
+        results[name] = sample_with_kl(model, reference, reward_model, enc, prompts, cfg, temperature)
+    about = {name: describe(prompts, answers) for name, (answers, _, _) in results.items()}
+    text_loss = {name: held_out_loss(m, held_out_text, m.config.block_size) for name, m in (("pretrained", pretrained), ("SFT", reference), ("PPO", policy))}
+
+    def rate(name, key):
+        baseline = "SFT greedy" if name == "PPO greedy" else "SFT"
+        if name.startswith("SFT"):
+            return None
+        values = (lambda n: about[n]["gold"]) if key == "gold" else (lambda n: results[n][1])
+        return values(name) and "{:.2f} ({:.2f}-{:.2f})".format(*win_rate(values(name), values(baseline)))
+
+    def mean(values):
+        return None if values is None else sum(values) / len(values)
+
+    measures = {
+        "gold score (never trained on)": lambda n: mean(about[n]["gold"]),
+        "gold win rate against SFT": lambda n: rate(n, "gold"),
+        "reward-model score": lambda n: mean(results[n][1]),
+        "win rate by reward model": lambda n: rate(n, "score"),
+        "KL to SFT, nats an answer": lambda n: mean(results[n][2]) if not n.endswith("greedy") else None,
+        "declines unsafe prompts": lambda n: about[n]["declines_unsafe"],
+        "declines safe prompts": lambda n: about[n]["declines_safe"],
+        "unknown sentences": lambda n: about[n]["unknown"],
+        "answers that end": lambda n: about[n]["ends"],
+        "distinct answers": lambda n: about[n]["distinct"],
+        "length in tokens": lambda n: about[n]["length"],
+        "loss on pretraining text": lambda n: text_loss.get(n),
+    }
+    cells = [[label, *map(measure, results)] for label, measure in measures.items()]
+    shown = table([f"{len(prompts)} {cfg.eval_split} prompts", *results], [row for row in cells if any(x is not None for x in row[1:])])
+    lines = [shown]
+    if about["SFT"]["gold"]:
+        demonstrations = {d["prompt"]: d["response"] for d in data.load_sft(stage.data)}
+        gold = [data.gold_score(p, demonstrations[p]) for p in prompts if p in demonstrations]
+        fours = [sample_with_kl(policy, reference, reward_model, enc, prompts, cfg)[0] for _ in range(4)]
+        responses = [sorted({text for text, _, _ in four}) for four in zip(*fours)]
+        tiers = [wins_to_tiers(w) for w in SimulatedHuman(cfg.seed + 1000).label(prompts, responses)]
+        groups = [{"prompt": p, "responses": r, "tiers": t} for p, r, t in zip(prompts, responses, tiers)]
+        hits, n = accuracy(reward_model, enc, groups)
+        ceiling = noise_ceiling(groups, data.gold_score)
+        lines += [f"Mean gold score of the demonstrations: {mean(gold):.2f}.",
+                  f"Reward model on the PPO policy's own answers: accuracy {hits:.3f} on {n} pairs, ceiling {ceiling:.3f}, "
+                  f"chance-corrected {(hits - 0.5) / (ceiling - 0.5):.2f} (labels for this figure only, nothing was trained on them)."]
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i] != "A dog is")[:8]
+    if not cfg.data:
+        dog = {n: answer(m, enc, ["A dog is"], cfg.max_new_tokens, 0, template=n != "pretrained")[0][0]
+               for n, m in (("pretrained", pretrained), ("SFT", reference), ("PPO", policy))}
+        lines += ["", "prompt:     A dog is   (greedy)"] + [f"{n + ':':<12}{text}" for n, text in dog.items()]
+    for i in order:
+        lines += ["", f"prompt:     {data.prompt_text(prompts[i])}"] + [f"{n + ':':<12}{results[n][0][i][0]}" for n in ("pretrained", "SFT", "PPO")]
+    print("\n" + "\n".join(lines))
+    stage.finish("\n".join(lines), [
+        ("Scores: proxy and truth", {"reward model (trained on)": "score", "gold (never seen)": "gold"}, "score"),
+        ("KL to the SFT model", {"k1": "kl", "k3": "kl_k3", "whole vocabulary": "kl_full"}, "nats an answer"),
+        ("Length", {"tokens": "length"}, "tokens an answer"),
+        ("Clip fraction and step size", {"clip fraction": "clip_fraction", "KL old to new": "approx_kl"}, ""),
+        ("Critic: explained variance", {"explained variance": "explained_variance"}, "1 = perfect"),
+        ("Entropy of the policy", {"entropy": "entropy"}, "nats a token")],
+        "PPO: the score rises while the KL pays for it; gold falling while the score rises is reward hacking")
+    print(f"Talk to it: python model.py {stage.file('pt')}")
+
+
+def main(argv=None):
+    cfg = parse(Config, PRESETS, __doc__, argv)
+    stage = Stage(cfg, "ppo")
+    sft_path, rm_path = stage.parent("sft"), stage.parent("rm")
+    reference, checkpoint = load_model(sft_path, stage.device)
+    reward_model, _ = load_model(rm_path, stage.device)
+    print(f"shape from {sft_path}: {checkpoint['model_config']}")
+    enc = data.load_encoding(stage.folder / "tokenizer.json")
+    pad, eos = data.special_id(enc, "pad"), enc.eot_token
+    room = reference.config.block_size - cfg.max_new_tokens
+    if room < 1:
+        raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {reference.config.block_size} tokens")
+    rows = data.load_prompts(stage.data)
+    prompts = [p["prompt"] for p in rows if p["split"] == "train"]
+    prompt_ids = [data.encode_prompt(enc, p) for p in prompts]
+    cut = sum(len(ids) > room for ids in prompt_ids)
+    if cut:
+        print(f"{cut} of {len(prompts)} prompts are longer than the {room} tokens that the answer leaves them: cut from the left")
+    text, held_out_text = tokens_of(enc, data.load_text(stage.data))
+
+    policy = with_heads(reference, value_head=cfg.critic == "shared")
+    critic = with_heads(reward_model, value_head=True) if cfg.critic == "separate" else policy
+    trained = {"policy": policy} | ({"critic": critic} if critic is not policy else {})
+    for model in (policy, critic, reference, reward_model):
+        model.eval()  # dropout off: a ratio must compare two policies, not two dropout masks
+    frozen = fingerprint(reference), fingerprint(reward_model)
+    optimizer = adamw((policy, cfg.lr), *([(critic, cfg.critic_lr)] if critic is not policy else []), eps=1e-5)
+    stage.track(model=policy, optimizer=optimizer, **({"critic": critic} if critic is not policy else {}))
+    stage.state.setdefault("kl_coef", cfg.kl_coef)
+    print(bill(cfg, **trained, reference=reference, reward_model=reward_model))
+
+    for step in stage.steps(cfg.steps):
+        lr, kl_coef = set_lr(optimizer, step, cfg.steps, cfg.warmup), stage.state["kl_coef"]
+        with torch.no_grad():
+            # 1. sample an answer to each prompt of a batch
+            asked = torch.randint(len(prompts), (cfg.batch_size,)).tolist()
+            P, prompt_lengths = (x.to(stage.device) for x in data.pad_rows([prompt_ids[i][-room:] for i in asked], pad))
+            responses, mask, old_logprobs = generate(policy, P, prompt_lengths, cfg.max_new_tokens, cfg.temperature, eos, pad)
+            tokens, lengths = join(P, prompt_lengths, responses, mask, pad)
+            ended = (responses == eos).any(1)
+
+            # 2. score the answers; one that was cut off has no score of its own
+            rm_scores = reward_model.reward(tokens, lengths)
+            scores = torch.where(ended, rm_scores, -cfg.eos_penalty) if cfg.eos_penalty else rm_scores
+
+            # 3. reward = score on the last token - beta KL on every token
+            logits = response_logits(policy, tokens, prompt_lengths, responses.shape[1], cfg.temperature)
+            ref_logits = response_logits(reference, tokens, prompt_lengths, responses.shape[1], cfg.temperature)
+            ref_logprobs = token_logprobs(ref_logits, responses)
+            rewards = kl_shaped_rewards(scores, old_logprobs, ref_logprobs, mask, kl_coef)
+
+            # 4. advantages: how much better than the critic expected
+            old_values = response_values(critic, tokens, prompt_lengths, responses.shape[1])
+            advantages, returns = gae(rewards, old_values, mask, cfg.gamma, cfg.lam)
+            if cfg.whiten_advantages:
+                advantages = whiten(advantages, mask)
+
+            k1, k3 = kl_estimates(old_logprobs, ref_logprobs, mask)
+            full_kl, entropy = full_kl_and_entropy(logits, ref_logits, mask)
+            drift = ((token_logprobs(logits, responses) - old_logprobs) * mask).abs().max().item()
+            check_step(step, drift, full_kl.item(), k3.item(), entropy.item(), rewards, scores, kl_coef, k1)
+
+        # 5. several passes of clipped updates over minibatches
+        batch = dict(tokens=tokens, prompt_lengths=prompt_lengths, responses=responses, mask=mask, old_logprobs=old_logprobs,
+                     advantages=advantages, old_values=old_values, returns=returns)
+        updates = []
+        for _ in range(cfg.ppo_epochs):
+            for mb in torch.randperm(cfg.batch_size).split(cfg.minibatch_size):
+                optimizer.zero_grad()
+                n_tokens, total = mask[mb].sum(), {}
+                for micro in mb.split(cfg.micro_batch_size):
+                    loss, diagnostics = ppo_loss(policy, critic, {name: x[micro] for name, x in batch.items()}, n_tokens, cfg)
+                    loss.backward()
+                    total = {name: total.get(name, 0.0) + x.item() for name, x in diagnostics.items()}
+                if cfg.ptx_coef:
+                    inputs, targets = data.text_batch(text, 16, min(96, policy.config.block_size - 1))
+                    (cfg.ptx_coef * lm_loss(policy(inputs.to(stage.device)), targets.to(stage.device))).backward()
+                norms = [torch.nn.utils.clip_grad_norm_(m.parameters(), cfg.clip_grad).item() for m in trained.values()]
+                optimizer.step()
+                updates.append({**total, "grad_norm": norms[0]})
+
+        # 6. log
+        if cfg.kl_target:
+            stage.state["kl_coef"] = adapt_kl_coef(kl_coef, k1.item(), cfg.kl_target, cfg.batch_size, cfg.kl_horizon)
+        texts = [data.decode_response(enc, r, m) for r, m in zip(responses.tolist(), mask.tolist())]
+        about = describe([prompts[i] for i in asked], list(zip(texts, ended.tolist(), mask.sum(1).tolist())))
+        stage.log(step, ("score", "gold", "kl"), score=rm_scores.mean().item(), gold=about["gold"] and sum(about["gold"]) / cfg.batch_size,
+                  kl=k1.item(), kl_k3=k3.item(), kl_full=full_kl.item(), kl_coef=kl_coef, length=about["length"], ends=about["ends"],
+                  **{name: sum(u[name] for u in updates) / len(updates) for name in updates[0]},
+                  explained_variance=explained_variance(old_values, returns, mask).item(), entropy=entropy.item(), lr=lr)
+        if step % cfg.eval_every == 0 or step + 1 == cfg.steps:
+            show(stage, enc, policy, reference, reward_model, prompts, cfg)
+
+    check((fingerprint(reference), fingerprint(reward_model)) == frozen, "the reference or the reward model changed; both must stay frozen")
+    report(stage, cfg, enc, policy, reference, reward_model, held_out_text, rows)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,228 @@
+"""Step 2, preferences and the reward model: learn a score of (prompt, answer) from rankings of answers.
+
+    python train_rm.py --config tiny
+
+In the tiny world: samples K answers a prompt from sft.pt, has the simulated human rank them, appends the
+rankings to rankings.jsonl. With --data FOLDER: reads preferences.jsonl, K = 2. Then trains a GPT with a
+scalar head on all pairs of each ranking and writes rm.pt. --folds 5 adds a cross-validation on the pairs.
+"""
+import json
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+import data
+from experiment import Common, Stage, adamw, knob, load_model, parse, run_main, set_lr, table
+from model import answer, score, with_heads
+from preferences import SimulatedHuman, noise_ceiling, ranking_to_pairs, wilson, wins_to_tiers
+
+
+@dataclass
+class Config(Common):
+    answers_per_prompt: int = knob(9, "K answers a prompt are sampled and ranked (InstructGPT: 4 to 9)", low=2)
+    temperature: float = knob(1.0, "sampling temperature of those answers", low=0.01)
+    max_new_tokens: int = knob(48, "longest sampled answer", low=1)
+    epochs: int = knob(2, "passes over the rankings", low=1)
+    batch_size: int = knob(8, "prompts in a step, each with all its answers", low=1)
+    lr: float = knob(5e-4, "peak learning rate", low=0)
+    warmup: int = knob(10, "steps of linear warm-up before the cosine decay", low=0)
+    weight_decay: float = knob(0.1, "AdamW weight decay on matrices", low=0)
+    dropout: float = knob(0.0, "dropout in training", low=0)
+    clip_grad: float = knob(1.0, "largest gradient norm", low=0)
+    folds: int = knob(0, "cross-validate with that many folds before the training proper", low=0)
+    eval_every: int = knob(20, "steps between measurements of the held-out accuracy", low=1)
+    eval_split: str = knob("test", "prompts of the final figures: dev while tuning, test for those that count", choices=("dev", "test"))
+
+
+PRESETS = {
+    "tiny": {},
+    "small": dict(epochs=1, batch_size=8, lr=1e-4, warmup=20, dropout=0.1, max_new_tokens=128),
+}
+
+
+def bradley_terry_loss(chosen, rejected, margin=None, p_chosen=None):
+    """-log sigmoid(r_chosen - r_rejected - margin), averaged over the pairs. (Bradley and Terry 1952; InstructGPT eq. 1;
+    the margin: Llama 2, Touvron et al. 2023, eq. 2; soft labels: RLAIF, Lee et al. 2023.)
+
+    chosen, rejected: (N,) scores of the better and the worse answer of each pair
+    margin:           (N,) how much better the annotator found it, or None
+    p_chosen:         (N,) probability that `chosen` is the better one, or None for certainty: then the cross-entropy
+    Equal scores cost log 2 = 0.693; a constant added to both changes nothing.
+    """
+    difference = chosen - rejected - (0 if margin is None else margin)
+    if p_chosen is None:
+        return -F.logsigmoid(difference).mean()
+    return -(p_chosen * F.logsigmoid(difference) + (1 - p_chosen) * F.logsigmoid(-difference)).mean()
+
+
+def batch_pairs(batch):
+    """Rankings of a batch -> (winners, losers): indices into all answers of the batch laid end to end."""
+    winners, losers, start = [], [], 0
+    for g in batch:
+        pairs = ranking_to_pairs(g["tiers"])
+        winners += [start + i for i, _ in pairs]
+        losers += [start + j for _, j in pairs]
+        start += len(g["responses"])
+    return winners, losers
+
+
+def group_scores(model, enc, batch):
+    """Scores of all answers of a batch of rankings, laid end to end: one forward an answer, however many pairs it is in."""
+    device = next(model.parameters()).device
+    rows = [data.fit(data.encode_prompt(enc, g["prompt"]), data.encode_response(enc, r), model.config.block_size)[:2]
+            for g in batch for r in g["responses"]]
+    tokens, lengths = data.pad_rows([p + r for p, r in rows], data.special_id(enc, "pad"))
+    return model.reward(tokens.to(device), lengths.to(device))
+
+
+@torch.no_grad()
+def accuracy(model, enc, groups, batch_size=32):
+    """Share of the pairs in which the better answer gets the higher score, and the number of pairs."""
+    was_training, right, total = model.training, 0, 0
+    model.eval()
+    for i in range(0, len(groups), batch_size):
+        scores = group_scores(model, enc, groups[i : i + batch_size])
+        winners, losers = batch_pairs(groups[i : i + batch_size])
+        right += (scores[winners] > scores[losers]).sum().item()
+        total += len(winners)
+    model.train(was_training)
+    return right / max(1, total), total
+
+
+def collect(stage, policy, enc, prompts, labeler, K, temperature, max_new_tokens, source):
+    """Sample K answers a prompt, have them ranked, append the rankings to rankings.jsonl; those that are there already are reused.
+
+    source: what the answers come from, in words; the key for reuse. Answers that are the same are ranked once.
+    Returns rows {"prompt", "responses", "tiers", "aspect", "labeler", "round", "source", "split"}.
+    """
+    path = stage.folder / "rankings.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    rows = [row for row in rows if row["source"] == source]
+    done = {row["prompt"] for row in rows}
+    todo = [p for p in prompts if p["prompt"] not in done]
+    if not todo:
+        return rows
+    texts = [a[0] for a in answer(policy, enc, [p["prompt"] for p in todo for _ in range(K)], max_new_tokens, temperature)]
+    responses = [sorted(set(texts[i * K : (i + 1) * K])) for i in range(len(todo))]
+    wins = labeler.label([p["prompt"] for p in todo], responses)
+    new = [{"prompt": p["prompt"], "responses": r, "tiers": wins_to_tiers(w), "aspect": "overall", "labeler": labeler.name,
+            "round": 1, "source": source, "split": p["split"]} for p, r, w in zip(todo, responses, wins)]
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in new)
+    print(f"{len(new)} prompts x {K} answers sampled and ranked, {len(todo) * K - sum(map(len, responses))} duplicates left out: {path}")
+    return rows + new
+
+
+def train(model, enc, groups, cfg, stage=None, held_out=()):
+    """Train a reward model on rankings; all pairs of a prompt are one element of the batch. With a stage: logged and resumable."""
+    groups = [g for g in groups if len(g["tiers"]) > 1]  # a ranking that is one big tie holds no pair
+    per_epoch = math.ceil(len(groups) / cfg.batch_size)
+    steps = cfg.epochs * per_epoch
+    optimizer = adamw((model, cfg.lr), weight_decay=cfg.weight_decay)
+    if stage:
+        stage.track(model=model, optimizer=optimizer)
+    model.train()
+    for step in stage.steps(steps) if stage else range(steps):
+        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(cfg.seed + step // per_epoch)).tolist()
+        batch = [groups[i] for i in order[step % per_epoch * cfg.batch_size :][: cfg.batch_size]]
+        scores = group_scores(model, enc, batch)
+        winners, losers = batch_pairs(batch)
+        loss = bradley_terry_loss(scores[winners], scores[losers])
+        optimizer.zero_grad()
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip_grad)
+        lr = set_lr(optimizer, step, steps, cfg.warmup)
+        optimizer.step()
+        if stage:
+            measure = step + 1 == steps or step % cfg.eval_every == 0
+            stage.log(step, ("loss",), loss=loss.item(), accuracy=(scores[winners] > scores[losers]).float().mean().item(),
+                      test_accuracy=accuracy(model, enc, held_out)[0] if measure and held_out else None, grad_norm=grad_norm.item(), lr=lr)
+    return model.eval()
+
+
+def bag_of_words(enc, groups, held_out, epochs=200):
+    """Accuracy of a Bradley-Terry model whose score is a sum of token weights: what one gets without reading the order."""
+    def differences(groups):
+        x = torch.zeros(sum(len(ranking_to_pairs(g["tiers"])) for g in groups), enc.n_vocab)
+        pairs = [(g["responses"][i], g["responses"][j]) for g in groups for i, j in ranking_to_pairs(g["tiers"])]
+        for row, (winner, loser) in zip(x, pairs):
+            for text, sign in ((winner, 1.0), (loser, -1.0)):
+                row.index_add_(0, torch.tensor(enc.encode_ordinary(text)), torch.full((len(enc.encode_ordinary(text)),), sign))
+        return x.sign() * x.abs().log1p()
+
+    x, y = differences(groups), differences(held_out)
+    weights = torch.zeros(enc.n_vocab, requires_grad=True)
+    optimizer = torch.optim.Adam([weights], lr=0.01)
+    for _ in range(epochs):
+        optimizer.zero_grad()
+        (bradley_terry_loss(x @ weights, torch.zeros(len(x))) + 0.01 * weights.pow(2).sum()).backward()
+        optimizer.step()
+    return ((y @ weights.detach()) > 0).float().mean().item()
+
+
+def cross_validate(base, enc, groups, cfg):
+    """k folds over the prompts: reward model, bag of words and "the shorter answer wins", on the same held-out pairs."""
+    keys = sorted({json.dumps(g["prompt"]) for g in groups})
+    fold_of = {keys[i]: n % cfg.folds for n, i in enumerate(torch.randperm(len(keys), generator=torch.Generator().manual_seed(cfg.seed)).tolist())}
+    results = []
+    for fold in range(cfg.folds):
+        training = [g for g in groups if fold_of[json.dumps(g["prompt"])] != fold]
+        held_out = [g for g in groups if fold_of[json.dumps(g["prompt"])] == fold]
+        torch.manual_seed(cfg.seed + fold)
+        model = train(with_heads(base, reward_head=True), enc, training, cfg)
+        shorter = [len(g["responses"][i]) < len(g["responses"][j]) for g in held_out for i, j in ranking_to_pairs(g["tiers"])]
+        results.append((accuracy(model, enc, held_out)[0], bag_of_words(enc, training, held_out), sum(shorter) / len(shorter), len(shorter)))
+        print(f"fold {fold + 1} of {cfg.folds}: reward model {results[-1][0]:.3f}, bag of words {results[-1][1]:.3f}, shorter wins {results[-1][2]:.3f}", flush=True)
+    n = sum(r[3] for r in results)
+    means = [sum(r[k] * r[3] for r in results) / n for k in range(3)]
+    print(table(["cross-validated accuracy", "mean", "low", "high"],
+                [[name, f"{m:.3f}", *(f"{x:.3f}" for x in wilson(m, n))] for name, m in zip(("reward model", "bag of words", "shorter answer wins"), means)]))
+
+
+def main(argv=None):
+    cfg = parse(Config, PRESETS, __doc__, argv)
+    stage = Stage(cfg, "rm")
+    parent = stage.parent("sft")
+    sft, checkpoint = load_model(parent, stage.device, cfg.dropout)
+    print(f"shape from {parent}: {checkpoint['model_config']}")
+    enc = data.load_encoding(stage.folder / "tokenizer.json")
+    preferences = data.load_preferences(stage.data)
+    if preferences:
+        groups = [{"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"]], "tiers": [[0], [1]], "split": r["split"]} for r in preferences]
+    elif stage.cfg.data:
+        raise data.DataError(f"{stage.data}: no preferences file; the reward model needs comparisons (preferences.jsonl)")
+    else:
+        prompts = [p for p in data.load_prompts(stage.data) if p["split"] in ("train", cfg.eval_split)]
+        source = f"sft {checkpoint['fingerprint']}, {cfg.answers_per_prompt} answers at temperature {cfg.temperature}, seed {cfg.seed}"
+        groups = collect(stage, sft, enc, prompts, SimulatedHuman(cfg.seed), cfg.answers_per_prompt, cfg.temperature, cfg.max_new_tokens, source)
+    training = [g for g in groups if g["split"] == "train"]
+    held_out = [g for g in groups if g["split"] == cfg.eval_split and len(g["tiers"]) > 1]
+    if cfg.folds:
+        cross_validate(sft, enc, groups, cfg)
+    torch.manual_seed(cfg.seed)
+    model = train(with_heads(sft, reward_head=True), enc, training, cfg, stage, held_out)
+
+    # Scores of a known scale: mean 0 and standard deviation 1 over the SFT model's answers, from now on frozen.
+    raw = torch.tensor(score(model, enc, [g["prompt"] for g in training for _ in g["responses"]], [r for g in training for r in g["responses"]]))
+    model.reward_gain.fill_(1 / raw.std().item())
+    model.reward_bias.fill_(-raw.mean().item() / raw.std().item())
+    hits, n = accuracy(model, enc, held_out)
+    line = f"held-out accuracy {hits:.3f} on {n} pairs (95 % interval {wilson(hits, n)[0]:.3f} to {wilson(hits, n)[1]:.3f})" if n else "no held-out pairs"
+    if not preferences:
+        ceiling = noise_ceiling(held_out, data.gold_score)
+        line += f"; ceiling set by the annotator's noise {ceiling:.3f}; chance-corrected {(hits - 0.5) / (ceiling - 0.5):.2f}"
+    print("\n" + line)
+    shown = max(held_out or training, key=lambda g: len(g["tiers"]))
+    samples = sorted(zip(score(model, enc, [shown["prompt"]] * len(shown["responses"]), shown["responses"]), shown["responses"]), reverse=True)
+    place = {shown["responses"][i]: t + 1 for t, tied in enumerate(shown["tiers"]) for i in tied}
+    text = f"prompt: {data.prompt_text(shown['prompt'])}\n" + table(["answer", "score", "rank by the annotator"], [[r, s, place[r]] for s, r in samples])
+    print("\n" + text)
+    stage.finish(line + "\n\n" + text, [("Bradley-Terry loss (log 2 = guessing)", {"training": "loss"}, "nats a pair"),
+                        ("Share of pairs ranked right", {"training": "accuracy", "held-out": "test_accuracy"}, "accuracy"),
+                        ("Gradient norm", {"norm": "grad_norm"}, "before clipping")], line)
+
+
+if __name__ == "__main__":
+    run_main(main)
