@@ -191,20 +191,50 @@ def load_model(path, device="cpu", dropout=0.0):
     return model.eval(), checkpoint
 
 
-def adamw(*models_and_lrs, weight_decay=0.0, betas=(0.9, 0.95), eps=1e-8):
-    """AdamW over (model, peak learning rate) pairs, weight decay on matrices only."""
-    groups = []
-    for model, lr in models_and_lrs:
-        for matrices in (True, False):
-            params = [p for p in model.parameters() if p.requires_grad and (p.dim() >= 2) == matrices]
-            groups.append({"params": params, "lr": lr, "peak_lr": lr, "weight_decay": weight_decay * matrices})
-    return torch.optim.AdamW(groups, betas=betas, eps=eps)
+class Optimizers:
+    """Several optimizers behind one step()."""
+
+    def __init__(self, *optimizers):
+        self.optimizers = optimizers
+        self.param_groups = [group for o in optimizers for group in o.param_groups]
+
+    def zero_grad(self):
+        for o in self.optimizers:
+            o.zero_grad()
+
+    def step(self):
+        for o in self.optimizers:
+            o.step()
+
+    def state_dict(self):
+        return [o.state_dict() for o in self.optimizers]
+
+    def load_state_dict(self, states):
+        for o, state in zip(self.optimizers, states, strict=True):
+            o.load_state_dict(state)
+        self.param_groups = [group for o in self.optimizers for group in o.param_groups]
 
 
-def set_lr(optimizer, step, steps, warmup, final=0.1):
-    """Linear warm-up over `warmup` steps, then a cosine from the peak rate down to final * peak. Returns the first rate."""
-    progress = (step - warmup) / max(1, steps - warmup)
-    scale = (step + 1) / warmup if step < warmup else final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+def muon(model, lr, weight_decay=0.0):
+    """Muon (Jordan et al. 2024; torch's own) for the matrices inside the blocks, AdamW for embeddings, heads and vectors.
+
+    In this project's small models it learns from the same text in about two thirds of the steps of AdamW alone. Its updates
+    have a fixed spectral norm; the factor 3 was measured and lets one learning rate serve both.
+    """
+    inner = [p for name, p in model.named_parameters() if name.startswith("h.") and p.dim() == 2]
+    outer = [p for name, p in model.named_parameters() if not (name.startswith("h.") and p.dim() == 2)]
+    return Optimizers(torch.optim.Muon([{"params": inner, "lr": 3 * lr, "peak_lr": 3 * lr}], weight_decay=weight_decay),
+                      torch.optim.AdamW([{"params": outer, "lr": lr, "peak_lr": lr}], betas=(0.9, 0.95), weight_decay=0.0))
+
+
+def adam(*models_and_lrs, eps=1e-5):
+    """Adam over (model, peak learning rate) pairs, with PPO's customary eps."""
+    return torch.optim.Adam([{"params": list(m.parameters()), "lr": lr, "peak_lr": lr} for m, lr in models_and_lrs], betas=(0.9, 0.95), eps=eps)
+
+
+def set_lr(optimizer, step, steps, warmup):
+    """Linear warm-up over `warmup` steps, then a cosine from the peak rate down to 0. Returns the first group's rate."""
+    scale = (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * scale
     return optimizer.param_groups[0]["lr"]
@@ -361,7 +391,7 @@ class Stage:
 
 
 def table(header, rows):
-    """Text table; the first column is left-aligned, None is shown as a dash, floats with three significant decimals."""
+    """Text table; the first column is left-aligned, None is shown as a dash, floats with two decimals."""
     def show(x):
         return "-" if x is None else f"{x:.2f}" if isinstance(x, float) else str(x)
 

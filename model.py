@@ -37,6 +37,8 @@ class Attention(nn.Module):
         self.n_head, self.dropout = config.n_head, config.dropout
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        ahead = torch.ones(config.block_size, config.block_size, dtype=torch.bool).triu(1)
+        self.register_buffer("ahead", ahead, persistent=False)  # True where a token would look into the future
 
     def forward(self, x, cache=None, positions=None):
         """x: (B, T, C). With a cache (keys, values), each (B, H, S, D): row b writes its keys at positions[b]
@@ -44,15 +46,15 @@ class Attention(nn.Module):
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
         if cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout * self.training)
+            keys, values, ahead = k, v, self.ahead[:T, :T]
         else:
             keys, values = cache
             rows = torch.arange(B, device=x.device)[:, None]
             keys[rows, :, positions] = k.transpose(1, 2)
             values[rows, :, positions] = v.transpose(1, 2)
-            hidden = torch.arange(keys.shape[2], device=x.device) > positions[:, None, :, None]  # (B, 1, T, S)
-            weights = (q @ keys.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(hidden, -torch.inf)
-            y = weights.softmax(-1) @ values
+            ahead = torch.arange(keys.shape[2], device=x.device) > positions[:, None, :, None]  # (B, 1, T, S)
+        weights = (q @ keys.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(ahead, -torch.inf).softmax(-1)
+        y = F.dropout(weights, self.dropout, self.training) @ values
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -86,9 +88,12 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.wte.weight
+        # GPT-2 draws from N(0, 0.02), made for 768 channels and more; 1 / sqrt(C) keeps narrow models lively. Projections
+        # back into the residual stream start smaller, for 2 n_layer of them add up.
         for name, p in self.named_parameters():
-            if p.dim() == 2:  # GPT-2: N(0, 0.02), narrower where a projection adds to the residual stream
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 0.02)
+            if p.dim() == 2:
+                std = 0.02 if name == "wpe.weight" else config.n_embd**-0.5
+                nn.init.normal_(p, std=std / math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else std)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
         if config.value_head:  # zero: before training the critic says nothing (lm-human-preferences)

@@ -22,7 +22,7 @@ class SimulatedHuman:
 
     name = "simulated"
 
-    def __init__(self, seed, noise=0.3, tie_gap=0.3):
+    def __init__(self, seed, noise=0.6, tie_gap=0.8):
         self.rng, self.noise, self.tie_gap = random.Random(seed), noise, tie_gap
 
     def rank(self, prompt, responses):

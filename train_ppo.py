@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 import data
-from experiment import Common, InvariantError, Stage, UserError, adamw, fingerprint, knob, load_model, parse, run_main, set_lr, table
+from experiment import Common, InvariantError, Stage, UserError, adam, fingerprint, knob, load_model, parse, run_main, set_lr, table
 from model import answer, generate, join, response_hidden, score, token_logprobs, with_heads
 from preferences import SimulatedHuman, describe, noise_ceiling, win_rate, wins_to_tiers
 from train_pretrain import held_out_loss, lm_loss, tokens_of
@@ -345,7 +345,7 @@ def main(argv=None):
     for model in (policy, critic, reference, reward_model):
         model.eval()  # dropout off: a ratio must compare two policies, not two dropout masks
     frozen = fingerprint(reference), fingerprint(reward_model)
-    optimizer = adamw((policy, cfg.lr), *([(critic, cfg.critic_lr)] if critic is not policy else []), eps=1e-5)
+    optimizer = adam((policy, cfg.lr), *([(critic, cfg.critic_lr)] if critic is not policy else []))
     stage.track(model=policy, optimizer=optimizer, **({"critic": critic} if critic is not policy else {}))
     stage.state.setdefault("kl_coef", cfg.kl_coef)
     print(bill(cfg, **trained, reference=reference, reward_model=reward_model))

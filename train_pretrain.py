@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 
 import data
-from experiment import Common, Stage, UserError, adamw, knob, load_model, parse, run_main, set_lr, table
+from experiment import Common, Stage, UserError, knob, load_model, muon, parse, run_main, set_lr, table
 from model import GPT, GPTConfig, answer
 
 
 @dataclass
 class Config(Common):
     init: str = knob("", "checkpoint of a language model to continue from, instead of random weights")
-    vocab_size: int = knob(1024, "tokens of the BPE trained on the text, 4 special tokens included", low=260)
+    vocab_size: int = knob(1400, "tokens of the BPE trained on the text, 4 special tokens included", low=260)
     block_size: int = knob(96, "longest sequence in tokens: prompt and answer together must fit", low=8)
     n_layer: int = knob(3, "transformer blocks", low=1)
     n_head: int = knob(3, "attention heads", low=1)
@@ -33,7 +33,7 @@ class Config(Common):
     batch_size: int = knob(16, "windows of block_size tokens in a step", low=1)
     lr: float = knob(5e-3, "peak learning rate; small models bear large ones", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
-    weight_decay: float = knob(0.1, "AdamW weight decay on matrices", low=0)
+    weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
     clip_grad: float = knob(1.0, "largest gradient norm", low=0)
     eval_every: int = knob(100, "steps between measurements of the held-out loss", low=1)
 
@@ -106,7 +106,7 @@ def main(argv=None):
     before = {name: held_out_loss(model, tokens, block_size) for name, tokens in held_out.items()}
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(train_tokens):,} tokens of text in {enc.n_vocab} kinds")
 
-    optimizer = adamw((model, cfg.lr), weight_decay=cfg.weight_decay)
+    optimizer = muon(model, cfg.lr, cfg.weight_decay)
     stage.track(model=model, optimizer=optimizer)
     model.train()
     for step in stage.steps(cfg.steps):

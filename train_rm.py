@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import data
-from experiment import Common, Stage, adamw, knob, load_model, parse, run_main, set_lr, table
+from experiment import Common, Stage, knob, load_model, muon, parse, run_main, set_lr, table
 from model import answer, score, with_heads
 from preferences import SimulatedHuman, noise_ceiling, ranking_to_pairs, wilson, wins_to_tiers
 
@@ -22,17 +22,18 @@ from preferences import SimulatedHuman, noise_ceiling, ranking_to_pairs, wilson,
 @dataclass
 class Config(Common):
     answers_per_prompt: int = knob(9, "K answers a prompt are sampled and ranked (InstructGPT: 4 to 9)", low=2)
+    rankings_per_prompt: int = knob(6, "rankings collected for each training prompt, each of K new answers", low=1)
     temperature: float = knob(1.0, "sampling temperature of those answers", low=0.01)
     max_new_tokens: int = knob(48, "longest sampled answer", low=1)
-    epochs: int = knob(2, "passes over the rankings", low=1)
-    batch_size: int = knob(8, "prompts in a step, each with all its answers", low=1)
-    lr: float = knob(5e-4, "peak learning rate", low=0)
-    warmup: int = knob(10, "steps of linear warm-up before the cosine decay", low=0)
-    weight_decay: float = knob(0.1, "AdamW weight decay on matrices", low=0)
+    epochs: int = knob(1, "passes over the rankings; more than one overfits (InstructGPT)", low=1)
+    batch_size: int = knob(2, "prompts in a step, each with all its answers", low=1)
+    lr: float = knob(1e-3, "peak learning rate", low=0)
+    warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
+    weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
     dropout: float = knob(0.0, "dropout in training", low=0)
     clip_grad: float = knob(1.0, "largest gradient norm", low=0)
-    folds: int = knob(0, "cross-validate with that many folds before the training proper", low=0)
-    eval_every: int = knob(20, "steps between measurements of the held-out accuracy", low=1)
+    folds: int = knob(0, "cross-validate with that many folds before the training proper (0: not)", low=0)
+    eval_every: int = knob(100, "steps between measurements of the held-out accuracy", low=1)
     eval_split: str = knob("test", "prompts of the final figures: dev while tuning, test for those that count", choices=("dev", "test"))
 
 
@@ -92,27 +93,26 @@ def accuracy(model, enc, groups, batch_size=32):
 
 
 def collect(stage, policy, enc, prompts, labeler, K, temperature, max_new_tokens, source):
-    """Sample K answers a prompt, have them ranked, append the rankings to rankings.jsonl; those that are there already are reused.
+    """Sample K answers for each entry of `prompts`, have them ranked, append the rankings to rankings.jsonl.
 
-    source: what the answers come from, in words; the key for reuse. Answers that are the same are ranked once.
-    Returns rows {"prompt", "responses", "tiers", "aspect", "labeler", "round", "source", "split"}.
-    """
+    source: where the answers come from, in words; rankings that are there already under that name are reused.
+    Answers that are the same are ranked once. Returns rows {"prompt", "responses", "tiers", "aspect", "labeler",
+    "round", "source", "split"}."""
     path = stage.folder / "rankings.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    rows = [row for row in rows if row["source"] == source]
-    done = {row["prompt"] for row in rows}
-    todo = [p for p in prompts if p["prompt"] not in done]
-    if not todo:
+    if rows := [row for row in rows if row["source"] == source]:
+        print(f"{len(rows)} rankings in {path} are used again")
         return rows
-    texts = [a[0] for a in answer(policy, enc, [p["prompt"] for p in todo for _ in range(K)], max_new_tokens, temperature)]
-    responses = [sorted(set(texts[i * K : (i + 1) * K])) for i in range(len(todo))]
-    wins = labeler.label([p["prompt"] for p in todo], responses)
-    new = [{"prompt": p["prompt"], "responses": r, "tiers": wins_to_tiers(w), "aspect": "overall", "labeler": labeler.name,
-            "round": 1, "source": source, "split": p["split"]} for p, r, w in zip(todo, responses, wins)]
+    print(f"sampling {K} answers for each of {len(prompts)} rankings", flush=True)
+    texts = [a[0] for a in answer(policy, enc, [p["prompt"] for p in prompts for _ in range(K)], max_new_tokens, temperature)]
+    responses = [sorted(set(texts[i * K : (i + 1) * K])) for i in range(len(prompts))]
+    wins = labeler.label([p["prompt"] for p in prompts], responses)
+    rows = [{"prompt": p["prompt"], "responses": r, "tiers": wins_to_tiers(w), "aspect": "overall", "labeler": labeler.name,
+             "round": 1, "source": source, "split": p["split"]} for p, r, w in zip(prompts, responses, wins)]
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in new)
-    print(f"{len(new)} prompts x {K} answers sampled and ranked, {len(todo) * K - sum(map(len, responses))} duplicates left out: {path}")
-    return rows + new
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    print(f"{len(rows)} rankings of {K} answers in {path}; {len(rows) * K - sum(map(len, responses))} duplicates left out")
+    return rows
 
 
 def train(model, enc, groups, cfg, stage=None, held_out=()):
@@ -120,7 +120,7 @@ def train(model, enc, groups, cfg, stage=None, held_out=()):
     groups = [g for g in groups if len(g["tiers"]) > 1]  # a ranking that is one big tie holds no pair
     per_epoch = math.ceil(len(groups) / cfg.batch_size)
     steps = cfg.epochs * per_epoch
-    optimizer = adamw((model, cfg.lr), weight_decay=cfg.weight_decay)
+    optimizer = muon(model, cfg.lr, cfg.weight_decay)
     if stage:
         stage.track(model=model, optimizer=optimizer)
     model.train()
@@ -138,7 +138,7 @@ def train(model, enc, groups, cfg, stage=None, held_out=()):
         if stage:
             measure = step + 1 == steps or step % cfg.eval_every == 0
             stage.log(step, ("loss",), loss=loss.item(), accuracy=(scores[winners] > scores[losers]).float().mean().item(),
-                      test_accuracy=accuracy(model, enc, held_out)[0] if measure and held_out else None, grad_norm=grad_norm.item(), lr=lr)
+                      test_accuracy=accuracy(model, enc, held_out[:50])[0] if measure and held_out else None, grad_norm=grad_norm.item(), lr=lr)
     return model.eval()
 
 
@@ -194,8 +194,10 @@ def main(argv=None):
     elif stage.cfg.data:
         raise data.DataError(f"{stage.data}: no preferences file; the reward model needs comparisons (preferences.jsonl)")
     else:
-        prompts = [p for p in data.load_prompts(stage.data) if p["split"] in ("train", cfg.eval_split)]
-        source = f"sft {checkpoint['fingerprint']}, {cfg.answers_per_prompt} answers at temperature {cfg.temperature}, seed {cfg.seed}"
+        prompts = [p for p in data.load_prompts(stage.data) for _ in range(cfg.rankings_per_prompt if p["split"] == "train" else 1)
+                   if p["split"] in ("train", cfg.eval_split)]
+        source = (f"sft {checkpoint['fingerprint']}, {cfg.rankings_per_prompt} x {cfg.answers_per_prompt} answers at temperature "
+                  f"{cfg.temperature}, {cfg.eval_split}, seed {cfg.seed}")
         groups = collect(stage, sft, enc, prompts, SimulatedHuman(cfg.seed), cfg.answers_per_prompt, cfg.temperature, cfg.max_new_tokens, source)
     training = [g for g in groups if g["split"] == "train"]
     held_out = [g for g in groups if g["split"] == cfg.eval_split and len(g["tiers"]) > 1]
@@ -205,7 +207,8 @@ def main(argv=None):
     model = train(with_heads(sft, reward_head=True), enc, training, cfg, stage, held_out)
 
     # Scores of a known scale: mean 0 and standard deviation 1 over the SFT model's answers, from now on frozen.
-    raw = torch.tensor(score(model, enc, [g["prompt"] for g in training for _ in g["responses"]], [r for g in training for r in g["responses"]]))
+    some = training[:: max(1, len(training) // 200)]
+    raw = torch.tensor(score(model, enc, [g["prompt"] for g in some for _ in g["responses"]], [r for g in some for r in g["responses"]]))
     model.reward_gain.fill_(1 / raw.std().item())
     model.reward_bias.fill_(-raw.mean().item() / raw.std().item())
     hits, n = accuracy(model, enc, held_out)

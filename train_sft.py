@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import data
-from experiment import Common, Stage, adamw, knob, load_model, parse, run_main, set_lr, table
+from experiment import Common, Stage, knob, load_model, muon, parse, run_main, set_lr, table
 from model import answer
 from preferences import describe, win_rate
 
@@ -19,14 +19,14 @@ from preferences import describe, win_rate
 @dataclass
 class Config(Common):
     epochs: int = knob(3, "passes over the demonstrations; more makes a small model recite them", low=1)
-    batch_size: int = knob(64, "demonstrations in a step", low=1)
-    lr: float = knob(1e-3, "peak learning rate", low=0)
-    warmup: int = knob(10, "steps of linear warm-up before the cosine decay", low=0)
-    weight_decay: float = knob(0.1, "AdamW weight decay on matrices", low=0)
+    batch_size: int = knob(16, "demonstrations in a step", low=1)
+    lr: float = knob(7e-4, "peak learning rate", low=0)
+    warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
+    weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
     clip_grad: float = knob(1.0, "largest gradient norm", low=0)
     dropout: float = knob(0.0, "dropout in training", low=0)
     max_new_tokens: int = knob(48, "longest answer that is sampled for the evaluation", low=1)
-    eval_every: int = knob(20, "steps between measurements of the held-out loss", low=1)
+    eval_every: int = knob(100, "steps between measurements of the held-out loss", low=1)
     eval_split: str = knob("test", "prompts of the final table: dev while tuning, test for the figures that count", choices=("dev", "test"))
 
 
@@ -82,7 +82,7 @@ def main(argv=None):
     per_epoch = max(1, len(train) // cfg.batch_size)
     steps = cfg.epochs * per_epoch
 
-    optimizer = adamw((model, cfg.lr), weight_decay=cfg.weight_decay)
+    optimizer = muon(model, cfg.lr, cfg.weight_decay)
     stage.track(model=model, optimizer=optimizer)
     model.train()
     for step in stage.steps(steps):

@@ -1,0 +1,58 @@
+"""What the tests share: the path to the sources, small models with large random weights, a small tokenizer."""
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+torch.set_num_threads(1)
+
+import data  # noqa: E402
+from model import GPT, GPTConfig  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    torch.manual_seed(0)
+    random.seed(0)
+
+
+def random_gpt(seed=0, std=0.4, **shape):
+    """A tiny GPT whose weights are all random and large, so that every wrong position or mask shows in the output."""
+    config = GPTConfig(**{"vocab_size": 12, "block_size": 24, "n_layer": 2, "n_head": 2, "n_embd": 16, **shape})
+    model, generator = GPT(config), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(std * torch.randn(p.shape, generator=generator))
+    return model.eval()
+
+
+def bigram_gpt(table):
+    """A "GPT" whose logits depend on the token before only: table[token] are the logits of the next one. table: (V, V)."""
+    table = torch.as_tensor(table, dtype=torch.float32)
+    model = GPT(GPTConfig(len(table), block_size=64, n_layer=0, n_head=1, n_embd=4)).eval()
+    model.hidden = lambda tokens, caches=None, positions=None: F.embedding(tokens, table)
+    model.lm_head = nn.Identity()
+    return model
+
+
+@pytest.fixture
+def make_gpt():
+    return random_gpt
+
+
+@pytest.fixture
+def make_bigram():
+    return bigram_gpt
+
+
+@pytest.fixture(scope="session")
+def enc():
+    """A tokenizer of some 300 tokens, trained on a few sentences."""
+    text = "A dog is a furry mammal. A dog is man's best friend. What is a cat? A cat is a small hunter. " * 5
+    return data.make_encoding(data.train_bpe(text, 300))
