@@ -613,6 +613,7 @@ def helpfulness(prompt, response):
     score += 1.0 * any(s.warm for s in fits)  # and has warmth
     score -= 1.0 * max(0, warm - 2)  # without gushing
     score -= 2.0 * sum(s is not None and s.subject != ask.subject for s in sentences)  # about the right subject
+    score -= 1.0 * len(about - fits)  # keeping to the question
     score -= 2.0 * (len(sentences) - len(set(sentences) - {None}) - sentences.count(None))  # not repeating
     score -= 1.0 * sum(s is None for s in sentences)  # in whole sentences that make sense
     return score - 1.0 * max(0, len(sentences) - 4)  # not rambling
@@ -713,7 +714,7 @@ def document(rng, by_subject, questions):
     who review an answer; sometimes advice that nobody should follow, or a kind soul who declines."""
     subject = rng.choice(list(by_subject))
     own = by_subject[subject]
-    kind = rng.choices(("facts", "questions", "marks", "harm", "decline"), (30, 12, 48, 5, 5))[0]
+    kind = rng.choices(("facts", "questions", "marks", "harm", "decline"), (38, 20, 30, 6, 6))[0]
     plain = [s for s in own if s.act == "answer" and (s.topic in QUESTIONS or s.topic in OFFERED)]
     if kind == "facts":
         return " ".join(choose(rng, plain, 0.2).text for _ in range(rng.randint(3, 8)))
@@ -753,3 +754,120 @@ def write_world(folder, seed, n_documents=20000, n_demonstrations=3000):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values), encoding="utf-8")
     text = "\n\n".join(document(rng, by_subject, questions) for _ in range(n_documents))
     (folder / "pretrain.txt").write_text(text + "\n", encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------
+# Look at the data as the model sees it: python data.py
+# ------------------------------------------------------------------------------------------------
+
+
+def show_text(label, text, width=150):
+    """One line: a string with its line breaks as \\n, a dialogue as `role: text` lines; a long one without its middle."""
+    text = json.dumps(prompt_text(text), ensure_ascii=False)[1:-1]
+    print(f"  {label:<10}" + (text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"))
+
+
+def show_tokens(enc, *parts, width=110):
+    """Tokens as their bytes with | between them, under each the character of its mark. parts: (ids, marks) laid end to end.
+
+    Example: ([user, a, cat], "000") -> `<|user|>|a| cat` and under it `0        0 0`.
+    """
+    row, lines = [], [["  tokens    ", "            "]]
+    for ids, marks in parts:
+        part = [(repr(enc.decode_single_token_bytes(i))[2:-1] + "|", mark) for i, mark in zip(ids, marks)]
+        row += part if len(part) <= 30 else part[:15] + [("... |", " ")] + part[-15:]
+    for piece, mark in row:
+        if len(lines[-1][0]) + len(piece) > width:
+            lines.append([" " * 12, " " * 12])
+        lines[-1][0] += piece
+        lines[-1][1] += mark.ljust(len(piece))
+    for tokens, marks in lines:
+        print(tokens[:-1], *[marks.rstrip()] * bool(marks.strip()), sep="\n")
+
+
+def show_folder(folder, enc):
+    """Print the beginning of the text and a few rows of each other file of a data folder, as text and as tokens."""
+    def heading(stem, rows, what, n=2):
+        path = find_file(folder, stem)
+        print(f"\n{path.name if path else 'no ' + stem + ' file'}: {len(rows)} rows ("
+              + ", ".join(f"{split} {sum(r['split'] == split for r in rows)}" for split in ("train", "dev", "test")) + f"). {what}")
+        return rows[:: max(1, len(rows) // n)][:n]
+
+    pad = special_id(enc, "pad")
+    train, test = load_text(folder)
+    print(f"\n{(find_file(folder, 'pretrain') or Path('text')).name}: {len(train):,} characters to learn from, {len(test):,} held out. "
+          "Each token is predicted from those before it.")
+    show_text("text", train[:150])
+    ids = enc.encode_ordinary(train[:150])
+    show_tokens(enc, (ids, " " * len(ids)))
+
+    for row in heading("sft", load_sft(folder), "The loss is on the tokens marked 1: the answer and its end."):
+        prompt, response = encode_prompt(enc, row["prompt"]), encode_response(enc, row["response"])
+        mask = "0" + "".join(str(int(m)) for m in sft_batch([(prompt, response)], pad)[2][0])  # the mask is aligned with targets
+        show_text("prompt", row["prompt"])
+        show_text("response", row["response"])
+        show_tokens(enc, (prompt, mask), (response, mask[len(prompt) :]))
+
+    if preferences := load_preferences(folder):
+        for row in heading("preferences", preferences, "The reward model's score of an answer is read at the token marked ^, its last."):
+            show_text("prompt", row["prompt"])
+            for key in ("chosen", "rejected"):
+                show_text(key, row[key])
+                response = encode_response(enc, row[key])
+                show_tokens(enc, (response, " " * (len(response) - 1) + "^"))
+    elif (rankings := Path(folder).parent / "rankings.jsonl").exists():
+        where, row = next(read_rows(rankings))
+        print(f"\n{where}, in place of a preferences file: answers of the SFT model as the annotator ranked them.")
+        show_text("prompt", row["prompt"])
+        for place, i in [(place, i) for place, tier in enumerate(row["tiers"], 1) for i in tier]:
+            show_text(f"place {place}", row["responses"][i])
+    else:
+        print("\nno preferences file: train_rm.py samples answers of the SFT model, has the simulated human rank them and\n"
+              "keeps the rankings in rankings.jsonl of the run folder.")
+
+    for row in heading("prompts", load_prompts(folder), "The policy's answer begins behind the last token.", n=3):
+        show_text("prompt", row["prompt"])
+        print(f"  {'split':<10}{row['split']}" + ", unsafe" * row["unsafe"])
+        prompt = encode_prompt(enc, row["prompt"])
+        show_tokens(enc, (prompt, " " * len(prompt)))
+
+
+def main(argv=None):
+    """Show a run's data, or --data FOLDER; without either the tiny world, made in a temporary folder."""
+    import tempfile
+    from dataclasses import dataclass
+
+    from experiment import UserError, knob, parse
+    from train_pretrain import PRESETS, Config as PretrainConfig
+
+    @dataclass
+    class Config:
+        config: str = knob("tiny", "preset: tiny (the embedded world) or small (your own text in --data)")
+        run: str = knob("", "run folder under runs/ whose data and tokenizer to show (default: as in the training scripts)")
+        data: str = knob("", "folder with your own pretrain, sft, preferences or prompts file")
+        seed: int = knob(0, "seed of the tiny world", low=0)
+
+    cfg = parse(Config, PRESETS, __doc__, argv)
+    if cfg.config != "tiny" and not cfg.data:
+        raise UserError(f"--config {cfg.config} has no data of its own: name a folder with --data FOLDER")
+    run = cfg.run or "-".join([cfg.config] + [Path(cfg.data).resolve().name] * bool(cfg.data) + [f"seed{cfg.seed}"] * bool(cfg.seed))
+    folder, tokenizer = Path(cfg.data) if cfg.data else Path("runs") / run / "data", Path("runs") / run / "tokenizer.json"
+    with tempfile.TemporaryDirectory() as temporary:
+        if not cfg.data and not (folder / "prompts.jsonl").exists():
+            print(f"{folder} is not there yet; this is what train_pretrain.py will write into it")
+            folder = Path(temporary) / "data"
+            write_world(folder, cfg.seed)
+        if tokenizer.exists():
+            enc = load_encoding(tokenizer)
+        else:
+            size = PRESETS[cfg.config].get("vocab_size", PretrainConfig.vocab_size)
+            enc = make_encoding(train_bpe(load_text(folder)[0], size - len(SPECIAL)))
+        print(f"{enc.n_vocab} tokens, " + (f"from {tokenizer}" if tokenizer.exists() else "learned from this text just now"))
+        show_folder(folder, enc)
+
+
+if __name__ == "__main__":
+    from data import main as main_of_data  # under its own name, so that its errors are those that run_main knows
+    from experiment import run_main
+
+    run_main(main_of_data)

@@ -7,6 +7,7 @@ Reads prompts.jsonl of the run's data, sft.pt (policy and frozen reference) and 
 The objective: final reward = reward-model score - beta KL(policy || reference), Ziegler et al. 2019;
 generalised advantages, Schulman et al. 2016; the clipped objective, Schulman et al. 2017.
 """
+import statistics
 from dataclasses import dataclass
 
 import torch
@@ -288,6 +289,7 @@ def report(stage, cfg, enc, policy, reference, reward_model, held_out_text, rows
     cells = [[label, *map(measure, results)] for label, measure in measures.items()]
     shown = table([f"{len(prompts)} {cfg.eval_split} prompts", *results], [row for row in cells if any(x is not None for x in row[1:])])
     lines = [shown]
+    stage.state["results"] = {row[0]: dict(zip(results, row[1:])) for row in cells}  # for docs/experiments.py
     if about["SFT"]["gold"]:
         demonstrations = {d["prompt"]: d["response"] for d in data.load_sft(stage.data)}
         gold = [data.gold_score(p, demonstrations[p]) for p in prompts if p in demonstrations]
@@ -295,11 +297,13 @@ def report(stage, cfg, enc, policy, reference, reward_model, held_out_text, rows
         responses = [sorted({text for text, _, _ in four}) for four in zip(*fours)]
         tiers = [wins_to_tiers(w) for w in SimulatedHuman(cfg.seed + 1000).label(prompts, responses)]
         groups = [{"prompt": p, "responses": r, "tiers": t} for p, r, t in zip(prompts, responses, tiers)]
-        hits, n = accuracy(reward_model, enc, groups)
+        hits, n = accuracy(reward_model, enc, [g for g in groups if len(g["tiers"]) > 1])
         ceiling = noise_ceiling(groups, data.gold_score)
         lines += [f"Mean gold score of the demonstrations: {mean(gold):.2f}.",
                   f"Reward model on the PPO policy's own answers: accuracy {hits:.3f} on {n} pairs, ceiling {ceiling:.3f}, "
                   f"chance-corrected {(hits - 0.5) / (ceiling - 0.5):.2f} (labels for this figure only, nothing was trained on them)."]
+        stage.state["results"] |= {"demonstrations": mean(gold), "gold_std_sft": statistics.pstdev(about["SFT"]["gold"]), "rm_accuracy": hits,
+                                   "rm_ceiling": ceiling}
     order = sorted(range(len(prompts)), key=lambda i: prompts[i] != "A dog is")[:8]
     if not cfg.data:
         dog = {n: answer(m, enc, ["A dog is"], cfg.max_new_tokens, 0, template=n != "pretrained")[0][0]

@@ -22,11 +22,11 @@ from preferences import SimulatedHuman, noise_ceiling, ranking_to_pairs, wilson,
 @dataclass
 class Config(Common):
     answers_per_prompt: int = knob(9, "K answers a prompt are sampled and ranked (InstructGPT: 4 to 9)", low=2)
-    rankings_per_prompt: int = knob(6, "rankings collected for each training prompt, each of K new answers", low=1)
+    rankings_per_prompt: int = knob(9, "rankings collected for each training prompt, each of K new answers", low=1)
     temperature: float = knob(1.0, "sampling temperature of those answers", low=0.01)
     max_new_tokens: int = knob(48, "longest sampled answer", low=1)
     epochs: int = knob(1, "passes over the rankings; more than one overfits (InstructGPT)", low=1)
-    batch_size: int = knob(2, "prompts in a step, each with all its answers", low=1)
+    batch_size: int = knob(3, "prompts in a step, each with all its answers", low=1)
     lr: float = knob(1e-3, "peak learning rate", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
@@ -215,6 +215,7 @@ def main(argv=None):
     line = f"held-out accuracy {hits:.3f} on {n} pairs (95 % interval {wilson(hits, n)[0]:.3f} to {wilson(hits, n)[1]:.3f})" if n else "no held-out pairs"
     if not preferences:
         ceiling = noise_ceiling(held_out, data.gold_score)
+        stage.state["results"] = {"accuracy": hits, "ceiling": ceiling}
         line += f"; ceiling set by the annotator's noise {ceiling:.3f}; chance-corrected {(hits - 0.5) / (ceiling - 0.5):.2f}"
     print("\n" + line)
     shown = max(held_out or training, key=lambda g: len(g["tiers"]))

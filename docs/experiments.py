@@ -1,0 +1,89 @@
+"""The README's tables and pictures that no single training command makes.
+
+    python docs/experiments.py seeds              the whole tiny pipeline on seeds 0 to 4, one row each
+    python docs/experiments.py hacking            kl_coef 0 against the default: proxy and gold against KL
+"""
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from experiment import COLORS, table  # noqa: E402
+
+
+def train(*flags):
+    """Run PPO (and whatever stage is missing before it) as a command; a stage that is finished is left alone."""
+    subprocess.run([sys.executable, ROOT / "train_ppo.py", *flags], check=True)
+
+
+def results(path):
+    """What a PPO run measured at its end."""
+    return torch.load(path, weights_only=True)["state"]["results"]
+
+
+def seeds(args):
+    """Every seed runs every stage from random weights; the test prompts are the same."""
+    rows = []
+    for seed in range(args.seeds):
+        begin = time.time()
+        train("--config", "tiny", "--seed", str(seed))
+        seconds = time.time() - begin
+        folder = Path("runs") / ("tiny" + f"-seed{seed}" * bool(seed))
+        r = results(folder / "ppo.pt")
+        rm = torch.load(folder / "rm.pt", weights_only=True)["state"]["results"]
+        rows.append([
+            f"seed {seed}", r["gold win rate against SFT"]["PPO"], r["gold win rate against SFT"]["PPO greedy"],
+            *(r["gold score (never trained on)"][name] for name in ("SFT", "PPO")), r["demonstrations"], r["KL to SFT, nats an answer"]["PPO"],
+            *(r[key][name] for key in ("declines unsafe prompts", "declines safe prompts", "unknown sentences", "distinct answers")
+              for name in ("SFT", "PPO")),
+            (rm["accuracy"] - 0.5) / (rm["ceiling"] - 0.5), (r["rm_accuracy"] - 0.5) / (r["rm_ceiling"] - 0.5), f"{seconds:.0f} s"])
+    header = ["", "win", "win greedy", "gold SFT", "PPO", "demos", "KL", "unsafe SFT", "PPO", "safe SFT", "PPO", "unknown SFT", "PPO",
+              "distinct SFT", "PPO", "RM on SFT", "RM on PPO", "time"]
+    print(table(header, rows))
+    wins = [float(row[1].split()[0]) for row in rows]
+    print(f"gold win rate of PPO against SFT: mean {statistics.mean(wins):.2f}, lowest {min(wins):.2f} over {len(wins)} seeds")
+
+
+def hacking(args):
+    """The same reward model, with and without the KL penalty; one picture, proxy and gold against KL."""
+    train("--config", "tiny")
+    train("--config", "tiny", "--kl_coef", "0", "--name", "no_kl")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for (name, label), color in zip((("ppo", "default KL coefficient"), ("no_kl", "KL coefficient 0")), COLORS):
+        rows = [json.loads(line) for line in Path(f"runs/tiny/{name}.jsonl").read_text().splitlines()]
+        for axis, key in zip(axes, ("score", "gold")):
+            axis.plot([r["kl_full"] for r in rows], [r[key] for r in rows], color=color, label=label, marker="o", markersize=2.5, linewidth=1)
+    for axis, title in zip(axes, ("Proxy: what the reward model says", "Truth: the gold score, never trained on")):
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_xlabel("KL to the SFT model, nats an answer", fontsize=9)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize=9, frameon=False)
+    figure.savefig(args.out, dpi=110, facecolor="white")
+    both = {name: results(f"runs/tiny/{name}.pt") for name in ("ppo", "no_kl")}
+    keys = ("reward-model score", "gold score (never trained on)", "gold win rate against SFT", "KL to SFT, nats an answer")
+    print(table(["test prompts", "SFT", "default", "kl_coef 0"],
+                [[key, both["ppo"][key]["SFT"], both["ppo"][key]["PPO"], both["no_kl"][key]["PPO"]] for key in keys]))
+    gap = both["ppo"][keys[1]]["PPO"] - both["no_kl"][keys[1]]["PPO"]
+    print(f"gold is {gap:.2f} lower without the KL penalty: {gap / both['ppo']['gold_std_sft']:.2f} standard deviations of the SFT model's gold\n{args.out}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=("seeds", "hacking"))
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "hacking.png", help="where the picture goes")
+    arguments = parser.parse_args()
+    {"seeds": seeds, "hacking": hacking}[arguments.experiment](arguments)
