@@ -1,0 +1,440 @@
+"""Every script as a user runs it: commands in an empty folder, a very small model, a few steps.
+
+Two runs are made once and then looked at or copied: runs/tiny (the embedded world, every stage by its own command) and
+runs/tiny-mine (a user's folder of preferences, where train_ppo.py has to train its missing parents first). What needs no
+process of its own calls a script's main() here, for importing torch is most of the time of a short command.
+"""
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import experiment
+from conftest import ROOT
+from experiment import fingerprint, load_checkpoint, load_model, run_main
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
+SMALL = {
+    "pretrain": "--n_layer 1 --n_embd 32 --n_head 2 --vocab_size 500 --block_size 64 --steps 12 --batch_size 4 --warmup 2",
+    "sft": "--epochs 1 --batch_size 100 --max_new_tokens 12 --eval_split dev",
+    "rm": "--rankings_per_prompt 1 --answers_per_prompt 3 --batch_size 40 --max_new_tokens 12 --eval_split dev",
+    "ppo": "--steps 3 --batch_size 16 --minibatch_size 8 --micro_batch_size 8 --max_new_tokens 12 --eval_every 2 --eval_split dev",
+}
+PPO = "--steps 2 --batch_size 8 --minibatch_size 4 --micro_batch_size 4 --max_new_tokens 8 --warmup 0"
+
+
+def start(folder, script, *args):
+    return subprocess.Popen([sys.executable, ROOT / script, *args], cwd=folder, env=ENVIRONMENT, text=True, encoding="utf-8",
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def command(folder, script, *args, code=0):
+    """Run a script in that folder as its own process; returns what it printed. It must end with that exit code."""
+    process = start(folder, script, *args)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, f"{script} {args} ended with {process.returncode}\n{out[-2000:]}\n{err[-4000:]}"
+    assert "Traceback" not in err, err
+    return out + err
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """call(folder, script, args): a script's main() inside this process. Returns (exit code or message, what it printed)."""
+    monkeypatch.setattr(experiment, "picture", lambda path, *rest: path.write_text("no picture"))  # drawing takes longest
+
+    def run(folder, script, args=""):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [script, *(args.split() if isinstance(args, str) else map(str, args))])
+        capsys.readouterr()
+        try:
+            run_main(importlib.import_module(script.removesuffix(".py")).main)
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+def weights(path):
+    return load_checkpoint(path)["model"]
+
+
+def same(a, b):
+    """Whether two checkpoints hold the same weights, bit for bit."""
+    a, b = weights(a), weights(b)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ------------------------------------------------------------------------------------------------
+# The embedded world, stage by stage
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder with a finished runs/tiny, and in ppo.out (and so on) what each stage printed."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for stage, flags in SMALL.items():
+        (folder / f"{stage}.out").write_text(command(folder, f"train_{stage}.py", "--config", "tiny", *flags.split()), encoding="utf-8")
+    return folder
+
+
+def printed(folder, stage="ppo"):
+    return (folder / f"{stage}.out").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    """A folder with a copy of runs/tiny that a test may spoil."""
+    shutil.copytree(tiny / "runs", tmp_path / "runs")
+    return tmp_path
+
+
+def test_a_run_folder_holds_every_stages_files(tiny):
+    run = tiny / "runs/tiny"
+    for stage in SMALL:
+        for suffix in ("pt", "jsonl", "png", "samples.txt"):
+            assert (run / f"{stage}.{suffix}").stat().st_size > 0, f"{stage}.{suffix}"
+        assert (run / f"{stage}.png").read_bytes().startswith(b"\x89PNG")
+        assert load_checkpoint(run / f"{stage}.pt")["finished"] and f"runs/tiny/{stage}.pt" in printed(tiny, stage).replace("\\", "/")
+    assert {p.name for p in (run / "data").iterdir()} == {"pretrain.txt", "sft.jsonl", "prompts.jsonl"}
+    assert (run / "tokenizer.json").exists() and not list(run.glob("*.tmp"))
+
+
+def test_metrics_have_the_same_keys_in_every_row(tiny):
+    for stage in SMALL:
+        rows = rows_of(tiny / f"runs/tiny/{stage}.jsonl")
+        assert [r["step"] for r in rows] == list(range(len(rows))) and len(rows) == load_checkpoint(tiny / f"runs/tiny/{stage}.pt")["step"]
+        assert all(list(r) == list(rows[0]) for r in rows)
+    assert len(rows) == 3
+
+
+def test_every_stage_has_a_progress_bar_with_time_left(tiny):
+    for stage in SMALL:
+        assert re.search(r"\d+/\d+ \[\d+:\d+<", printed(tiny, stage))
+
+
+def test_rankings_are_readable_rows(tiny):
+    rows = rows_of(tiny / "runs/tiny/rankings.jsonl")
+    assert len(rows) > 300 and {r["labeler"] for r in rows} == {"simulated"}
+    for r in rows:
+        assert sorted(i for tier in r["tiers"] for i in tier) == list(range(len(r["responses"]))) and len(r["responses"]) <= 3
+
+
+def test_ppo_ends_with_a_table_that_has_its_control(tiny):
+    out = printed(tiny)
+    for words in ("pretrained", "SFT", "PPO", "gold score (never trained on)", "KL to SFT", "distinct answers", "loss on pretraining text",
+                  "python model.py runs"):
+        assert words in out
+    assert out.index("A dog is   (greedy)") < out.index("Talk to it")
+    assert "parameters: policy" in out and "shape from runs" in out
+
+
+def test_kl_is_zero_before_the_first_update_and_not_after(tiny):
+    rows = rows_of(tiny / "runs/tiny/ppo.jsonl")
+    assert abs(rows[0]["kl_full"]) < 1e-5 and abs(rows[0]["kl"]) < 1e-3 and abs(rows[0]["kl_k3"]) < 1e-5
+    assert rows[-1]["kl_full"] > 1e-5
+
+
+def test_ppo_changes_the_policy_and_leaves_its_parents_alone(tiny):
+    run = tiny / "runs/tiny"
+    now = {f"{s}.pt": fingerprint(load_model(run / f"{s}.pt")[0]) for s in ("sft", "rm", "pretrain")}
+    assert load_checkpoint(run / "ppo.pt")["parents"] == now, "the fingerprints were taken before the training"
+    policy, sft = weights(run / "ppo.pt"), weights(run / "sft.pt")
+    assert policy.keys() == sft.keys() and any(not torch.equal(policy[k], sft[k]) for k in sft)
+
+
+@pytest.mark.parametrize("stage", SMALL)
+def test_the_same_command_again_does_nothing(tiny, call, stage):
+    path = tiny / f"runs/tiny/{stage}.pt"
+    before = path.stat().st_mtime_ns, (tiny / f"runs/tiny/{stage}.jsonl").read_text()
+    code, out = call(tiny, f"train_{stage}.py", f"--config tiny {SMALL[stage]}")
+    assert code == 0 and "nothing to do" in out
+    assert (path.stat().st_mtime_ns, (tiny / f"runs/tiny/{stage}.jsonl").read_text()) == before
+
+
+@pytest.mark.parametrize("stage", SMALL)
+def test_other_knobs_ask_for_a_name(tiny, call, stage):
+    before = (tiny / f"runs/tiny/{stage}.pt").read_bytes()
+    code, _ = call(tiny, f"train_{stage}.py", f"{SMALL[stage]} --lr 0.123")
+    assert "--name" in code and "0.123" in code and "\n" not in code
+    assert (tiny / f"runs/tiny/{stage}.pt").read_bytes() == before
+
+
+def test_a_variant_is_written_beside(copy, call):
+    before = (copy / "runs/tiny/ppo.pt").read_bytes()
+    code, out = call(copy, "train_ppo.py", f"{SMALL['ppo']} --kl_coef 0 --name no_kl")
+    assert code == 0, out
+    assert {f"no_kl.{s}" for s in ("pt", "jsonl", "png", "samples.txt")} <= {p.name for p in (copy / "runs/tiny").iterdir()}
+    assert (copy / "runs/tiny/ppo.pt").read_bytes() == before and not same(copy / "runs/tiny/no_kl.pt", copy / "runs/tiny/ppo.pt")
+
+
+def test_a_parent_that_was_trained_again_makes_its_child_stale(copy, call):
+    code, out = call(copy, "train_sft.py", f"{SMALL['sft']} --lr 0.01 --overwrite")
+    assert code == 0, out
+    code, _ = call(copy, "train_ppo.py", f"{PPO} --name late")
+    assert "rm.pt was trained from an earlier sft.pt" in code and "train_rm.py" in code and "--overwrite" in code
+    assert not (copy / "runs/tiny/late.pt").exists()
+
+
+def test_one_seed_one_run(tiny, call, tmp_path):
+    """The same seed elsewhere writes the same world, tokenizer and weights; another seed gets another folder and another world."""
+    assert call(tmp_path, "train_pretrain.py", SMALL["pretrain"])[0] == 0
+    assert call(tmp_path, "train_pretrain.py", SMALL["pretrain"] + " --seed 1")[0] == 0
+    for name in ("data/pretrain.txt", "data/sft.jsonl", "data/prompts.jsonl", "tokenizer.json", "pretrain.jsonl"):
+        assert (tmp_path / "runs/tiny" / name).read_bytes() == (tiny / "runs/tiny" / name).read_bytes()
+        assert name == "data/prompts.jsonl" or (tmp_path / "runs/tiny-seed1" / name).read_bytes() != (tiny / "runs/tiny" / name).read_bytes()
+    assert same(tmp_path / "runs/tiny/pretrain.pt", tiny / "runs/tiny/pretrain.pt")
+    assert not same(tmp_path / "runs/tiny-seed1/pretrain.pt", tiny / "runs/tiny/pretrain.pt")
+
+
+# ------------------------------------------------------------------------------------------------
+# A user's own folder
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """A folder with HH-style preferences in mine/ and a finished runs/tiny-mine, whose SFT and reward model train_ppo.py trained."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "mine").mkdir()
+    rows = []
+    for i in range(40):
+        start = f"\n\nHuman: What is thing {i}?{' Really, I mean it.' * (20 * (i == 5))}\n\nAssistant:"
+        if i == 7:
+            start += " Which one?\n\nHuman: The <|endoftext|> one, <|pad|> <|user|>.\n\nAssistant:"
+        rows.append({"chosen": f"{start} A good <|endoftext|> thing, number {i}.", "rejected": f"{start} No{' idea' * (i % 4)}.",
+                     "split": "test" if i % 5 == 0 and i != 5 else "train"})
+    rows.append({**rows[0], "rejected": rows[0]["chosen"]})
+    (folder / "mine/preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = command(folder, "train_pretrain.py", "--data", "mine", *SMALL["pretrain"].split())
+    out += command(folder, "train_ppo.py", "--data", "mine", *PPO.split())
+    (folder / "ppo.out").write_text(out, encoding="utf-8")
+    return folder
+
+
+def test_missing_parents_are_trained_first_each_by_its_own_command(mine):
+    for stage in ("sft", "rm"):
+        assert re.search(rf"runs.tiny-mine.{stage}\.pt is not there yet; first: python train_{stage}\.py --config tiny --run tiny-mine", printed(mine))
+        assert load_checkpoint(mine / f"runs/tiny-mine/{stage}.pt")["finished"]
+    assert load_checkpoint(mine / "runs/tiny-mine/ppo.pt")["finished"]
+
+
+def test_what_is_derived_dropped_or_cut_is_said(mine):
+    for words in ("no sft file; the 40 chosen answers", "no prompts file", "no pretrain file", "1 of 41 rows dropped",
+                  "longer than the context of 64 tokens: prompts cut from the left", "longer than the 56 tokens that the answer leaves them"):
+        assert words in printed(mine)
+
+
+def test_ppo_on_a_users_preferences(mine):
+    rows = rows_of(mine / "runs/tiny-mine/ppo.jsonl")
+    assert abs(rows[0]["kl_full"]) < 1e-5 and len(rows) == 2 and all(r["gold"] is None for r in rows)
+    shown = printed(mine).split("7 test prompts")[1]
+    assert "win rate by reward model" in shown and "gold" not in shown, "there is no gold score outside the tiny world"
+    assert not (mine / "runs/tiny-mine/rankings.jsonl").exists() and not (mine / "runs/tiny-mine/data").exists()
+    assert sorted(p.name for p in (mine / "mine").iterdir()) == ["preferences.jsonl"], "a user's folder is only read"
+
+
+def test_special_words_in_a_users_text_stay_text(mine):
+    """"<|endoftext|>" in the answers did not become an EOS anywhere: text in, the same text out, and no special id inside."""
+    import data
+
+    enc = data.load_encoding(mine / "runs/tiny-mine/tokenizer.json")
+    rows = data.load_sft(mine / "mine")
+    assert all("<|endoftext|>" in row["response"] for row in rows)
+    for row in rows:
+        ids = data.encode_response(enc, row["response"])
+        assert ids.count(enc.eot_token) == 1 and ids[-1] == enc.eot_token and data.decode_response(enc, ids) == row["response"]
+
+
+@pytest.fixture
+def user(mine, tmp_path):
+    """A copy of that folder without its PPO stage."""
+    shutil.copytree(mine / "runs", tmp_path / "runs")
+    shutil.copytree(mine / "mine", tmp_path / "mine")
+    return tmp_path
+
+
+@pytest.mark.parametrize("stage, flags", [("sft", "--batch_size 2 --epochs 12 --dropout 0.2 --eval_every 3 --max_new_tokens 8"),
+                                          ("ppo", PPO + " --steps 40 --kl_target 0.1")])
+def test_ctrl_c_and_resume_give_the_weights_of_an_uninterrupted_run(user, call, stage, flags):
+    """The interrupted one is a process that gets the signal after a few steps; it is continued in this one."""
+    flags, run = ["--data", "mine", *flags.split()], user / "runs/tiny-mine"
+    process = start(user, f"train_{stage}.py", *flags, "--name", "broken")
+    deadline = time.time() + 60
+    while process.poll() is None and time.time() < deadline:
+        if (run / "broken.jsonl").exists() and (run / "broken.jsonl").read_text().count("\n") >= 3:
+            process.send_signal(signal.SIGINT)
+            break
+        time.sleep(0.005)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, out + err
+    assert f"python {ROOT / f'train_{stage}.py'}" in out and "--resume" in out, "it says how to continue"
+    stopped = load_checkpoint(run / "broken.pt")
+    assert not stopped["finished"] and stopped["step"] >= 3
+    code, _ = call(user, f"train_{stage}.py", [*flags, "--name", "broken"])
+    assert f"stopped at step {stopped['step']}" in code and "--resume" in code
+    for again in (["broken", "--resume"], ["straight"]):
+        code, out = call(user, f"train_{stage}.py", [*flags, "--name", *again])
+        assert code == 0, out
+    assert same(run / "broken.pt", run / "straight.pt")
+    assert (run / "broken.jsonl").read_text() == (run / "straight.jsonl").read_text()
+
+
+# Flags under which each knob must matter, in two steps that move the policy far; then the knob's other value.
+KNOBS = ["--steps 3", "--batch_size 12", "--minibatch_size 8", "--ppo_epochs 1", "--max_new_tokens 6", "--temperature 0.7", "--lr 0.002",
+         "--critic_lr 0.02", "--warmup 2", "--clip_grad 0.01", "--kl_coef 0", "--kl_target 0.001", "--kl_target 0.001 --kl_horizon 100",
+         "--gamma 0.5", "--lam 0.2", "--clip 0", "--value_clip 0", "--whiten_advantages false", "--critic shared", "--critic shared --value_coef 3",
+         "--eos_penalty 0", "--ptx_coef 1", "--seed 1"]
+FAR = f"--data mine --run tiny-mine {PPO} --steps 2 --ppo_epochs 3 --lr 0.02 --critic_lr 0.01"
+
+
+def test_every_knob_of_ppo_changes_what_is_learned(user, call):
+    """No dead flags: each one alone ends with other weights (policy or critic) than all the others."""
+    seen = {}
+    for i, flags in enumerate(["", *KNOBS]):
+        code, out = call(user, "train_ppo.py", f"{FAR} {flags} --name v{i}")
+        assert code == 0, f"{flags}: {code} {out[-500:]}"
+        checkpoint = load_checkpoint(user / f"runs/tiny-mine/v{i}.pt")
+        digest = checkpoint["fingerprint"], tuple(float(x.double().sum()) for x in checkpoint.get("critic", {}).values())
+        assert digest not in seen, f"{flags!r} makes no difference to {seen[digest]!r}"
+        seen[digest] = flags
+
+
+def test_small_micro_batches_learn_the_same(user, call):
+    """Answers of different lengths: dividing by the tokens of each part instead of the whole would show at once."""
+    for n in (1, 3, 8):
+        code, out = call(user, "train_ppo.py", f"--data mine {PPO} --minibatch_size 8 --micro_batch_size {n} --name micro{n}")
+        assert code == 0, out
+    whole = weights(user / "runs/tiny-mine/micro8.pt")
+    moved = max((whole[k] - w).abs().max() for k, w in weights(user / "runs/tiny-mine/sft.pt").items())
+    for n in (1, 3):
+        part = weights(user / f"runs/tiny-mine/micro{n}.pt")
+        assert max((whole[k] - part[k]).abs().max() for k in whole) < 0.02 * moved
+    rows = [rows_of(user / f"runs/tiny-mine/micro{n}.jsonl") for n in (1, 3, 8)]
+    for key in set(rows[0][0]) - {"gold"}:
+        assert [r[0][key] for r in rows[:2]] == [pytest.approx(rows[2][0][key], rel=1e-3, abs=1e-5)] * 2, key
+
+
+def test_reward_model_is_compared_with_what_costs_nothing(user, call):
+    code, out = call(user, "train_rm.py", "--data mine --folds 2 --name folded")
+    assert code == 0, out
+    assert "fold 2 of 2" in out and "bag of words" in out and "shorter answer wins" in out
+
+
+def test_pretraining_continues_on_new_text(tiny, call, tmp_path):
+    """Prints the held-out loss on the new and on the old text, before and after; shape and tokenizer come from the checkpoint."""
+    (tmp_path / "sea").mkdir()
+    (tmp_path / "sea/pretrain.txt").write_text("The sea is deep and the ship sails on. <|endoftext|>\n" * 200)
+    code, out = call(tmp_path, "train_pretrain.py", ["--init", tiny / "runs/tiny/pretrain.pt", "--data", "sea", "--steps", 30, "--lr", 0.01,
+                                                     "--n_embd", 64])
+    assert code == 0, out
+    losses = {name: tuple(map(float, re.search(rf"{name} text +([\d.]+) +([\d.]+)", out).groups())) for name in ("new", "old")}
+    assert losses["new"][1] < losses["new"][0] - 0.5, "it learns the new text"
+    assert losses["old"][0] == pytest.approx(rows_of(tiny / "runs/tiny/pretrain.jsonl")[-1]["test_loss"], abs=0.01), "it starts where the old one ended"
+    folder = tmp_path / "runs/tiny-sea"
+    assert load_checkpoint(folder / "pretrain.pt")["model_config"] == load_checkpoint(tiny / "runs/tiny/pretrain.pt")["model_config"]
+    assert (folder / "tokenizer.json").read_bytes() == (tiny / "runs/tiny/tokenizer.json").read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------
+# Talking to a checkpoint, looking at the data
+# ------------------------------------------------------------------------------------------------
+
+
+def test_every_checkpoint_answers(tiny, call):
+    answers = [command(tiny, "model.py", "runs/tiny/ppo.pt", "--prompt", "A dog is", "--max_new_tokens", "8")]
+    for flags in ("--seed 0", "--seed 1", "--temperature 0 --seed 0", "--temperature 0 --seed 1"):
+        code, out = call(tiny, "model.py", ["runs/tiny/ppo.pt", "--prompt", "A dog is", "--max_new_tokens", "8", *flags.split()])
+        assert code == 0 and out.strip()
+        answers.append(out)
+    assert answers[0] == answers[1] != answers[2] and answers[3] == answers[4]
+    for stage in ("pretrain", "sft"):
+        assert call(tiny, "model.py", [f"runs/tiny/{stage}.pt", "--prompt", "A dog is"])[0] == 0
+
+
+def test_a_reward_model_scores(tiny, call):
+    out = command(tiny, "model.py", "runs/tiny/rm.pt", "--prompt", "A dog is", "--response", "man's best friend.")
+    assert re.fullmatch(r"score [+-]\d+\.\d{3}\s*", out)
+    assert call(tiny, "model.py", ["runs/tiny/rm.pt", "--prompt", "A dog is", "--response", "a cat."])[1] != out
+    assert "--response" in call(tiny, "model.py", ["runs/tiny/rm.pt", "--prompt", "A dog is"])[0]
+    assert "reward model" in call(tiny, "model.py", ["runs/tiny/ppo.pt", "--prompt", "A dog is", "--response", "x"])[0]
+
+
+def test_a_chat_reads_prompts_until_the_end_of_input(tiny):
+    process = subprocess.run([sys.executable, ROOT / "model.py", "runs/tiny/ppo.pt", "--max_new_tokens", "4"], cwd=tiny, env=ENVIRONMENT,
+                             input="A dog is\nWhat is a cat?\n", capture_output=True, text=True, encoding="utf-8")
+    assert process.returncode == 0 and process.stdout.count("prompt>") == 3 and "Traceback" not in process.stderr
+
+
+def test_the_data_are_shown_as_the_model_sees_them(tiny, mine, call):
+    """The embedded world before and after its run is made, and a user's folder; the mask is under its own tokens."""
+    out = command(tiny, "data.py", "--config", "tiny")
+    assert "from runs" in out and "rankings.jsonl, line 1" in out
+    for name in ("pretrain.txt", "sft.jsonl", "prompts.jsonl"):
+        assert name in out
+    lines = out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("  tokens    <|user|>"))
+    shown = [(piece.start(), piece.group()) for piece in re.finditer(r"<\|\w+\|>|[^|]+", lines[at][12:])]
+    answer = next(i for i, (_, piece) in enumerate(shown) if piece == "<|assistant|>") + 1
+    marks = lines[at + 1][12:]
+    assert len(shown) == len(marks.split()) and all(marks[place] == str(int(i >= answer)) for i, (place, _) in enumerate(shown))
+    code, out = call(mine, "data.py", "--data mine")
+    assert code == 0 and "^" in out and "chosen answers of the preferences" in out and out.isascii() and len(out.splitlines()) < 70
+    code, out = call(mine, "data.py", "--config tiny")
+    assert code == 0 and "not there yet" in out and not (mine / "runs/tiny").exists(), "looking makes no run"
+
+
+# ------------------------------------------------------------------------------------------------
+# A user's mistakes: one sentence that says what would be right
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script, args, hint", [
+    ("train_sft.py", "--config tiny --lrr 3", "did you mean --lr?"),
+    ("train_ppo.py", "--config tinny", "did you mean tiny?"),
+    ("train_pretrain.py", "--steps many", "int"),
+    ("train_pretrain.py", "--data nowhere", "no such folder"),
+    ("train_rm.py", "--config small", "--data FOLDER"),
+    ("train_pretrain.py", "--data broken", "pretrain.jsonl, line 2"),
+    ("train_pretrain.py", "--data empty", "the file is empty"),
+    ("train_pretrain.py", "--init broken/pretrain.jsonl --run new", "not a checkpoint"),
+    ("train_pretrain.py", "--n_embd 33 --n_head 2 --steps 1", "n_embd 33 must be a multiple of n_head 2"),
+    ("model.py", "broken/pretrain.jsonl --prompt hello", "not a checkpoint"),
+    ("model.py", "nothing.pt --prompt hello", "no such checkpoint"),
+    ("data.py", "--data nowhere", "no such folder"),
+    ("data.py", "--data broken", "pretrain.jsonl, line 2"),
+    ("data.py", "--config small", "--data FOLDER"),
+])
+def test_a_mistake_ends_in_one_sentence(tmp_path, call, script, args, hint):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken/pretrain.jsonl").write_text('{"text": "fine"}\n{"content": "no text"}\n')
+    (tmp_path / "empty/pretrain.txt").write_text("")
+    code, out = call(tmp_path, script, args)
+    message = code if isinstance(code, str) else out
+    assert code not in (0, None) and hint in message and len(message.strip().splitlines()) == 1
+    if not isinstance(code, str):
+        assert code == 2
+
+
+@pytest.mark.parametrize("script, args, hint", [("train_ppo.py", ["--kl_coeff", "3"], "did you mean --kl_coef?"), ("data.py", ["--data", "nowhere"], "no such folder")])
+def test_a_mistake_on_a_real_command_line(tmp_path, script, args, hint):
+    """The same through a process: an exit code that is not 0, one line on the error output, no traceback."""
+    process = start(tmp_path, script, *args)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode in (1, 2) and hint in err and len(err.strip().splitlines()) == 1 and out == ""
