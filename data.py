@@ -7,6 +7,7 @@ its masks and batches, and the tiny world, an embedded data set whose annotator'
 """
 import base64
 import csv
+import functools
 import gzip
 import hashlib
 import io
@@ -340,13 +341,19 @@ def sft_row(where, row):
     return {"prompt": prompt, "response": response, "split": split_in(where, row) or split_of(prompt)}
 
 
+@functools.cache
+def say_once(text):
+    """Print a remark on a user's files, but only the first time it comes up."""
+    print(text)
+
+
 def load_preferences(folder):
     """All comparisons of a data folder, or [] where it has none; rows without a comparison are counted and said."""
     path = find_file(folder, "preferences")
     rows = [preference_row(where, row) for where, row in read_rows(path)] if path else []
     dropped = rows.count(None)
     if dropped:
-        print(f"{path}: {dropped} of {len(rows)} rows dropped (same answer twice, an empty answer, or different prompts)")
+        say_once(f"{path}: {dropped} of {len(rows)} rows dropped (same answer twice, an empty answer, or different prompts)")
     return [row for row in rows if row]
 
 
@@ -361,7 +368,7 @@ def load_sft(folder):
     rows = [{"prompt": r["prompt"], "response": r["chosen"], "split": r["split"]} for r in load_preferences(folder)]
     if not rows:
         raise DataError(f"{folder}: no demonstrations; expected sft.jsonl or preferences.jsonl")
-    print(f"{folder}: no sft file; the {len(rows)} chosen answers of the preferences are the demonstrations")
+    say_once(f"{folder}: no sft file; the {len(rows)} chosen answers of the preferences are the demonstrations")
     return rows
 
 
@@ -373,7 +380,7 @@ def load_prompts(folder):
                  "split": split_in(where, row)} for where, row in read_rows(path)]
     else:
         rows = load_preferences(folder) or load_sft(folder)
-        print(f"{folder}: no prompts file; the prompts of its {len(rows)} other rows are used")
+        say_once(f"{folder}: no prompts file; the prompts of its {len(rows)} other rows are used")
     unique = {json.dumps(row["prompt"]): row for row in rows}
     return [{"prompt": r["prompt"], "split": r["split"] or split_of(r["prompt"]),
              "unsafe": str(r.get("unsafe")).lower() in ("true", "1")} for r in unique.values()]
@@ -392,7 +399,7 @@ def load_text(folder):
         documents = [(split_of(text) == "train", text) for text in texts]
     else:
         rows = load_preferences(folder) or load_sft(folder)
-        print(f"{folder}: no pretrain file; the text of its {len(rows)} other rows is used, without those of the held-out splits")
+        say_once(f"{folder}: no pretrain file; the text of its {len(rows)} other rows is used, without those of the held-out splits")
         documents = [(r["split"] == "train", prompt_text(r["prompt"]) + "\n" + r[key])
                      for r in rows for key in ("chosen", "rejected", "response") if key in r]
     if len({in_train for in_train, _ in documents}) == 1:  # few rows, all in one split: hold out the last ones instead
@@ -666,7 +673,7 @@ def demonstration(rng, ask, by_subject):
         answer = []
         for i in range(rng.choices((1, 2, 3, 4), (30, 35, 25, 10))[0]):
             kind = "on topic" if i == 0 and ask.completion else rng.choices(("on topic", "stray", "off"), (70, 18, 12))[0]
-            if i and rng.random() < 0.08:
+            if i and rng.random() < 0.2:
                 answer.append(answer[-1])
                 continue
             pool = on_topic if kind == "on topic" else own if kind == "stray" else by_subject[rng.choice(list(by_subject))]
@@ -837,7 +844,7 @@ def main(argv=None):
     import tempfile
     from dataclasses import dataclass
 
-    from experiment import UserError, knob, parse
+    from experiment import knob, parse, run_folder
     from train_pretrain import PRESETS, Config as PretrainConfig
 
     @dataclass
@@ -848,10 +855,8 @@ def main(argv=None):
         seed: int = knob(0, "seed of the tiny world", low=0)
 
     cfg = parse(Config, PRESETS, __doc__, argv)
-    if cfg.config != "tiny" and not cfg.data:
-        raise UserError(f"--config {cfg.config} has no data of its own: name a folder with --data FOLDER")
-    run = cfg.run or "-".join([cfg.config] + [Path(cfg.data).resolve().name] * bool(cfg.data) + [f"seed{cfg.seed}"] * bool(cfg.seed))
-    folder, tokenizer = Path(cfg.data) if cfg.data else Path("runs") / run / "data", Path("runs") / run / "tokenizer.json"
+    run = run_folder(cfg)
+    folder, tokenizer = Path(cfg.data) if cfg.data else run / "data", run / "tokenizer.json"
     with tempfile.TemporaryDirectory() as temporary:
         if not cfg.data and not (folder / "prompts.jsonl").exists():
             print(f"{folder} is not there yet; this is what train_pretrain.py will write into it")

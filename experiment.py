@@ -11,12 +11,15 @@ import io
 import json
 import math
 import os
+import pickle
 import random
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -39,11 +42,14 @@ class InvariantError(Exception):
 
 def run_main(main):
     """Call a script's main(); what a user can mend ends in one sentence, Ctrl-C in a hint."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character is no reason to stop
     try:
         main()
     except (UserError, DataError, InvariantError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except KeyboardInterrupt:
+        print("\nStopped. The same command continues from what is saved, with --resume where it asks for it.", flush=True)
         sys.exit(130)
 
 
@@ -52,9 +58,9 @@ def run_main(main):
 # ------------------------------------------------------------------------------------------------
 
 
-def knob(default, reason, low=None, choices=None):
-    """A field of a Config: its default, the reason in words (shown by -h), its least value or its choices."""
-    return field(default=default, metadata={"reason": reason, "low": low, "choices": choices})
+def knob(default, reason, low=None, high=None, choices=None):
+    """A field of a Config: its default, the reason in words (shown by -h), its least and largest value or its choices."""
+    return field(default=default, metadata={"reason": reason, "low": low, "high": high, "choices": choices})
 
 
 @dataclass
@@ -117,9 +123,12 @@ def convert(f, text):
         near = difflib.get_close_matches(value, meta["choices"], 1)
         raise argparse.ArgumentTypeError(f"expected {', '.join(meta['choices'])}, got {value!r}"
                                          + (f": did you mean {near[0]}?" if near else ""))
-    if kind is float and not math.isfinite(value) or meta["low"] is not None and value < meta["low"]:
-        raise argparse.ArgumentTypeError(f"expected at least {meta['low']}, got {text}" if math.isfinite(value) else
-                                         f"expected a finite number, got {text}")
+    if kind is float and not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text}")
+    if meta["low"] is not None and value < meta["low"]:
+        raise argparse.ArgumentTypeError(f"expected at least {meta['low']}, got {text}")
+    if meta["high"] is not None and value > meta["high"]:
+        raise argparse.ArgumentTypeError(f"expected at most {meta['high']}, got {text}")
     return value
 
 
@@ -132,6 +141,8 @@ def pick_device(name="auto"):
     """"auto" -> cuda, mps or cpu, whichever is there."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name not in ("auto", "cpu", "cuda", "mps"):
+        raise UserError(f"--device {name}: expected auto, cpu, cuda or mps")
     if name == "cuda" and not torch.cuda.is_available() or name == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"--device {name}: this machine has none; use --device cpu")
     return name
@@ -176,8 +187,9 @@ def load_checkpoint(path, device="cpu"):
         raise UserError(f"{path}: no such checkpoint")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        assert {"stage", "model_config", "model", "knobs", "step"} <= checkpoint.keys()
-    except Exception:
+        if not {"stage", "model_config", "model", "knobs", "step"} <= checkpoint.keys():
+            raise KeyError("stage")
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError, pickle.UnpicklingError, zipfile.BadZipFile):
         raise UserError(f"{path}: not a checkpoint of this project (expected a .pt file that one of its scripts wrote)")
     return checkpoint
 
@@ -191,12 +203,47 @@ def load_model(path, device="cpu", dropout=0.0):
     return model.eval(), checkpoint
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024): the momentum of a matrix, made orthogonal, is the step.
+
+    All directions of a matrix then move equally far, also those with small gradients, and small models learn from the same
+    text in about two thirds of Adam's steps. torch has it too, in bfloat16, which CPUs without bfloat16 units emulate slowly.
+    """
+
+    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if "momentum" not in self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+                momentum = self.state[p]["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                step = orthogonal(p.grad.lerp(momentum, group["momentum"]))  # Nesterov's look-ahead
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(step, alpha=-group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)
+
+
+def orthogonal(matrix, steps=5):
+    """Pull all singular values of a matrix towards 1 by Newton-Schulz iterations of an odd polynomial (Jordan's coefficients)."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = wide / (wide.norm() + 1e-7)
+    for _ in range(steps):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+
+
 class Optimizers:
     """Several optimizers behind one step()."""
 
     def __init__(self, *optimizers):
         self.optimizers = optimizers
-        self.param_groups = [group for o in optimizers for group in o.param_groups]
+
+    @property
+    def param_groups(self):
+        return [group for o in self.optimizers for group in o.param_groups]
 
     def zero_grad(self):
         for o in self.optimizers:
@@ -212,19 +259,15 @@ class Optimizers:
     def load_state_dict(self, states):
         for o, state in zip(self.optimizers, states, strict=True):
             o.load_state_dict(state)
-        self.param_groups = [group for o in self.optimizers for group in o.param_groups]
 
 
 def muon(model, lr, weight_decay=0.0):
-    """Muon (Jordan et al. 2024; torch's own) for the matrices inside the blocks, AdamW for embeddings, heads and vectors.
-
-    In this project's small models it learns from the same text in about two thirds of the steps of AdamW alone. Its updates
-    have a fixed spectral norm; the factor 3 was measured and lets one learning rate serve both.
-    """
+    """Muon for the matrices inside the blocks, AdamW for embeddings, heads and vectors. Muon's steps are measured in spectral
+    norm; the factor 3 lets one learning rate serve both."""
     inner = [p for name, p in model.named_parameters() if name.startswith("h.") and p.dim() == 2]
     outer = [p for name, p in model.named_parameters() if not (name.startswith("h.") and p.dim() == 2)]
-    return Optimizers(torch.optim.Muon([{"params": inner, "lr": 3 * lr, "peak_lr": 3 * lr}], weight_decay=weight_decay),
-                      torch.optim.AdamW([{"params": outer, "lr": lr, "peak_lr": lr}], betas=(0.9, 0.95), weight_decay=0.0))
+    return Optimizers(Muon([{"params": inner, "peak_lr": 3 * lr}], lr=3 * lr, weight_decay=weight_decay),
+                      torch.optim.AdamW([{"params": outer, "peak_lr": lr}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0))
 
 
 def adam(*models_and_lrs, eps=1e-5):
@@ -245,6 +288,14 @@ def set_lr(optimizer, step, steps, warmup):
 # ------------------------------------------------------------------------------------------------
 
 
+def run_folder(cfg):
+    """The run folder that the flags name: runs/PRESET, with the data folder's name and a seed other than 0 behind it."""
+    if cfg.config != "tiny" and not cfg.data:
+        raise UserError(f"--config {cfg.config} trains on your own text: name its folder with --data FOLDER")
+    parts = [cfg.config] + [Path(cfg.data).resolve().name] * bool(cfg.data) + [f"seed{cfg.seed}"] * bool(cfg.seed)
+    return Path("runs") / (cfg.run or "-".join(parts))
+
+
 class Stage:
     """One stage in its run folder. In the order of use:
 
@@ -258,13 +309,11 @@ class Stage:
 
     def __init__(self, cfg, stage):
         self.cfg, self.stage, self.name = cfg, stage, cfg.name or stage
-        if cfg.config != "tiny" and not cfg.data:
-            raise UserError(f"--config {cfg.config} trains on your own text: name its folder with --data FOLDER")
-        run = cfg.run or "-".join([cfg.config] + [Path(cfg.data).resolve().name] * bool(cfg.data) + [f"seed{cfg.seed}"] * bool(cfg.seed))
-        self.folder = Path("runs") / run
+        self.folder = run_folder(cfg)
         self.data = Path(cfg.data) if cfg.data else self.folder / "data"
         self.device = pick_device(cfg.device)
         self.knobs = {k: v for k, v in asdict(cfg).items() if k not in NOT_KNOBS}
+        self.knobs["data"] = str(Path(cfg.data).resolve()) if cfg.data else ""
         self.parents, self.tracked, self.state, self.start, self.clock = {}, {}, {}, 0, time.time()
         # Numbers too small for a normal float (1e-38) make some CPUs 10 times slower, and softmax is full of them.
         torch.set_flush_denormal(True)
@@ -272,14 +321,17 @@ class Stage:
         torch.manual_seed(cfg.seed)
         self.checkpoint = None
         path = self.file("pt")
-        if self.name != stage and self.name in SCRIPTS:
-            raise UserError(f"--name {self.name} is the name of a stage; choose another")
-        if path.exists() and not cfg.overwrite:
-            old = load_checkpoint(path)
+        if self.name != stage and (self.name in (*SCRIPTS, "rankings") or not re.fullmatch(r"[\w-]+", self.name)):
+            raise UserError(f"--name {self.name}: choose a word of letters, digits, _ and - that is not the name of a stage or a file")
+        old = load_checkpoint(path) if path.exists() else None
+        if old and old["stage"] != stage:
+            raise UserError(f"{path} is a checkpoint of the stage {old['stage']}; choose another --name")
+        if old and not cfg.overwrite:
             changed = [k for k, v in self.knobs.items() if old["knobs"].get(k) != v]
             if changed:
                 news = ", ".join(f"{k} {old['knobs'].get(k)} -> {self.knobs[k]}" for k in changed)
                 raise UserError(f"{path} was trained with other knobs ({news}); keep both with --name NAME, or train it again with --overwrite")
+            self.check_parents(path, old)
             if old["finished"]:
                 print(f"{path} is finished; nothing to do (--overwrite trains it again, python model.py {path} talks to it)")
                 sys.exit(0)
@@ -288,9 +340,7 @@ class Stage:
             self.checkpoint, self.start = old, old["step"]
             self.state = old["state"]
         self.folder.mkdir(parents=True, exist_ok=True)
-        rows = self.file("jsonl").read_text().splitlines()[: self.start] if self.start else []
-        write_atomic(self.file("jsonl"), "".join(row + "\n" for row in rows))
-        self.rows = [json.loads(row) for row in rows]
+        self.rows = [json.loads(row) for row in self.file("jsonl").read_text().splitlines()[: self.start]] if self.start else []
 
     def file(self, suffix):
         """Path of this stage's file with that ending."""
@@ -319,12 +369,17 @@ class Stage:
                 sys.exit(code)
             self.clock = time.time()
         checkpoint = load_checkpoint(path)
-        for file, print_then in checkpoint["parents"].items():
-            if Path(self.folder / file).exists() and load_checkpoint(self.folder / file)["fingerprint"] != print_then:
-                raise UserError(f"{path} was trained from an earlier {file}, which has been trained again since; "
-                                f"train it again, too: python {' '.join(self.command(stage, '--overwrite'))}")
+        self.check_parents(path, checkpoint)
         self.parents[path.name] = checkpoint["fingerprint"]
         return path
+
+    def check_parents(self, path, checkpoint):
+        """A checkpoint whose parents have been trained again since is reported, never silently used."""
+        for file, print_then in checkpoint["parents"].items():
+            if (self.folder / file).exists() and load_checkpoint(self.folder / file)["fingerprint"] != print_then:
+                name = ["--name", path.stem] * (path.stem != checkpoint["stage"])
+                raise UserError(f"{path} was trained from an earlier {file}, which has been trained again since; "
+                                f"train it again, too: python {' '.join(self.command(checkpoint['stage'], *name, '--overwrite'))}")
 
     def track(self, **objects):
         """Modules and optimizers (anything with a state_dict) that a checkpoint holds; `model` is the main one."""
@@ -346,13 +401,14 @@ class Stage:
     def steps(self, total, save_seconds=60):
         """Yield the step numbers with a progress bar, saving about once a minute. After Ctrl-C the step under
         way is completed and saved, and the way to continue is told."""
+        write_atomic(self.file("jsonl"), "".join(json.dumps(row) + "\n" for row in self.rows))
         stop, saved = [], time.time()
         before = {s: signal.signal(s, lambda number, frame: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
         self.bar = tqdm(range(self.start, total), initial=self.start, total=total, desc=self.name, dynamic_ncols=True, mininterval=0.5)
         try:
             for step in self.bar:
                 yield step
-                if step + 1 < total and (stop or time.time() - saved > save_seconds):
+                if stop or step + 1 == total or time.time() - saved > save_seconds:
                     self.save(step + 1, False)
                     saved = time.time()
                 if stop:

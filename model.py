@@ -258,10 +258,12 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same answers")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     args = parser.parse_args(argv)
-    if args.temperature < 0 or args.max_new_tokens < 0:
-        raise UserError("--temperature and --max_new_tokens cannot be negative")
+    if not 0 <= args.temperature < math.inf or args.max_new_tokens < 0:
+        raise UserError("--temperature and --max_new_tokens must be numbers of at least 0")
     torch.manual_seed(args.seed)
     model, checkpoint = load_model(args.checkpoint, pick_device(args.device))
+    if not (args.checkpoint.parent / "tokenizer.json").exists():
+        raise UserError(f"{args.checkpoint.parent}: there is no tokenizer.json beside the checkpoint; keep them together")
     enc = load_encoding(args.checkpoint.parent / "tokenizer.json")
     scores, template = model.config.reward_head, checkpoint["stage"] != "pretrain"
     limit = args.max_new_tokens or model.config.block_size // 2

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 import data
-from experiment import Common, InvariantError, Stage, UserError, adam, fingerprint, knob, load_model, parse, run_main, set_lr, table
+from experiment import Common, InvariantError, Stage, UserError, adam, fingerprint, knob, load_model, parse, random_state, run_main, set_lr, set_random_state, table
 from model import answer, generate, join, response_hidden, score, token_logprobs, with_heads
 from preferences import SimulatedHuman, describe, noise_ceiling, win_rate, wins_to_tiers
 from train_pretrain import held_out_loss, lm_loss, tokens_of
@@ -244,10 +244,12 @@ def sample_with_kl(policy, reference, reward_model, enc, prompts, cfg, temperatu
 
 def show(stage, enc, policy, reference, reward_model, prompts, cfg):
     """Print three answers of the policy as it is now, with their score and KL; `A dog is` first in the tiny world."""
+    state = random_state()  # looking must not change the run
     three = (["A dog is"] if "A dog is" in data.PROMPTS and not cfg.data else []) + prompts[:: max(1, len(prompts) // 3)][:3]
     answers, scores, kls = sample_with_kl(policy, reference, reward_model, enc, three[:3], cfg)
     for p, (text, _, _), s, kl in zip(three, answers, scores, kls):
         stage.say(f"  score {s:+.2f}, KL {kl:.2f}: {data.prompt_text(p)[-200:]} -> {text[:300]}")
+    set_random_state(state)
 
 
 def report(stage, cfg, enc, policy, reference, reward_model, held_out_text, rows):

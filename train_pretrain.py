@@ -24,12 +24,12 @@ from model import GPT, GPTConfig, answer
 class Config(Common):
     init: str = knob("", "checkpoint of a language model to continue from, instead of random weights")
     vocab_size: int = knob(1400, "tokens of the BPE trained on the text, 4 special tokens included", low=260)
-    block_size: int = knob(96, "longest sequence in tokens: prompt and answer together must fit", low=8)
+    block_size: int = knob(96, "longest sequence in tokens: prompt and answer together must fit", low=8, high=65536)
     n_layer: int = knob(3, "transformer blocks", low=1)
     n_head: int = knob(3, "attention heads", low=1)
     n_embd: int = knob(96, "width of the residual stream", low=1)
-    dropout: float = knob(0.0, "dropout in training; off where the text is plentiful for the model", low=0)
-    steps: int = knob(1400, "optimizer steps", low=1)
+    dropout: float = knob(0.0, "dropout in training; off where the text is plentiful for the model", low=0, high=0.9)
+    steps: int = knob(1200, "optimizer steps", low=1)
     batch_size: int = knob(16, "windows of block_size tokens in a step", low=1)
     lr: float = knob(5e-3, "peak learning rate; small models bear large ones", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
@@ -79,6 +79,8 @@ def tokens_of(enc, texts):
 
 def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv)
+    if cfg.n_embd % cfg.n_head:
+        raise UserError(f"--n_embd {cfg.n_embd} must be a multiple of --n_head {cfg.n_head}")
     stage = Stage(cfg, "pretrain")
     if not cfg.data and not (stage.data / "pretrain.txt").exists():
         data.write_world(stage.data, cfg.seed)
@@ -88,6 +90,8 @@ def main(argv=None):
         if Path(cfg.init).resolve().parent == stage.folder.resolve():
             raise UserError("--init names a checkpoint of this same run; give the continued model a folder of its own with --run NAME")
         model, parent = load_model(cfg.init, stage.device, cfg.dropout)
+        if parent["stage"] != "pretrain":
+            raise UserError(f"--init takes a pretrained language model, such as runs/tiny/pretrain.pt; {cfg.init} is a {parent['stage']} checkpoint")
         shutil.copyfile(Path(cfg.init).parent / "tokenizer.json", tokenizer)
         print(f"shape and tokenizer from {cfg.init}: {parent['model_config']}")
     elif not stage.start:

@@ -30,7 +30,7 @@ class Config(Common):
     lr: float = knob(1e-3, "peak learning rate", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
-    dropout: float = knob(0.0, "dropout in training", low=0)
+    dropout: float = knob(0.0, "dropout in training", low=0, high=0.9)
     clip_grad: float = knob(1.0, "largest gradient norm", low=0)
     folds: int = knob(0, "cross-validate with that many folds before the training proper (0: not)", low=0)
     eval_every: int = knob(100, "steps between measurements of the held-out accuracy", low=1)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import data
-from experiment import Common, Stage, knob, load_model, muon, parse, run_main, set_lr, table
+from experiment import Common, Stage, UserError, knob, load_model, muon, parse, run_main, set_lr, table
 from model import answer
 from preferences import describe, win_rate
 
@@ -24,7 +24,7 @@ class Config(Common):
     warmup: int = knob(40, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
     clip_grad: float = knob(1.0, "largest gradient norm", low=0)
-    dropout: float = knob(0.0, "dropout in training", low=0)
+    dropout: float = knob(0.0, "dropout in training", low=0, high=0.9)
     max_new_tokens: int = knob(48, "longest answer that is sampled for the evaluation", low=1)
     eval_every: int = knob(100, "steps between measurements of the held-out loss", low=1)
     eval_split: str = knob("test", "prompts of the final table: dev while tuning, test for the figures that count", choices=("dev", "test"))
@@ -68,6 +68,8 @@ def main(argv=None):
     parent = stage.parent("pretrain")
     model, checkpoint = load_model(parent, stage.device, cfg.dropout)
     print(f"shape from {parent}: {checkpoint['model_config']}")
+    if cfg.max_new_tokens >= model.config.block_size:
+        raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {model.config.block_size} tokens")
     enc = data.load_encoding(stage.folder / "tokenizer.json")
     pad, block_size = data.special_id(enc, "pad"), model.config.block_size
     demonstrations = data.load_sft(stage.data)
@@ -102,7 +104,8 @@ def main(argv=None):
 
     model.eval()
     pretrained, _ = load_model(parent, stage.device)
-    prompts = [p["prompt"] for p in data.load_prompts(stage.data) if p["split"] == cfg.eval_split][:300]
+    rows = data.load_prompts(stage.data)
+    prompts = [p["prompt"] for p in rows if p["split"] == cfg.eval_split][:300] or [p["prompt"] for p in rows][:300]
     answers = {"pretrained": answer(pretrained, enc, prompts, cfg.max_new_tokens, 1.0, template=False),
                "SFT": answer(model, enc, prompts, cfg.max_new_tokens, 1.0)}
     about = {name: describe(prompts, a) for name, a in answers.items()}
