@@ -673,7 +673,7 @@ def demonstration(rng, ask, by_subject):
         answer = []
         for i in range(rng.choices((1, 2, 3, 4), (30, 35, 25, 10))[0]):
             kind = "on topic" if i == 0 and ask.completion else rng.choices(("on topic", "stray", "off"), (70, 18, 12))[0]
-            if i and rng.random() < 0.2:
+            if i and rng.random() < 0.1:
                 answer.append(answer[-1])
                 continue
             pool = on_topic if kind == "on topic" else own if kind == "stray" else by_subject[rng.choice(list(by_subject))]

@@ -216,23 +216,28 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            for p in group["params"]:
-                if "momentum" not in self.state[p]:
-                    self.state[p]["momentum"] = torch.zeros_like(p)
-                momentum = self.state[p]["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                step = orthogonal(p.grad.lerp(momentum, group["momentum"]))  # Nesterov's look-ahead
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(step, alpha=-group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)
+            for shape in {p.shape for p in group["params"]}:  # matrices of one shape are made orthogonal together
+                same = [p for p in group["params"] if p.shape == shape]
+                ahead = []
+                for p in same:
+                    if "momentum" not in self.state[p]:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                    momentum = self.state[p]["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                    ahead.append(p.grad.lerp(momentum, group["momentum"]))  # Nesterov's look-ahead
+                for p, step in zip(same, orthogonal(torch.stack(ahead))):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(step, alpha=-group["lr"] * max(1, shape[0] / shape[1]) ** 0.5)
 
 
-def orthogonal(matrix, steps=5):
-    """Pull all singular values of a matrix towards 1 by Newton-Schulz iterations of an odd polynomial (Jordan's coefficients)."""
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide / (wide.norm() + 1e-7)
+def orthogonal(matrices, steps=5):
+    """Pull all singular values towards 1 by Newton-Schulz iterations of an odd polynomial (Jordan's coefficients). (N, rows, columns)."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
-        square = x @ x.T
+        square = x @ x.mT
         x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
-    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+    return x.mT if tall else x
 
 
 class Optimizers:
