@@ -56,3 +56,9 @@ def enc():
     """A tokenizer of some 300 tokens, trained on a few sentences."""
     text = "A dog is a furry mammal. A dog is man's best friend. What is a cat? A cat is a small hunter. " * 5
     return data.make_encoding(data.train_bpe(text, 300))
+
+
+@pytest.fixture(autouse=True)
+def remarks_are_new():
+    """What is said once in a process is said once in each test."""
+    data.say_once.cache_clear()

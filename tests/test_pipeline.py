@@ -413,7 +413,7 @@ def test_the_data_are_shown_as_the_model_sees_them(tiny, mine, call):
     ("train_pretrain.py", "--data broken", "pretrain.jsonl, line 2"),
     ("train_pretrain.py", "--data empty", "the file is empty"),
     ("train_pretrain.py", "--init broken/pretrain.jsonl --run new", "not a checkpoint"),
-    ("train_pretrain.py", "--n_embd 33 --n_head 2 --steps 1", "n_embd 33 must be a multiple of n_head 2"),
+    ("train_pretrain.py", "--n_embd 33 --n_head 2 --steps 1", "--n_embd 33 must be a multiple of --n_head 2"),
     ("model.py", "broken/pretrain.jsonl --prompt hello", "not a checkpoint"),
     ("model.py", "nothing.pt --prompt hello", "no such checkpoint"),
     ("data.py", "--data nowhere", "no such folder"),
