@@ -206,8 +206,8 @@ def load_model(path, device="cpu", dropout=0.0):
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024): the momentum of a matrix, made orthogonal, is the step.
 
-    All directions of a matrix then move equally far, also those with small gradients, and small models learn from the same
-    text in about two thirds of Adam's steps. torch has it too, in bfloat16, which CPUs without bfloat16 units emulate slowly.
+    All directions of a matrix then move equally far, also those with small gradients; the small models here reached a lower
+    loss with it than with AdamW in the same number of steps. torch has it too, in bfloat16, which CPUs without bfloat16 units emulate slowly.
     """
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
