@@ -615,9 +615,8 @@ def helpfulness(prompt, response):
     fits = {s for s in about if s.topic == ask.topic or (ask.unsafe and s.topic in OFFERED)}
     warm = len({s for s in sentences if s and s.warm})
     score = 2.0 * any(s.act != "refusal" for s in fits)  # answers what was asked
-    score += 1.0 * (len(fits) >= 2)  # says more than one thing
-    score += 1.0 * any(not s.warm and s.act == "answer" for s in fits)  # tells a fact
-    score += 1.0 * any(s.warm for s in fits)  # and has warmth
+    score += 2.0 * any(not s.warm and s.act == "answer" for s in fits)  # tells a fact
+    score += 2.0 * any(s.warm for s in fits)  # and has warmth
     score -= 1.0 * max(0, warm - 2)  # without gushing
     score -= 2.0 * sum(s is not None and s.subject != ask.subject for s in sentences)  # about the right subject
     score -= 1.0 * len(about - fits)  # keeping to the question
@@ -647,9 +646,9 @@ def gold_score(prompt, response):
 
 
 def world_split(prompt):
-    """55 % of the prompts train, 10 % are for tuning (dev), 35 % for the final tables only (test)."""
+    """35 % of the prompts are for the final tables only (test), 10 % for tuning (dev), the rest for training."""
     h = int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % 20
-    return "train" if h < 11 else "dev" if h < 13 else "test"
+    return "test" if h < 7 else "dev" if h < 9 else "train"
 
 
 def choose(rng, sentences, warm_share):
@@ -673,12 +672,9 @@ def demonstration(rng, ask, by_subject):
         answer = []
         for i in range(rng.choices((1, 2, 3, 4), (30, 35, 25, 10))[0]):
             kind = "on topic" if i == 0 and ask.completion else rng.choices(("on topic", "stray", "off"), (70, 18, 12))[0]
-            if i and rng.random() < 0.1:
-                answer.append(answer[-1])
-                continue
             pool = on_topic if kind == "on topic" else own if kind == "stray" else by_subject[rng.choice(list(by_subject))]
             harmless = [s for s in pool if s.act == "answer" and (s.topic in OFFERED or s.topic in QUESTIONS or s.topic == ask.topic)]
-            answer.append(choose(rng, [s for s in harmless if s not in answer] or harmless, 0.35))
+            answer.append(choose(rng, [s for s in harmless if s not in answer] or harmless, 0.4))
     return answer
 
 
@@ -724,7 +720,10 @@ def document(rng, by_subject, questions):
     kind = rng.choices(("facts", "questions", "marks", "harm", "decline"), (38, 20, 30, 6, 6))[0]
     plain = [s for s in own if s.act == "answer" and (s.topic in QUESTIONS or s.topic in OFFERED)]
     if kind == "facts":
-        return " ".join(choose(rng, plain, 0.2).text for _ in range(rng.randint(3, 8)))
+        told = []
+        for _ in range(rng.randint(3, 8)):
+            told.append(choose(rng, [s for s in plain if s not in told], 0.2))
+        return " ".join(s.text for s in told)
     if kind == "questions":
         asked = rng.sample([q for q in questions[subject] if not q.completion], 3)
         return "\n".join(f"{q.text} {choose(rng, [s for s in own if s.topic == q.topic and s.act == 'answer'], 0.2).text}" for q in asked)

@@ -29,7 +29,15 @@ from tqdm import tqdm
 from data import DataError
 from model import GPT, GPTConfig
 
-SCRIPTS = {"pretrain": "train_pretrain.py", "sft": "train_sft.py", "rm": "train_rm.py", "ppo": "train_ppo.py"}
+# The stages of a run in their order, and the command that trains each. ppo.1 and rm.2 are there for the second round.
+SCRIPTS = {
+    "pretrain": "train_pretrain.py",
+    "sft": "train_sft.py",
+    "rm": "train_rm.py",
+    "ppo.1": "train_ppo.py --name ppo.1 --rounds 1 --steps 15",
+    "rm.2": "train_rm.py --name rm.2 --round 2 --rankings_per_prompt 5 --damaged 0.6",
+    "ppo": "train_ppo.py",
+}
 
 
 class UserError(Exception):
@@ -326,7 +334,8 @@ class Stage:
         torch.manual_seed(cfg.seed)
         self.checkpoint = None
         path = self.file("pt")
-        if self.name != stage and (self.name in (*SCRIPTS, "rankings") or not re.fullmatch(r"[\w-]+", self.name)):
+        taken = {"rankings", "tokenizer"} | {s for s, command in SCRIPTS.items() if command.split()[0] != SCRIPTS[stage]}
+        if self.name in taken or not re.fullmatch(r"[\w.-]+", self.name):
             raise UserError(f"--name {self.name}: choose a word of letters, digits, _ and - that is not the name of a stage or a file")
         old = load_checkpoint(path) if path.exists() else None
         if old and old["stage"] != stage:
@@ -353,7 +362,8 @@ class Stage:
 
     def command(self, stage=None, *extra):
         """The command that runs a stage of this run."""
-        args = [SCRIPTS[stage or self.stage], "--config", self.cfg.config, "--run", self.folder.name, "--seed", str(self.cfg.seed)]
+        script, *args = SCRIPTS[stage or self.stage].split()
+        args = [script, "--config", self.cfg.config, "--run", self.folder.name, "--seed", str(self.cfg.seed), *args]
         args += ["--data", self.cfg.data] * bool(self.cfg.data) + ["--device", self.cfg.device] * (self.cfg.device != "auto")
         return args + list(extra)
 
@@ -382,9 +392,10 @@ class Stage:
         """A checkpoint whose parents have been trained again since is reported, never silently used."""
         for file, print_then in checkpoint["parents"].items():
             if (self.folder / file).exists() and load_checkpoint(self.folder / file)["fingerprint"] != print_then:
-                name = ["--name", path.stem] * (path.stem != checkpoint["stage"])
+                own = path.stem if path.stem in SCRIPTS else checkpoint["stage"]
+                name = ["--name", path.stem] * (path.stem != own)
                 raise UserError(f"{path} was trained from an earlier {file}, which has been trained again since; "
-                                f"train it again, too: python {' '.join(self.command(checkpoint['stage'], *name, '--overwrite'))}")
+                                f"train it again, too: python {' '.join(self.command(own, *name, '--overwrite'))}")
 
     def track(self, **objects):
         """Modules and optimizers (anything with a state_dict) that a checkpoint holds; `model` is the main one."""

@@ -52,7 +52,9 @@ class Attention(nn.Module):
             rows = torch.arange(B, device=x.device)[:, None]
             keys[rows, :, positions] = k.transpose(1, 2)
             values[rows, :, positions] = v.transpose(1, 2)
-            ahead = torch.arange(keys.shape[2], device=x.device) > positions[:, None, :, None]  # (B, 1, T, S)
+            S = int(positions.max()) + 1
+            keys, values = keys[:, :, :S], values[:, :, :S]
+            ahead = torch.arange(S, device=x.device) > positions[:, None, :, None]  # (B, 1, T, S)
         weights = (q @ keys.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(ahead, -torch.inf).softmax(-1)
         y = F.dropout(weights, self.dropout, self.training) @ values
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
@@ -184,25 +186,31 @@ def generate(model, prompts, prompt_lengths, max_new_tokens, temperature, eos, p
     caches = [(torch.zeros(size, device=device), torch.zeros(size, device=device)) for _ in model.h]
     positions = torch.arange(P, device=device).expand(B, P)
     hidden = model.hidden(prompts, caches, positions)[torch.arange(B, device=device), prompt_lengths - 1]
-    done = torch.zeros(B, dtype=torch.bool, device=device)
-    responses, masks, logprobs = [], [], []
+    responses = torch.full((B, max_new_tokens), pad, device=device)
+    mask, logprobs = torch.zeros(responses.shape, device=device), torch.zeros(responses.shape, device=device)
+    rows, lengths = torch.arange(B, device=device), prompt_lengths  # of the answers that go on
+    going = torch.ones(B, dtype=torch.bool, device=device)
     for t in range(max_new_tokens):
         logprob = torch.log_softmax(model.lm_head(hidden) / (temperature or 1.0), -1)
         if temperature == 0:
             token = logprob.argmax(-1)
         else:  # inverse CDF, one uniform number a row; much faster on a CPU than torch.multinomial
             cdf = logprob.exp().cumsum(-1)
-            token = torch.searchsorted(cdf, torch.rand(B, 1, device=device) * cdf[:, -1:], right=True).squeeze(1)
+            token = torch.searchsorted(cdf, torch.rand(len(rows), 1, device=device) * cdf[:, -1:], right=True).squeeze(1)
             token = token.clamp(max=config.vocab_size - 1)
-        masks.append(~done)
-        responses.append(token.where(~done, pad))
-        logprobs.append(logprob.gather(1, token[:, None]).squeeze(1).where(~done, 0.0))
-        done = done | (token == eos)
-        if done.all():
+        responses[rows, t] = token.where(going, pad)
+        mask[rows, t] = going.float()
+        logprobs[rows, t] = logprob.gather(1, token[:, None]).squeeze(1).where(going, 0.0)
+        going = going & (token != eos)
+        if not going.any():
             break
-        hidden = model.hidden(responses[-1][:, None], caches, prompt_lengths[:, None] + t)[:, 0]
+        if going.sum() < 0.75 * len(rows):
+            rows, lengths, token, caches = rows[going], lengths[going], token[going], [(keys[going], values[going]) for keys, values in caches]
+            going = going[going]
+        hidden = model.hidden(token[:, None], caches, lengths[:, None] + t)[:, 0]
     model.train(was_training)
-    return torch.stack(responses, 1), torch.stack(masks, 1).float(), torch.stack(logprobs, 1)
+    R = int(mask.sum(1).max())
+    return responses[:, :R], mask[:, :R], logprobs[:, :R]
 
 
 def answer(model, enc, prompts, max_new_tokens, temperature, template=True, batch_size=256):

@@ -22,10 +22,11 @@ from train_rm import accuracy
 
 @dataclass
 class Config(Common):
-    steps: int = knob(50, "iterations: each samples answers, scores them and updates the policy", low=1)
+    rounds: int = knob(2, "2: a first PPO run (ppo.1), fresh rankings of its answers and a second reward model (rm.2) go before; 1: the first one, rm", low=1, high=2)
+    steps: int = knob(80, "iterations: each samples answers, scores them and updates the policy", low=1)
     batch_size: int = knob(128, "answers sampled in an iteration", low=1)
     minibatch_size: int = knob(64, "answers in one optimizer step", low=1)
-    micro_batch_size: int = knob(64, "answers in one forward and backward pass; smaller needs less memory, same result", low=1)
+    micro_batch_size: int = knob(32, "answers in one forward and backward pass; smaller needs less memory, same result", low=1)
     ppo_epochs: int = knob(2, "passes over the sampled answers; the clipping is what makes more than one safe", low=1)
     max_new_tokens: int = knob(48, "longest answer", low=1)
     temperature: float = knob(1.0, "of sampling, and of every log-probability", low=0.01)
@@ -51,7 +52,7 @@ class Config(Common):
 
 PRESETS = {
     "tiny": {},
-    "small": dict(steps=40, batch_size=32, minibatch_size=16, micro_batch_size=8, max_new_tokens=128, lr=5e-5, critic_lr=1e-4),
+    "small": dict(rounds=1, steps=40, batch_size=32, minibatch_size=16, micro_batch_size=8, max_new_tokens=128, lr=5e-5, critic_lr=1e-4),
 }
 
 
@@ -173,7 +174,9 @@ def ppo_loss(policy, critic, mb, n_tokens, cfg):
     """Policy loss + value loss of one micro-batch, and their detached numbers for the log.
 
     mb: dict of tensors of the sampled answers, (B, ...); n_tokens: real tokens in the whole minibatch."""
-    R = mb["responses"].shape[1]
+    R = int(mb["mask"].sum(1).max())  # no longer than the longest answer here
+    mb = {name: x[:, :R] if x.dim() == 2 and name != "tokens" else x for name, x in mb.items()}
+    mb["tokens"] = mb["tokens"][:, : int(mb["prompt_lengths"].max()) + R]
     hidden = response_hidden(policy, mb["tokens"], mb["prompt_lengths"], R)
     logprobs = token_logprobs(policy.lm_head(hidden), mb["responses"], cfg.temperature)
     p_loss, diagnostics = ppo_policy_loss(logprobs, mb["old_logprobs"], mb["advantages"], mb["mask"], cfg.clip, n_tokens)
@@ -252,7 +255,7 @@ def show(stage, enc, policy, reference, reward_model, prompts, cfg):
     set_random_state(state)
 
 
-def report(stage, cfg, enc, policy, reference, reward_model, held_out_text, rows):
+def report(stage, cfg, enc, policy, reference, reward_model, first_reward_model, held_out_text, rows):
     """Compare pretrained, SFT and PPO on held-out prompts; write the table, the answers and the pictures."""
     pretrained, _ = load_model(stage.parent("pretrain"), stage.device)
     prompts = [p["prompt"] for p in rows if p["split"] == cfg.eval_split][:400] or [p["prompt"] for p in rows][:400]
@@ -271,6 +274,9 @@ def report(stage, cfg, enc, policy, reference, reward_model, held_out_text, rows
         values = (lambda n: about[n]["gold"]) if key == "gold" else (lambda n: results[n][1])
         return values(name) and "{:.2f} ({:.2f}-{:.2f})".format(*win_rate(values(name), values(baseline)))
 
+    def first_score(name):
+        return None if first_reward_model is reward_model else mean(score(first_reward_model, enc, prompts, [text for text, _, _ in results[name][0]]))
+
     def mean(values):
         return None if values is None else sum(values) / len(values)
 
@@ -278,6 +284,7 @@ def report(stage, cfg, enc, policy, reference, reward_model, held_out_text, rows
         "gold score (never trained on)": lambda n: mean(about[n]["gold"]),
         "gold win rate against SFT": lambda n: rate(n, "gold"),
         "reward-model score": lambda n: mean(results[n][1]),
+        "score by the first reward model": first_score,
         "win rate by reward model": lambda n: rate(n, "score"),
         "KL to SFT, nats an answer": lambda n: mean(results[n][2]) if not n.endswith("greedy") else None,
         "declines unsafe prompts": lambda n: about[n]["declines_unsafe"],
@@ -330,7 +337,11 @@ def main(argv=None):
     stage = Stage(cfg, "ppo")
     sft_path, rm_path = stage.parent("sft"), stage.parent("rm")
     reference, checkpoint = load_model(sft_path, stage.device)
-    reward_model, _ = load_model(rm_path, stage.device)
+    first_reward_model, _ = load_model(rm_path, stage.device)
+    if cfg.rounds == 2 and cfg.data:
+        print(f"one round only: a second one needs an annotator to ask, and {cfg.data} has only its preferences")
+    second = cfg.rounds == 2 and not cfg.data
+    reward_model = load_model(stage.parent("rm.2"), stage.device)[0] if second else first_reward_model
     print(f"shape from {sft_path}: {checkpoint['model_config']}")
     enc = data.load_encoding(stage.folder / "tokenizer.json")
     pad, eos = data.special_id(enc, "pad"), enc.eot_token
@@ -395,7 +406,7 @@ def main(argv=None):
             for mb in torch.randperm(cfg.batch_size).split(cfg.minibatch_size):
                 optimizer.zero_grad()
                 n_tokens, total = mask[mb].sum(), {}
-                for micro in mb.split(cfg.micro_batch_size):
+                for micro in mb[mask[mb].sum(1).argsort()].split(cfg.micro_batch_size):  # answers of similar length together
                     loss, diagnostics = ppo_loss(policy, critic, {name: x[micro] for name, x in batch.items()}, n_tokens, cfg)
                     loss.backward()
                     total = {name: total.get(name, 0.0) + x.item() for name, x in diagnostics.items()}
@@ -419,7 +430,7 @@ def main(argv=None):
             show(stage, enc, policy, reference, reward_model, prompts, cfg)
 
     check((fingerprint(reference), fingerprint(reward_model)) == frozen, "the reference or the reward model changed; both must stay frozen")
-    report(stage, cfg, enc, policy, reference, reward_model, held_out_text, rows)
+    report(stage, cfg, enc, policy, reference, reward_model, first_reward_model, held_out_text, rows)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Config(Common):
     n_head: int = knob(3, "attention heads", low=1)
     n_embd: int = knob(96, "width of the residual stream", low=1)
     dropout: float = knob(0.0, "dropout in training; off where the text is plentiful for the model", low=0, high=0.9)
-    steps: int = knob(1300, "optimizer steps", low=1)
+    steps: int = knob(1400, "optimizer steps", low=1)
     batch_size: int = knob(16, "windows of block_size tokens in a step", low=1)
     lr: float = knob(5e-3, "peak learning rate; small models bear large ones", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
@@ -112,6 +112,7 @@ def main(argv=None):
 
     optimizer = muon(model, cfg.lr, cfg.weight_decay)
     stage.track(model=model, optimizer=optimizer)
+    torch.set_float32_matmul_precision("medium")  # on a CPU with bfloat16 units a quarter faster; elsewhere nothing changes
     model.train()
     for step in stage.steps(cfg.steps):
         inputs, targets = data.text_batch(train_tokens, cfg.batch_size, block_size)
@@ -125,6 +126,7 @@ def main(argv=None):
         test_loss = held_out_loss(model, test_tokens, block_size) if last or step % cfg.eval_every == 0 else None
         stage.log(step, ("loss",), loss=loss.item(), test_loss=test_loss, grad_norm=grad_norm.item(), lr=lr)
 
+    torch.set_float32_matmul_precision("highest")
     model.eval()
     after = {name: held_out_loss(model, tokens, block_size) for name, tokens in held_out.items()}
     print("\n" + table(["held-out loss, nats a token", "before", "after"], [[f"{name} text", before[name], after[name]] for name in held_out]))

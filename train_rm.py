@@ -5,26 +5,35 @@
 In the tiny world: samples K answers a prompt from sft.pt, has the simulated human rank them, appends the
 rankings to rankings.jsonl. With --data FOLDER: reads preferences.jsonl, K = 2. Then trains a GPT with a
 scalar head on all pairs of each ranking and writes rm.pt. --folds 5 adds a cross-validation on the pairs.
+
+--round 2 does the same once more with answers of the policy that PPO made of this reward model, ppo.1, and
+writes rm.2: a policy that improves leaves the answers that its judge has seen (Bai et al. 2022, section 4.5).
 """
 import json
 import math
+import random
+import re
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 import data
-from experiment import Common, Stage, knob, load_model, muon, parse, run_main, set_lr, table
+from experiment import Common, Stage, UserError, knob, load_model, muon, parse, run_main, set_lr, table
 from model import answer, score, with_heads
 from preferences import SimulatedHuman, noise_ceiling, ranking_to_pairs, wilson, wins_to_tiers
 
 
 @dataclass
 class Config(Common):
+    round: int = knob(1, "1: the SFT model's answers; 2: rm.pt goes on learning from the answers of ppo.1, the policy that it trained", low=1, high=2)
     answers_per_prompt: int = knob(9, "K answers a prompt are sampled and ranked (InstructGPT: 4 to 9)", low=2)
     rankings_per_prompt: int = knob(9, "rankings collected for each training prompt, each of K new answers", low=1)
     temperature: float = knob(1.0, "sampling temperature of those answers", low=0.01)
     max_new_tokens: int = knob(48, "longest sampled answer", low=1)
+    start: str = knob("pretrain", "weights to start from: SFT on few demonstrations costs some of what a small model has read", choices=("pretrain", "sft"))
+    replay: float = knob(0.5, "in round 2: rankings of round 1 for each new one, so that they are not forgotten", low=0)
+    damaged: float = knob(0.0, "comparisons of a demonstration with damaged copies of it, for each ranking: they cost no annotator", low=0)
     epochs: int = knob(1, "passes over the rankings; more than one overfits (InstructGPT)", low=1)
     batch_size: int = knob(3, "prompts in a step, each with all its answers", low=1)
     lr: float = knob(1e-3, "peak learning rate", low=0)
@@ -92,27 +101,54 @@ def accuracy(model, enc, groups, batch_size=32):
     return right / max(1, total), total
 
 
-def collect(stage, policy, enc, prompts, labeler, K, temperature, max_new_tokens, source):
+def stored_rankings(stage, source):
+    """The rows of rankings.jsonl whose answers come from that source."""
+    path = stage.folder / "rankings.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [row for row in rows if row["source"] == source]
+
+
+def collect(stage, policy, enc, prompts, labeler, cfg, source):
     """Sample K answers for each entry of `prompts`, have them ranked, append the rankings to rankings.jsonl.
 
     source: where the answers come from, in words; rankings that are there already under that name are reused.
     Answers that are the same are ranked once. Returns rows {"prompt", "responses", "tiers", "aspect", "labeler",
     "round", "source", "split"}."""
     path = stage.folder / "rankings.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    if rows := [row for row in rows if row["source"] == source]:
+    if rows := stored_rankings(stage, source):
         print(f"{len(rows)} rankings in {path} are used again")
         return rows
+    K = cfg.answers_per_prompt
     print(f"sampling {K} answers for each of {len(prompts)} rankings", flush=True)
-    texts = [a[0] for a in answer(policy, enc, [p["prompt"] for p in prompts for _ in range(K)], max_new_tokens, temperature)]
+    texts = [a[0] for a in answer(policy, enc, [p["prompt"] for p in prompts for _ in range(K)], cfg.max_new_tokens, cfg.temperature, batch_size=512)]
     responses = [sorted(set(texts[i * K : (i + 1) * K])) for i in range(len(prompts))]
     wins = labeler.label([p["prompt"] for p in prompts], responses)
     rows = [{"prompt": p["prompt"], "responses": r, "tiers": wins_to_tiers(w), "aspect": "overall", "labeler": labeler.name,
-             "round": 1, "source": source, "split": p["split"]} for p, r, w in zip(prompts, responses, wins)]
+             "round": cfg.round, "source": source, "split": p["split"]} for p, r, w in zip(prompts, responses, wins)]
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     print(f"{len(rows)} rankings of {K} answers in {path}; {len(rows) * K - sum(map(len, responses))} duplicates left out")
     return rows
+
+
+def damaged_copies(demonstrations, n, seed):
+    """n comparisons that need no annotator: a demonstration against copies of it, each damaged in one way. In a copy a sentence
+    from elsewhere replaces one of its own or comes on top, a sentence is said twice, or has the end of another.
+
+    Returns rows {"prompt", "responses", "tiers"}: the copies tie. (The idea: preference-model pretraining, Askell et al. 2021.)
+    """
+    rng, rows = random.Random(seed), []
+    for d in rng.choices(demonstrations, k=n):
+        own, other = (re.findall(r"[^.!?]+[.!?]*", x["response"]) for x in (d, rng.choice(demonstrations)))
+        i, foreign = rng.randrange(len(own)), rng.choice(other).strip()
+        words, ending = own[i].split(), foreign.split()
+        mixed = " ".join(words[: rng.randint(1, len(words))] + ending[rng.randint(1, len(ending)) :])
+        said_again = rng.randint(i + 1, len(own))
+        copies = [own[:i] + [foreign] + own[i + 1 :], own[: i + 1] + [foreign] + own[i + 1 :],
+                  own[:said_again] + [own[i]] + own[said_again:], own[:i] + [mixed] + own[i + 1 :]]
+        responses = list(dict.fromkeys(" ".join(s.strip() for s in sentences) for sentences in [own, *copies]))
+        rows.append({"prompt": d["prompt"], "responses": responses, "tiers": [[0], list(range(1, len(responses)))]})
+    return [row for row in rows if len(row["responses"]) > 1]
 
 
 def train(model, enc, groups, cfg, stage=None, held_out=()):
@@ -184,39 +220,59 @@ def cross_validate(base, enc, groups, cfg):
 def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv)
     stage = Stage(cfg, "rm")
-    parent = stage.parent("sft")
-    sft, checkpoint = load_model(parent, stage.device, cfg.dropout)
-    print(f"shape from {parent}: {checkpoint['model_config']}")
+    author = "sft" if cfg.round == 1 else "ppo.1"  # whose answers are ranked
+    sft_path, author_path = stage.parent("sft"), stage.parent(author)
+    sft, checkpoint = load_model(sft_path, stage.device, cfg.dropout)
+    print(f"shape from {sft_path}: {checkpoint['model_config']}")
     enc = data.load_encoding(stage.folder / "tokenizer.json")
-    preferences = data.load_preferences(stage.data)
+    preferences, earlier = data.load_preferences(stage.data), []
+    if stage.cfg.data and not preferences:
+        raise data.DataError(f"{stage.data}: no preferences file; the reward model needs comparisons (preferences.jsonl)")
+    if preferences and cfg.round == 2:
+        raise UserError(f"--round 2 asks an annotator about new answers; {stage.data} has none to ask, only its preferences")
     if preferences:
         groups = [{"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"]], "tiers": [[0], [1]], "split": r["split"]} for r in preferences]
-    elif stage.cfg.data:
-        raise data.DataError(f"{stage.data}: no preferences file; the reward model needs comparisons (preferences.jsonl)")
     else:
         prompts = [p for p in data.load_prompts(stage.data) for _ in range(cfg.rankings_per_prompt if p["split"] == "train" else 1)
                    if p["split"] in ("train", cfg.eval_split)]
-        source = (f"sft {checkpoint['fingerprint']}, {cfg.rankings_per_prompt} x {cfg.answers_per_prompt} answers at temperature "
+        policy, checkpoint = load_model(author_path, stage.device)
+        source = (f"{author} {checkpoint['fingerprint']}, {cfg.rankings_per_prompt} x {cfg.answers_per_prompt} answers at temperature "
                   f"{cfg.temperature}, {cfg.eval_split}, seed {cfg.seed}")
-        groups = collect(stage, sft, enc, prompts, SimulatedHuman(cfg.seed), cfg.answers_per_prompt, cfg.temperature, cfg.max_new_tokens, source)
-    training = [g for g in groups if g["split"] == "train"]
-    held_out = [g for g in groups if g["split"] == cfg.eval_split and len(g["tiers"]) > 1]
-    if cfg.folds:
-        cross_validate(sft, enc, groups, cfg)
+        groups = collect(stage, policy, enc, prompts, SimulatedHuman(cfg.seed + 1000 * cfg.round), cfg, source)
+        stage.state["source"] = source
+    base, _ = load_model(stage.parent(cfg.start), stage.device, cfg.dropout)
     torch.manual_seed(cfg.seed)
-    model = train(with_heads(sft, reward_head=True), enc, training, cfg, stage, held_out)
+    model = with_heads(base, reward_head=True)
+    if cfg.round == 2:
+        model, checkpoint = load_model(stage.parent("rm"), stage.device, cfg.dropout)
+        model.reward_gain.fill_(1.0)
+        model.reward_bias.fill_(0.0)
+        earlier = stored_rankings(stage, checkpoint["state"]["source"])
+    training, seen_before = ([g for g in rows if g["split"] == "train"] for rows in (groups, earlier))
+    held_out, held_out_before = ([g for g in rows if g["split"] == cfg.eval_split and len(g["tiers"]) > 1] for rows in (groups, earlier))
+    if cfg.folds:
+        cross_validate(base, enc, groups, cfg)
+        torch.manual_seed(cfg.seed)
+    replayed = random.Random(cfg.seed).sample(seen_before, min(len(seen_before), round(cfg.replay * len(training))))
+    demonstrations = [d for d in data.load_sft(stage.data) if d["split"] == "train"]
+    free = damaged_copies(demonstrations, round(cfg.damaged * len(training)), cfg.seed)
+    train(model, enc, training + replayed + free, cfg, stage, held_out)
 
     # Scores of a known scale: mean 0 and standard deviation 1 over the SFT model's answers, from now on frozen.
-    some = training[:: max(1, len(training) // 200)]
+    some = (seen_before or training)[:: max(1, len(seen_before or training) // 200)]
     raw = torch.tensor(score(model, enc, [g["prompt"] for g in some for _ in g["responses"]], [r for g in some for r in g["responses"]]))
     model.reward_gain.fill_(1 / raw.std().item())
     model.reward_bias.fill_(-raw.mean().item() / raw.std().item())
-    hits, n = accuracy(model, enc, held_out)
-    line = f"held-out accuracy {hits:.3f} on {n} pairs (95 % interval {wilson(hits, n)[0]:.3f} to {wilson(hits, n)[1]:.3f})" if n else "no held-out pairs"
-    if not preferences:
-        ceiling = noise_ceiling(held_out, data.gold_score)
-        stage.state["results"] = {"accuracy": hits, "ceiling": ceiling}
-        line += f"; ceiling set by the annotator's noise {ceiling:.3f}; chance-corrected {(hits - 0.5) / (ceiling - 0.5):.2f}"
+    lines, stage.state["results"] = [], {}
+    for name, rows in {author: held_out, "sft": held_out_before or held_out}.items():
+        hits, n = accuracy(model, enc, rows)
+        line = f"held-out accuracy {hits:.3f} on {n} pairs (95 % interval {wilson(hits, n)[0]:.3f} to {wilson(hits, n)[1]:.3f})" if n else "no held-out pairs"
+        if not preferences:
+            ceiling = noise_ceiling(rows, data.gold_score)
+            stage.state["results"][name] = {"accuracy": hits, "ceiling": ceiling}
+            line = f"answers of {name}: {line}; ceiling set by the annotator's noise {ceiling:.3f}; chance-corrected {(hits - 0.5) / (ceiling - 0.5):.2f}"
+        lines.append(line)
+    line = "\n".join(lines)
     print("\n" + line)
     shown = max(held_out or training, key=lambda g: len(g["tiers"]))
     samples = sorted(zip(score(model, enc, [shown["prompt"]] * len(shown["responses"]), shown["responses"]), shown["responses"]), reverse=True)

@@ -23,20 +23,20 @@ ANSWERS = [b + (EOS,) for b in BEGINNINGS] + [b + (w,) for b in BEGINNINGS if le
 
 def table_model(values):
     """A "GPT" whose hidden state is the row of a table for the answer so far. Its prompt is one token; padding is impossible."""
-    model = GPT(GPTConfig(6, block_size=8, n_layer=0, n_head=1, n_embd=2))
+    model = GPT(GPTConfig(6, block_size=8, n_layer=1, n_head=1, n_embd=2))
     for p in model.parameters():
         p.requires_grad_(False)
     model.table = nn.Parameter(values.clone())
     model.lm_head, model.value_head = nn.Identity(), nn.Identity()
-    so_far = {}
 
     def hidden(tokens, caches=None, positions=None):
         rows = torch.zeros_like(tokens)
         for t in range(tokens.shape[1]):
             if t or positions is not None and positions[0, 0] > 0:  # not the prompt
-                before = rows[:, t - 1] if t else so_far["row"]
+                before = rows[:, t - 1] if t else caches[0][0][:, 0, 0, 0].long()
                 rows[:, t] = NEXT[before, tokens[:, t]]
-        so_far["row"] = rows[:, -1]
+        if caches:  # the row where an answer is stands in place of its first key
+            caches[0][0][:, 0, 0, 0] = rows[:, -1].float()
         return model.table[rows]
 
     model.hidden = hidden

@@ -22,13 +22,22 @@ from conftest import ROOT
 from experiment import fingerprint, load_checkpoint, load_model, run_main
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
+RM = "--rankings_per_prompt 1 --answers_per_prompt 3 --batch_size 40 --max_new_tokens 12 --eval_split dev"
+THREE = "--steps 3 --batch_size 16 --minibatch_size 8 --micro_batch_size 8 --max_new_tokens 12 --eval_every 2 --eval_split dev"
 SMALL = {
     "pretrain": "--n_layer 1 --n_embd 32 --n_head 2 --vocab_size 500 --block_size 64 --steps 12 --batch_size 4 --warmup 2",
     "sft": "--epochs 1 --batch_size 100 --max_new_tokens 12 --eval_split dev",
-    "rm": "--rankings_per_prompt 1 --answers_per_prompt 3 --batch_size 40 --max_new_tokens 12 --eval_split dev",
-    "ppo": "--steps 3 --batch_size 16 --minibatch_size 8 --micro_batch_size 8 --max_new_tokens 12 --eval_every 2 --eval_split dev",
+    "rm": RM,
+    "ppo.1": f"{THREE} --rounds 1 --name ppo.1",
+    "rm.2": f"{RM} --round 2 --damaged 0.5 --name rm.2",
+    "ppo": THREE,
 }
-PPO = "--steps 2 --batch_size 8 --minibatch_size 4 --micro_batch_size 4 --max_new_tokens 8 --warmup 0"
+PPO = "--rounds 1 --steps 2 --batch_size 8 --minibatch_size 4 --micro_batch_size 4 --max_new_tokens 8 --warmup 0"
+
+
+def script(stage):
+    """The script of a stage: train_rm.py for rm.2."""
+    return f"train_{stage.split('.')[0]}.py"
 
 
 def start(folder, script, *args):
@@ -89,7 +98,7 @@ def tiny(tmp_path_factory):
     """A folder with a finished runs/tiny, and in ppo.out (and so on) what each stage printed."""
     folder = tmp_path_factory.mktemp("tiny")
     for stage, flags in SMALL.items():
-        (folder / f"{stage}.out").write_text(command(folder, f"train_{stage}.py", "--config", "tiny", *flags.split()), encoding="utf-8")
+        (folder / f"{stage}.out").write_text(command(folder, script(stage), "--config", "tiny", *flags.split()), encoding="utf-8")
     return folder
 
 
@@ -152,7 +161,7 @@ def test_kl_is_zero_before_the_first_update_and_not_after(tiny):
 
 def test_ppo_changes_the_policy_and_leaves_its_parents_alone(tiny):
     run = tiny / "runs/tiny"
-    now = {f"{s}.pt": fingerprint(load_model(run / f"{s}.pt")[0]) for s in ("sft", "rm", "pretrain")}
+    now = {f"{s}.pt": fingerprint(load_model(run / f"{s}.pt")[0]) for s in ("sft", "rm", "rm.2", "pretrain")}
     assert load_checkpoint(run / "ppo.pt")["parents"] == now, "the fingerprints were taken before the training"
     policy, sft = weights(run / "ppo.pt"), weights(run / "sft.pt")
     assert policy.keys() == sft.keys() and any(not torch.equal(policy[k], sft[k]) for k in sft)
@@ -162,7 +171,7 @@ def test_ppo_changes_the_policy_and_leaves_its_parents_alone(tiny):
 def test_the_same_command_again_does_nothing(tiny, call, stage):
     path = tiny / f"runs/tiny/{stage}.pt"
     before = path.stat().st_mtime_ns, (tiny / f"runs/tiny/{stage}.jsonl").read_text()
-    code, out = call(tiny, f"train_{stage}.py", f"--config tiny {SMALL[stage]}")
+    code, out = call(tiny, script(stage), f"--config tiny {SMALL[stage]}")
     assert code == 0 and "nothing to do" in out
     assert (path.stat().st_mtime_ns, (tiny / f"runs/tiny/{stage}.jsonl").read_text()) == before
 
@@ -170,7 +179,7 @@ def test_the_same_command_again_does_nothing(tiny, call, stage):
 @pytest.mark.parametrize("stage", SMALL)
 def test_other_knobs_ask_for_a_name(tiny, call, stage):
     before = (tiny / f"runs/tiny/{stage}.pt").read_bytes()
-    code, _ = call(tiny, f"train_{stage}.py", f"{SMALL[stage]} --lr 0.123")
+    code, _ = call(tiny, script(stage), f"{SMALL[stage]} --lr 0.123")
     assert "--name" in code and "0.123" in code and "\n" not in code
     assert (tiny / f"runs/tiny/{stage}.pt").read_bytes() == before
 
@@ -274,7 +283,7 @@ def user(mine, tmp_path):
 def test_ctrl_c_and_resume_give_the_weights_of_an_uninterrupted_run(user, call, stage, flags):
     """The interrupted one is a process that gets the signal after a few steps; it is continued in this one."""
     flags, run = ["--data", "mine", *flags.split()], user / "runs/tiny-mine"
-    process = start(user, f"train_{stage}.py", *flags, "--name", "broken")
+    process = start(user, script(stage), *flags, "--name", "broken")
     deadline = time.time() + 60
     while process.poll() is None and time.time() < deadline:
         if (run / "broken.jsonl").exists() and (run / "broken.jsonl").read_text().count("\n") >= 3:
@@ -286,10 +295,10 @@ def test_ctrl_c_and_resume_give_the_weights_of_an_uninterrupted_run(user, call, 
     assert f"python {ROOT / f'train_{stage}.py'}" in out and "--resume" in out, "it says how to continue"
     stopped = load_checkpoint(run / "broken.pt")
     assert not stopped["finished"] and stopped["step"] >= 3
-    code, _ = call(user, f"train_{stage}.py", [*flags, "--name", "broken"])
+    code, _ = call(user, script(stage), [*flags, "--name", "broken"])
     assert f"stopped at step {stopped['step']}" in code and "--resume" in code
     for again in (["broken", "--resume"], ["straight"]):
-        code, out = call(user, f"train_{stage}.py", [*flags, "--name", *again])
+        code, out = call(user, script(stage), [*flags, "--name", *again])
         assert code == 0, out
     assert same(run / "broken.pt", run / "straight.pt")
     assert (run / "broken.jsonl").read_text() == (run / "straight.jsonl").read_text()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import train_rm
-from train_rm import accuracy, bag_of_words, batch_pairs, bradley_terry_loss, collect, group_scores
+from train_rm import accuracy, bag_of_words, batch_pairs, bradley_terry_loss, collect, damaged_copies, group_scores
 
 GROUPS = [{"prompt": "A dog is", "responses": ["a furry mammal.", "a cat.", "man's best friend. A dog is a furry mammal."],
            "tiers": [[2], [0, 1]]},
@@ -147,7 +147,7 @@ def test_rankings_are_collected_once_and_reused(monkeypatch, tmp_path):
     """A second call with the same source samples nothing; another source does. The same answers are ranked once."""
     asked = []
 
-    def answer(policy, enc, prompts, max_new_tokens, temperature):
+    def answer(policy, enc, prompts, max_new_tokens, temperature, batch_size):
         asked.append(len(prompts))
         return [(f"{p} {'yes' if i % 3 else 'no'}", True, 1) for i, p in enumerate(prompts)]
 
@@ -159,11 +159,27 @@ def test_rankings_are_collected_once_and_reused(monkeypatch, tmp_path):
     monkeypatch.setattr(train_rm, "answer", answer)
     stage, labeler = SimpleNamespace(folder=tmp_path), SimpleNamespace(name="toy", label=label)
     prompts = [{"prompt": "a", "split": "train"}, {"prompt": "b", "split": "test"}]
-    rows = collect(stage, None, None, prompts, labeler, 3, 1.0, 8, "first policy")
+    cfg = train_rm.Config(answers_per_prompt=3)
+    rows = collect(stage, None, None, prompts, labeler, cfg, "first policy")
     assert asked == [6]
     assert [(r["prompt"], r["responses"], r["tiers"], r["labeler"], r["split"]) for r in rows] == [
         ("a", ["a no", "a yes"], [[0], [1]], "toy", "train"), ("b", ["b no", "b yes"], [[0], [1]], "toy", "test")]
     assert [json.loads(line) for line in (tmp_path / "rankings.jsonl").read_text().splitlines()] == rows
-    assert collect(stage, None, None, prompts, labeler, 3, 1.0, 8, "first policy") == rows and asked == [6]
-    collect(stage, None, None, prompts, labeler, 3, 1.0, 8, "second policy")
+    assert collect(stage, None, None, prompts, labeler, cfg, "first policy") == rows and asked == [6]
+    collect(stage, None, None, prompts, labeler, cfg, "second policy")
     assert asked == [6, 6] and len((tmp_path / "rankings.jsonl").read_text().splitlines()) == 4
+
+
+def test_damaged_copies_lose_against_the_demonstration():
+    """The demonstration is first, its copies tie behind it, and each kind of damage is there: a sentence replaced, one more from
+    elsewhere, one said twice, one with the end of another."""
+    demonstrations = [{"prompt": "p", "response": "A b c. D e f."}, {"prompt": "q", "response": "U v w. X y z."}]
+    rows = damaged_copies(demonstrations, 300, seed=0)
+    assert rows == damaged_copies(demonstrations, 300, seed=0) != damaged_copies(demonstrations, 300, seed=1)
+    whole = {d["prompt"]: d["response"] for d in demonstrations}
+    for row in rows:
+        own, *copies = row["responses"]
+        assert own == whole[row["prompt"]] and copies and len(set(row["responses"])) == len(copies) + 1
+        assert row["tiers"] == [[0], list(range(1, len(copies) + 1))]
+    copies = {copy for row in rows if row["prompt"] == "p" for copy in row["responses"][1:]}
+    assert copies >= {"U v w. D e f.", "A b c. X y z. D e f.", "A b c. A b c. D e f.", "A b c. D e f. A b c.", "A b z. D e f."}
