@@ -35,7 +35,7 @@ SCRIPTS = {
     "sft": "train_sft.py",
     "rm": "train_rm.py",
     "ppo.1": "train_ppo.py --name ppo.1 --rounds 1 --steps 15",
-    "rm.2": "train_rm.py --name rm.2 --round 2 --rankings_per_prompt 5 --damaged 0.6",
+    "rm.2": "train_rm.py --name rm.2 --round 2 --rankings_per_prompt 3 --damaged 0.6",
     "ppo": "train_ppo.py",
 }
 

@@ -1,9 +1,10 @@
 """Step 3, PPO: make the answers better by the reward model's score without straying far from the SFT model.
 
     python train_ppo.py --config tiny                          every missing stage is trained first
-    python train_ppo.py --config tiny --kl_coef 0 --name no_kl          watch it hack the reward model
+    python train_ppo.py --config tiny --rounds 1 --kl_coef 0 --name no_kl          watch it hack the first reward model
 
-Reads prompts.jsonl of the run's data, sft.pt (policy and frozen reference) and rm.pt, writes ppo.pt.
+Reads prompts.jsonl of the run's data, sft.pt (policy and frozen reference) and the reward model (rm.2.pt, or rm.pt with
+--rounds 1), writes ppo.pt.
 The objective: final reward = reward-model score - beta KL(policy || reference), Ziegler et al. 2019;
 generalised advantages, Schulman et al. 2016; the clipped objective, Schulman et al. 2017.
 """

@@ -28,7 +28,7 @@ from preferences import SimulatedHuman, noise_ceiling, ranking_to_pairs, wilson,
 class Config(Common):
     round: int = knob(1, "1: the SFT model's answers; 2: rm.pt goes on learning from the answers of ppo.1, the policy that it trained", low=1, high=2)
     answers_per_prompt: int = knob(9, "K answers a prompt are sampled and ranked (InstructGPT: 4 to 9)", low=2)
-    rankings_per_prompt: int = knob(9, "rankings collected for each training prompt, each of K new answers", low=1)
+    rankings_per_prompt: int = knob(4, "rankings collected for each training prompt, each of K new answers", low=1)
     temperature: float = knob(1.0, "sampling temperature of those answers", low=0.01)
     max_new_tokens: int = knob(48, "longest sampled answer", low=1)
     start: str = knob("pretrain", "weights to start from: SFT on few demonstrations costs some of what a small model has read", choices=("pretrain", "sft"))
@@ -220,6 +220,8 @@ def cross_validate(base, enc, groups, cfg):
 def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv)
     stage = Stage(cfg, "rm")
+    if cfg.data and cfg.round == 2:
+        raise UserError(f"--round 2 asks an annotator about new answers; {cfg.data} has none to ask, only its preferences")
     author = "sft" if cfg.round == 1 else "ppo.1"  # whose answers are ranked
     sft_path, author_path = stage.parent("sft"), stage.parent(author)
     sft, checkpoint = load_model(sft_path, stage.device, cfg.dropout)
@@ -228,8 +230,6 @@ def main(argv=None):
     preferences, earlier = data.load_preferences(stage.data), []
     if stage.cfg.data and not preferences:
         raise data.DataError(f"{stage.data}: no preferences file; the reward model needs comparisons (preferences.jsonl)")
-    if preferences and cfg.round == 2:
-        raise UserError(f"--round 2 asks an annotator about new answers; {stage.data} has none to ask, only its preferences")
     if preferences:
         groups = [{"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"]], "tiers": [[0], [1]], "split": r["split"]} for r in preferences]
     else:

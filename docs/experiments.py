@@ -24,7 +24,7 @@ def train(*flags):
 
 
 def results(path):
-    """What a PPO run measured at its end."""
+    """What a stage measured at its end."""
     return torch.load(path, weights_only=True)["state"]["results"]
 
 
@@ -37,31 +37,31 @@ def seeds(args):
         seconds = time.time() - begin
         folder = Path("runs") / ("tiny" + f"-seed{seed}" * bool(seed))
         r = results(folder / "ppo.pt")
-        rm = torch.load(folder / "rm.pt", weights_only=True)["state"]["results"]
+        first, second = (results(folder / f"{rm}.pt")["sft"] for rm in ("rm", "rm.2"))
         rows.append([
             f"seed {seed}", r["gold win rate against SFT"]["PPO"], r["gold win rate against SFT"]["PPO greedy"],
             *(r["gold score (never trained on)"][name] for name in ("SFT", "PPO")), r["demonstrations"], r["KL to SFT, nats an answer"]["PPO"],
             *(r[key][name] for key in ("declines unsafe prompts", "declines safe prompts", "unknown sentences", "distinct answers")
               for name in ("SFT", "PPO")),
-            (rm["accuracy"] - 0.5) / (rm["ceiling"] - 0.5), (r["rm_accuracy"] - 0.5) / (r["rm_ceiling"] - 0.5), f"{seconds:.0f} s"])
+            *((x["accuracy"] - 0.5) / (x["ceiling"] - 0.5) for x in (first, second)), (r["rm_accuracy"] - 0.5) / (r["rm_ceiling"] - 0.5), f"{seconds:.0f} s"])
     header = ["", "win", "win greedy", "gold SFT", "PPO", "demos", "KL", "unsafe SFT", "PPO", "safe SFT", "PPO", "unknown SFT", "PPO",
-              "distinct SFT", "PPO", "RM on SFT", "RM on PPO", "time"]
+              "distinct SFT", "PPO", "rm on SFT", "rm.2 on SFT", "on PPO", "time"]
     print(table(header, rows))
     wins = [float(row[1].split()[0]) for row in rows]
     print(f"gold win rate of PPO against SFT: mean {statistics.mean(wins):.2f}, lowest {min(wins):.2f} over {len(wins)} seeds")
 
 
 def hacking(args):
-    """The same reward model, with and without the KL penalty; one picture, proxy and gold against KL."""
-    train("--config", "tiny")
-    train("--config", "tiny", "--kl_coef", "0", "--name", "no_kl")
+    """The first reward model, with and without the KL penalty; one picture, proxy and gold against KL."""
+    train("--config", "tiny", "--rounds", "1", "--steps", "50", "--name", "one_round")
+    train("--config", "tiny", "--rounds", "1", "--steps", "50", "--kl_coef", "0", "--name", "no_kl")
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for (name, label), color in zip((("ppo", "default KL coefficient"), ("no_kl", "KL coefficient 0")), COLORS):
+    for (name, label), color in zip((("one_round", "default KL coefficient"), ("no_kl", "KL coefficient 0")), COLORS):
         rows = [json.loads(line) for line in Path(f"runs/tiny/{name}.jsonl").read_text().splitlines()]
         for axis, key in zip(axes, ("score", "gold")):
             axis.plot([r["kl_full"] for r in rows], [r[key] for r in rows], color=color, label=label, marker="o", markersize=2.5, linewidth=1)
@@ -72,12 +72,12 @@ def hacking(args):
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=9, frameon=False)
     figure.savefig(args.out, dpi=110, facecolor="white")
-    both = {name: results(f"runs/tiny/{name}.pt") for name in ("ppo", "no_kl")}
+    both = {name: results(f"runs/tiny/{name}.pt") for name in ("one_round", "no_kl")}
     keys = ("reward-model score", "gold score (never trained on)", "gold win rate against SFT", "KL to SFT, nats an answer")
     print(table(["test prompts", "SFT", "default", "kl_coef 0"],
-                [[key, both["ppo"][key]["SFT"], both["ppo"][key]["PPO"], both["no_kl"][key]["PPO"]] for key in keys]))
-    gap = both["ppo"][keys[1]]["PPO"] - both["no_kl"][keys[1]]["PPO"]
-    print(f"gold is {gap:.2f} lower without the KL penalty: {gap / both['ppo']['gold_std_sft']:.2f} standard deviations of the SFT model's gold\n{args.out}")
+                [[key, both["one_round"][key]["SFT"], both["one_round"][key]["PPO"], both["no_kl"][key]["PPO"]] for key in keys]))
+    gap = both["one_round"][keys[1]]["PPO"] - both["no_kl"][keys[1]]["PPO"]
+    print(f"gold is {gap:.2f} lower without the KL penalty: {gap / both['one_round']['gold_std_sft']:.2f} standard deviations of the SFT model's gold\n{args.out}")
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def mine(tmp_path_factory):
     rows.append({**rows[0], "rejected": rows[0]["chosen"]})
     (folder / "mine/preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = command(folder, "train_pretrain.py", "--data", "mine", *SMALL["pretrain"].split())
-    out += command(folder, "train_ppo.py", "--data", "mine", *PPO.split())
+    out += command(folder, "train_ppo.py", "--data", "mine", *PPO.replace("--rounds 1", "--rounds 2").split())
     (folder / "ppo.out").write_text(out, encoding="utf-8")
     return folder
 
@@ -245,8 +245,23 @@ def test_missing_parents_are_trained_first_each_by_its_own_command(mine):
 
 def test_what_is_derived_dropped_or_cut_is_said(mine):
     for words in ("no sft file; the 40 chosen answers", "no prompts file", "no pretrain file", "1 of 41 rows dropped",
-                  "longer than the context of 64 tokens: prompts cut from the left", "longer than the 56 tokens that the answer leaves them"):
+                  "longer than the context of 64 tokens: prompts cut from the left", "longer than the 56 tokens that the answer leaves them", "one round only: a second one needs an annotator"):
         assert words in printed(mine)
+
+
+def test_a_second_round_needs_an_annotator(mine, call):
+    code, _ = call(mine, "train_rm.py", "--data mine --round 2 --name rm.2")
+    assert "--round 2 asks an annotator" in code and "mine" in code and not (mine / "runs/tiny-mine/ppo.1.pt").exists()
+
+
+def test_the_second_round_ranks_the_first_policys_answers(tiny):
+    """rm.2 learns on from rm, and its rankings are of another source; ppo starts from the SFT model again."""
+    run = tiny / "runs/tiny"
+    rows, sources = rows_of(run / "rankings.jsonl"), [load_checkpoint(run / f"{rm}.pt")["state"]["source"] for rm in ("rm", "rm.2")]
+    assert [{r["source"] for r in rows if r["round"] == n} for n in (1, 2)] == [{source} for source in sources]
+    assert sources[0].startswith("sft ") and sources[1].startswith("ppo.1 ")
+    assert {"rm.pt", "ppo.1.pt"} <= load_checkpoint(run / "rm.2.pt")["parents"].keys()
+    assert "score by the first reward model" in printed(tiny) and "score by the first reward model" not in printed(tiny, "ppo.1")
 
 
 def test_ppo_on_a_users_preferences(mine):
