@@ -843,19 +843,11 @@ def show_folder(folder, enc):
 def main(argv=None):
     """Show a run's data, or --data FOLDER; without either the tiny world, made in a temporary folder."""
     import tempfile
-    from dataclasses import dataclass
 
-    from experiment import knob, parse, run_folder
+    from experiment import WhichRun, parse, run_folder
     from train_pretrain import PRESETS, Config as PretrainConfig
 
-    @dataclass
-    class Config:
-        config: str = knob("tiny", "preset: tiny (the embedded world) or small (your own text in --data)")
-        run: str = knob("", "run folder under runs/ whose data and tokenizer to show (default: as in the training scripts)")
-        data: str = knob("", "folder with your own pretrain, sft, preferences or prompts file")
-        seed: int = knob(0, "seed of the tiny world", low=0)
-
-    cfg = parse(Config, PRESETS, __doc__, argv)
+    cfg = parse(WhichRun, PRESETS, __doc__, argv)
     run = run_folder(cfg)
     folder, tokenizer = Path(cfg.data) if cfg.data else run / "data", run / "tokenizer.json"
     with tempfile.TemporaryDirectory() as temporary:

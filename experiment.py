@@ -72,14 +72,20 @@ def knob(default, reason, low=None, high=None, choices=None):
 
 
 @dataclass
-class Common:
-    """The knobs that every stage has."""
+class WhichRun:
+    """The knobs that name a run."""
 
     config: str = knob("tiny", "preset: tiny (embedded world, minutes on a CPU) or small (a larger GPT on --data)")
     run: str = knob("", "run folder under runs/ (default: the preset, with the data folder's name and the seed)")
-    name: str = knob("", "name of a variant of this stage, written beside the standard one")
     seed: int = knob(0, "one seed, one result; other seeds get a run folder of their own", low=0)
     data: str = knob("", "folder with your own pretrain, sft, preferences or prompts file")
+
+
+@dataclass
+class Common(WhichRun):
+    """The knobs that every stage has."""
+
+    name: str = knob("", "name of a variant of this stage, written beside the standard one")
     device: str = knob("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     resume: bool = knob(False, "continue this stage where it was interrupted")
     overwrite: bool = knob(False, "train this stage again although its checkpoint exists")
@@ -335,8 +341,8 @@ class Stage:
         self.checkpoint = None
         path = self.file("pt")
         taken = {"rankings", "tokenizer"} | {s for s, command in SCRIPTS.items() if command.split()[0] != SCRIPTS[stage]}
-        if self.name in taken or not re.fullmatch(r"[\w.-]+", self.name):
-            raise UserError(f"--name {self.name}: choose a word of letters, digits, _ and - that is not the name of a stage or a file")
+        if self.name in taken or not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise UserError(f"--name {self.name}: choose a word of letters, digits, _, - and . that is not the name of a stage or a file")
         old = load_checkpoint(path) if path.exists() else None
         if old and old["stage"] != stage:
             raise UserError(f"{path} is a checkpoint of the stage {old['stage']}; choose another --name")

@@ -204,7 +204,7 @@ def generate(model, prompts, prompt_lengths, max_new_tokens, temperature, eos, p
         going = going & (token != eos)
         if not going.any():
             break
-        if going.sum() < 0.75 * len(rows):
+        if going.sum() < 0.75 * len(rows):  # answers that are over leave the batch, not one by one: copying the caches costs time
             rows, lengths, token, caches = rows[going], lengths[going], token[going], [(keys[going], values[going]) for keys, values in caches]
             going = going[going]
         hidden = model.hidden(token[:, None], caches, lengths[:, None] + t)[:, 0]

@@ -31,7 +31,7 @@ class Config(Common):
     rankings_per_prompt: int = knob(4, "rankings collected for each training prompt, each of K new answers", low=1)
     temperature: float = knob(1.0, "sampling temperature of those answers", low=0.01)
     max_new_tokens: int = knob(48, "longest sampled answer", low=1)
-    start: str = knob("pretrain", "weights to start from: SFT on few demonstrations costs some of what a small model has read", choices=("pretrain", "sft"))
+    start: str = knob("pretrain", "weights that round 1 starts from: in the tiny world these judged a PPO policy's answers better", choices=("pretrain", "sft"))
     replay: float = knob(0.5, "in round 2: rankings of round 1 for each new one, so that they are not forgotten", low=0)
     damaged: float = knob(0.0, "comparisons of a demonstration with damaged copies of it, for each ranking: they cost no annotator", low=0)
     epochs: int = knob(1, "passes over the rankings; more than one overfits (InstructGPT)", low=1)
@@ -48,7 +48,7 @@ class Config(Common):
 
 PRESETS = {
     "tiny": {},
-    "small": dict(epochs=1, batch_size=8, lr=1e-4, warmup=20, dropout=0.1, max_new_tokens=128),
+    "small": dict(start="sft", epochs=1, batch_size=8, lr=1e-4, warmup=20, dropout=0.1, max_new_tokens=128),
 }
 
 
@@ -135,18 +135,23 @@ def damaged_copies(demonstrations, n, seed):
     """n comparisons that need no annotator: a demonstration against copies of it, each damaged in one way. In a copy a sentence
     from elsewhere replaces one of its own or comes on top, a sentence is said twice, or has the end of another.
 
-    Returns rows {"prompt", "responses", "tiers"}: the copies tie. (The idea: preference-model pretraining, Askell et al. 2021.)
+    demonstrations: rows {"prompt", "response"}. Returns rows {"prompt", "responses", "tiers"}, fewer than n where nothing could
+    be damaged: the demonstration is best, its copies tie. (The idea: preference-model pretraining, Askell et al. 2021.)
     """
+    def sentences(d):
+        return [s.strip() for s in re.findall(r"[^.!?]+[.!?]*", d["response"]) if s.strip()]
+
     rng, rows = random.Random(seed), []
-    for d in rng.choices(demonstrations, k=n):
-        own, other = (re.findall(r"[^.!?]+[.!?]*", x["response"]) for x in (d, rng.choice(demonstrations)))
-        i, foreign = rng.randrange(len(own)), rng.choice(other).strip()
+    usable = [d for d in demonstrations if sentences(d)]
+    for d in rng.choices(usable, k=n) if usable else []:
+        own, other = sentences(d), sentences(rng.choice(usable))
+        i, foreign = rng.randrange(len(own)), rng.choice(other)
         words, ending = own[i].split(), foreign.split()
         mixed = " ".join(words[: rng.randint(1, len(words))] + ending[rng.randint(1, len(ending)) :])
         said_again = rng.randint(i + 1, len(own))
         copies = [own[:i] + [foreign] + own[i + 1 :], own[: i + 1] + [foreign] + own[i + 1 :],
                   own[:said_again] + [own[i]] + own[said_again:], own[:i] + [mixed] + own[i + 1 :]]
-        responses = list(dict.fromkeys(" ".join(s.strip() for s in sentences) for sentences in [own, *copies]))
+        responses = list(dict.fromkeys(map(" ".join, [own, *copies])))
         rows.append({"prompt": d["prompt"], "responses": responses, "tiers": [[0], list(range(1, len(responses)))]})
     return [row for row in rows if len(row["responses"]) > 1]
 
@@ -222,10 +227,12 @@ def main(argv=None):
     stage = Stage(cfg, "rm")
     if cfg.data and cfg.round == 2:
         raise UserError(f"--round 2 asks an annotator about new answers; {cfg.data} has none to ask, only its preferences")
+    if cfg.folds and cfg.round == 2:
+        raise UserError("--folds is for round 1: in round 2 the reward model has already learned from the prompts that a fold would hold out")
     author = "sft" if cfg.round == 1 else "ppo.1"  # whose answers are ranked
-    sft_path, author_path = stage.parent("sft"), stage.parent(author)
-    sft, checkpoint = load_model(sft_path, stage.device, cfg.dropout)
-    print(f"shape from {sft_path}: {checkpoint['model_config']}")
+    author_path, start_path = stage.parent(author), stage.parent(cfg.start if cfg.round == 1 else "rm")
+    base, started_from = load_model(start_path, stage.device, cfg.dropout)
+    print(f"shape from {start_path}: {started_from['model_config']}")
     enc = data.load_encoding(stage.folder / "tokenizer.json")
     preferences, earlier = data.load_preferences(stage.data), []
     if stage.cfg.data and not preferences:
@@ -240,21 +247,18 @@ def main(argv=None):
                   f"{cfg.temperature}, {cfg.eval_split}, seed {cfg.seed}")
         groups = collect(stage, policy, enc, prompts, SimulatedHuman(cfg.seed + 1000 * cfg.round), cfg, source)
         stage.state["source"] = source
-    base, _ = load_model(stage.parent(cfg.start), stage.device, cfg.dropout)
-    torch.manual_seed(cfg.seed)
-    model = with_heads(base, reward_head=True)
     if cfg.round == 2:
-        model, checkpoint = load_model(stage.parent("rm"), stage.device, cfg.dropout)
-        model.reward_gain.fill_(1.0)
-        model.reward_bias.fill_(0.0)
-        earlier = stored_rankings(stage, checkpoint["state"]["source"])
+        earlier = stored_rankings(stage, started_from["state"]["source"])
     training, seen_before = ([g for g in rows if g["split"] == "train"] for rows in (groups, earlier))
     held_out, held_out_before = ([g for g in rows if g["split"] == cfg.eval_split and len(g["tiers"]) > 1] for rows in (groups, earlier))
     if cfg.folds:
         cross_validate(base, enc, groups, cfg)
-        torch.manual_seed(cfg.seed)
+    torch.manual_seed(cfg.seed)
+    model = with_heads(base, reward_head=True)
+    model.reward_gain.fill_(1.0)  # raw scores while it learns
+    model.reward_bias.fill_(0.0)
     replayed = random.Random(cfg.seed).sample(seen_before, min(len(seen_before), round(cfg.replay * len(training))))
-    demonstrations = [d for d in data.load_sft(stage.data) if d["split"] == "train"]
+    demonstrations = [d for d in data.load_sft(stage.data) if d["split"] == "train"] if cfg.damaged else []
     free = damaged_copies(demonstrations, round(cfg.damaged * len(training)), cfg.seed)
     train(model, enc, training + replayed + free, cfg, stage, held_out)
 
@@ -264,10 +268,10 @@ def main(argv=None):
     model.reward_gain.fill_(1 / raw.std().item())
     model.reward_bias.fill_(-raw.mean().item() / raw.std().item())
     lines, stage.state["results"] = [], {}
-    for name, rows in {author: held_out, "sft": held_out_before or held_out}.items():
+    for name, rows in {author: held_out, **({"sft": held_out_before} if held_out_before else {})}.items():
         hits, n = accuracy(model, enc, rows)
         line = f"held-out accuracy {hits:.3f} on {n} pairs (95 % interval {wilson(hits, n)[0]:.3f} to {wilson(hits, n)[1]:.3f})" if n else "no held-out pairs"
-        if not preferences:
+        if n and not preferences:
             ceiling = noise_ceiling(rows, data.gold_score)
             stage.state["results"][name] = {"accuracy": hits, "ceiling": ceiling}
             line = f"answers of {name}: {line}; ceiling set by the annotator's noise {ceiling:.3f}; chance-corrected {(hits - 0.5) / (ceiling - 0.5):.2f}"

@@ -17,9 +17,12 @@ import time
 import pytest
 import torch
 
+import data
 import experiment
+import train_rm
 from conftest import ROOT
 from experiment import fingerprint, load_checkpoint, load_model, run_main
+from model import score
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
 RM = "--rankings_per_prompt 1 --answers_per_prompt 3 --batch_size 40 --max_new_tokens 12 --eval_split dev"
@@ -264,6 +267,51 @@ def test_the_second_round_ranks_the_first_policys_answers(tiny):
     assert "score by the first reward model" in printed(tiny) and "score by the first reward model" not in printed(tiny, "ppo.1")
 
 
+@pytest.mark.parametrize("flags, start", [("", "pretrain"), ("--start sft", "sft"), ("--round 2", "rm")])
+def test_where_a_reward_model_starts(copy, call, flags, start):
+    """With a learning rate of 0 the weights stay what they were: the pretrained model's, the SFT model's, in round 2 the first rm's."""
+    code, out = call(copy, "train_rm.py", f"{RM} {flags} --lr 0 --name still")
+    assert code == 0 and f"shape from {os.path.join('runs', 'tiny', start)}.pt" in out, out
+    now, then = weights(copy / "runs/tiny/still.pt"), weights(copy / f"runs/tiny/{start}.pt")
+    trained = [k for k in then if k not in ("reward_gain", "reward_bias")]
+    assert trained and all(torch.equal(now[k], then[k]) for k in trained)
+
+
+def test_what_the_second_round_learns_from(copy, call):
+    """Its own rankings, with --replay 1 as many of the first round, with --damaged 1 as many damaged demonstrations; one step a ranking here."""
+    rows = [r for r in rows_of(copy / "runs/tiny/rankings.jsonl") if r["split"] == "train"]
+    first, second = ([r for r in rows if r["round"] == n] for n in (1, 2))
+    training = [d for d in data.load_sft(copy / "runs/tiny/data") if d["split"] == "train"]
+    pairs = [sum(len(r["tiers"]) > 1 for r in group) for group in (second, first, train_rm.damaged_copies(training, len(second), seed=0))]
+    assert len(first) == len(second) and min(pairs) > 0
+    for i, (replay, damaged, expected) in enumerate([(0, 0, pairs[0]), (1, 0, pairs[0] + pairs[1]), (0, 1, pairs[0] + pairs[2])]):
+        code, out = call(copy, "train_rm.py", f"{RM} --batch_size 1 --round 2 --replay {replay} --damaged {damaged} --eval_every 9999 --name mix{i}")
+        assert code == 0, out
+        assert load_checkpoint(copy / f"runs/tiny/mix{i}.pt")["step"] == expected
+
+
+def test_scores_have_mean_0_and_deviation_1_over_the_sft_models_answers(tiny):
+    """Both reward models, on the same answers: those of round 1."""
+    rows = [r for r in rows_of(tiny / "runs/tiny/rankings.jsonl") if r["round"] == 1 and r["split"] == "train"]
+    rows = rows[:: max(1, len(rows) // 200)]
+    enc = data.load_encoding(tiny / "runs/tiny/tokenizer.json")
+    for rm in ("rm", "rm.2"):
+        model, _ = load_model(tiny / f"runs/tiny/{rm}.pt")
+        scores = torch.tensor(score(model, enc, [r["prompt"] for r in rows for _ in r["responses"]], [a for r in rows for a in r["responses"]]))
+        assert abs(scores.mean().item()) < 1e-3 and scores.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_stale_second_round_names_its_own_command(copy, call):
+    assert call(copy, "train_rm.py", f"{RM} --lr 0.003 --overwrite")[0] == 0
+    code, _ = call(copy, "train_ppo.py", "--steps 1 --name late")
+    assert "rm.2.pt was trained from an earlier rm.pt" in code and "--round 2" in code and "--name rm.2" in code and "--overwrite" in code
+
+
+def test_folds_belong_to_the_first_round(copy, call):
+    code, _ = call(copy, "train_rm.py", "--round 2 --folds 2 --name late")
+    assert "--folds is for round 1" in code
+
+
 def test_ppo_on_a_users_preferences(mine):
     rows = rows_of(mine / "runs/tiny-mine/ppo.jsonl")
     assert abs(rows[0]["kl_full"]) < 1e-5 and len(rows) == 2 and all(r["gold"] is None for r in rows)
@@ -275,7 +323,6 @@ def test_ppo_on_a_users_preferences(mine):
 
 def test_special_words_in_a_users_text_stay_text(mine):
     """"<|endoftext|>" in the answers did not become an EOS anywhere: text in, the same text out, and no special id inside."""
-    import data
 
     enc = data.load_encoding(mine / "runs/tiny-mine/tokenizer.json")
     rows = data.load_sft(mine / "mine")

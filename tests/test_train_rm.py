@@ -183,3 +183,11 @@ def test_damaged_copies_lose_against_the_demonstration():
         assert row["tiers"] == [[0], list(range(1, len(copies) + 1))]
     copies = {copy for row in rows if row["prompt"] == "p" for copy in row["responses"][1:]}
     assert copies >= {"U v w. D e f.", "A b c. X y z. D e f.", "A b c. A b c. D e f.", "A b c. D e f. A b c.", "A b z. D e f."}
+
+
+def test_damage_needs_sentences_and_nothing_else():
+    """Line ends, empty and wordless answers are no reason to stop; where nothing can be damaged there is no row."""
+    odd = [{"prompt": "p", "response": text} for text in ("A b.\n", "...", " ", "No dot", "?! A b c.\n\nD e f.")]
+    for row in damaged_copies(odd, 100, seed=0):
+        assert len(row["responses"]) > 1 and all(text.strip() == text != "" for text in row["responses"])
+    assert damaged_copies(odd[1:3], 10, seed=0) == damaged_copies([], 10, seed=0) == []
