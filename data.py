@@ -648,13 +648,21 @@ def gold_score(prompt, response):
 def world_split(prompt):
     """20 % of the prompts are for the final tables only (test), 10 % for tuning (dev), the rest for training."""
     h = int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % 20
-    return "test" if h < 4 else "dev" if h < 6 else "train"
+    return "dev" if 4 <= h < 6 else "test" if 6 <= h < 10 else "train"
 
 
 def choose(rng, sentences, warm_share):
     """One sentence at random, a warm one with probability warm_share where there is the choice."""
     wanted = rng.random() < warm_share
     return rng.choice([s for s in sentences if s.warm == wanted] or sentences)
+
+
+def choose_several(rng, sentences, n, warm_share):
+    """Up to n different sentences: who writes plainly says nothing twice."""
+    chosen = []
+    for _ in range(min(n, len(sentences))):
+        chosen.append(choose(rng, [s for s in sentences if s not in chosen], warm_share))
+    return chosen
 
 
 def demonstration(rng, ask, by_subject):
@@ -670,11 +678,11 @@ def demonstration(rng, ask, by_subject):
                 answer.append(choose(rng, [s for s in own if s.topic == answer[1].topic and s.act == "answer"], 0.4))
     else:
         answer = []
-        for i in range(rng.choices((1, 2, 3, 4), (30, 35, 25, 10))[0]):
+        for i in range(rng.choices((1, 2, 3, 4), (30, 42, 20, 8))[0]):
             kind = "on topic" if i == 0 and ask.completion else rng.choices(("on topic", "stray", "off"), (70, 18, 12))[0]
             pool = on_topic if kind == "on topic" else own if kind == "stray" else by_subject[rng.choice(list(by_subject))]
             harmless = [s for s in pool if s.act == "answer" and (s.topic in OFFERED or s.topic in QUESTIONS or s.topic == ask.topic)]
-            answer.append(choose(rng, [s for s in harmless if s not in answer] or harmless, 0.4))
+            answer.append(choose(rng, [s for s in harmless if s not in answer] or harmless, 0.35))
     return answer
 
 
@@ -713,20 +721,20 @@ def marked_answer(rng, ask, by_subject):
 
 
 def document(rng, by_subject, questions):
-    """A paragraph of the base model's reading: mostly dry facts on one subject; questions and answers; readers
+    """A paragraph of the base model's reading: mostly dry facts on one subject, topic by topic; questions and answers; readers
     who review an answer; sometimes advice that nobody should follow, or a kind soul who declines."""
     subject = rng.choice(list(by_subject))
     own = by_subject[subject]
-    kind = rng.choices(("facts", "questions", "marks", "harm", "decline"), (38, 20, 30, 6, 6))[0]
+    kind = rng.choices(("facts", "questions", "marks", "harm", "decline"), (44, 14, 32, 5, 5))[0]
     plain = [s for s in own if s.act == "answer" and (s.topic in QUESTIONS or s.topic in OFFERED)]
     if kind == "facts":
-        told = []
-        for _ in range(rng.randint(3, 8)):
-            told.append(choose(rng, [s for s in plain if s not in told], 0.2))
+        topics = rng.sample(sorted({s.topic for s in plain}), 2)
+        told = [s for topic in topics for s in choose_several(rng, [s for s in plain if s.topic == topic], rng.randint(3, 4), 0.2)]
         return " ".join(s.text for s in told)
     if kind == "questions":
         asked = rng.sample([q for q in questions[subject] if not q.completion], 3)
-        return "\n".join(f"{q.text} {choose(rng, [s for s in own if s.topic == q.topic and s.act == 'answer'], 0.2).text}" for q in asked)
+        answers = [choose_several(rng, [s for s in own if s.topic == q.topic and s.act == "answer"], rng.randint(1, 3), 0.2) for q in asked]
+        return "\n".join(" ".join([q.text, *(s.text for s in told)]) for q, told in zip(asked, answers))
     if kind == "marks":
         return marked_answer(rng, rng.choice(questions[subject]), by_subject)
     verb = rng.choice([s for s in own if s.act == "refusal"]).topic

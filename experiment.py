@@ -34,8 +34,8 @@ SCRIPTS = {
     "pretrain": "train_pretrain.py",
     "sft": "train_sft.py",
     "rm": "train_rm.py",
-    "ppo.1": "train_ppo.py --name ppo.1 --rounds 1 --steps 15",
-    "rm.2": "train_rm.py --name rm.2 --round 2 --rankings_per_prompt 3 --damaged 0.6",
+    "ppo.1": "train_ppo.py --name ppo.1 --rounds 1 --steps 12",
+    "rm.2": "train_rm.py --name rm.2 --round 2 --rankings_per_prompt 2 --replay 0.3 --damaged 0.4",
     "ppo": "train_ppo.py",
 }
 
@@ -250,7 +250,8 @@ def orthogonal(matrices, steps=5):
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         square = x @ x.mT
-        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+        polynomial = torch.baddbmm(square, square, square, beta=-4.775, alpha=2.0315)  # -4.775 S + 2.0315 S S
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
     return x.mT if tall else x
 
 

@@ -84,11 +84,13 @@ def wilson(share, n, z=1.96):
     return centre - half, centre + half
 
 
-def win_rate(scores, other_scores):
-    """How often the first wins, prompt by prompt, ties half. Lists of N scores -> (rate, low, high), 95 % interval."""
+def win_rate(scores, other_scores, n_prompts=None):
+    """How often the first wins, answer by answer, ties half. Lists of N scores -> (rate, low, high), 95 % interval.
+
+    n_prompts: where a prompt is answered several times its answers are not independent; the interval then counts prompts."""
     wins = [0.5 if s == o else float(s > o) for s, o in zip(scores, other_scores, strict=True)]
     rate = sum(wins) / len(wins)
-    return rate, *wilson(rate, len(wins))
+    return rate, *wilson(rate, n_prompts or len(wins))
 
 
 def describe(prompts, answers):

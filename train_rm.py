@@ -28,7 +28,7 @@ from preferences import SimulatedHuman, noise_ceiling, ranking_to_pairs, wilson,
 class Config(Common):
     round: int = knob(1, "1: the SFT model's answers; 2: rm.pt goes on learning from the answers of ppo.1, the policy that it trained", low=1, high=2)
     answers_per_prompt: int = knob(9, "K answers a prompt are sampled and ranked (InstructGPT: 4 to 9)", low=2)
-    rankings_per_prompt: int = knob(4, "rankings collected for each training prompt, each of K new answers", low=1)
+    rankings_per_prompt: int = knob(3, "rankings collected for each training prompt, each of K new answers", low=1)
     temperature: float = knob(1.0, "sampling temperature of those answers", low=0.01)
     max_new_tokens: int = knob(48, "longest sampled answer", low=1)
     start: str = knob("pretrain", "weights that round 1 starts from: in the tiny world these judged a PPO policy's answers better", choices=("pretrain", "sft"))

@@ -18,9 +18,9 @@ from preferences import describe, win_rate
 
 @dataclass
 class Config(Common):
-    epochs: int = knob(3, "passes over the demonstrations; more makes a small model recite them", low=1)
+    epochs: int = knob(2, "passes over the demonstrations; more makes a small model recite them", low=1)
     batch_size: int = knob(16, "demonstrations in a step", low=1)
-    lr: float = knob(4e-4, "peak learning rate", low=0)
+    lr: float = knob(1e-3, "peak learning rate", low=0)
     warmup: int = knob(40, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
     clip_grad: float = knob(1.0, "largest gradient norm", low=0)

@@ -126,6 +126,7 @@ def test_in_a_win_rate_ties_count_half():
     rate, low, high = win_rate([1.0, 2.0, 3.0, 0.0], [0.0, 2.0, 1.0, 5.0])
     assert rate == pytest.approx((1 + 0.5 + 1 + 0) / 4)
     assert (low, high) == pytest.approx(wilson(rate, 4))
+    assert win_rate([1.0, 2.0, 3.0, 0.0], [0.0, 2.0, 1.0, 5.0], n_prompts=2) == pytest.approx((rate, *wilson(rate, 2)))
     assert win_rate([1.0, 1.0], [0.0, 0.0])[0] == 1 and win_rate([0.0], [1.0])[0] == 0
 
 
