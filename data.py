@@ -85,10 +85,10 @@ def make_encoding(ranks):
     return tiktoken.Encoding("rlhf", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
 
-def save_encoding(enc, path):
-    """Write the vocabulary as JSON: one base64 string a token, in the order of the merges."""
+def dump_encoding(enc):
+    """The content of tokenizer.json: one base64 string a token, in the order of the merges."""
     tokens = [base64.b64encode(enc.decode_single_token_bytes(i)).decode() for i in range(enc.n_vocab - len(SPECIAL))]
-    path.write_text(json.dumps({"tokens": tokens}, indent=0), encoding="utf-8")
+    return json.dumps({"tokens": tokens}, indent=0)
 
 
 def load_encoding(path):
@@ -132,15 +132,16 @@ def encode_prompt(enc, prompt, template=True):
         return enc.encode_ordinary("\n\n" + prompt_text(prompt))
     ids = []
     for m in messages(prompt):
-        ids += [special_id(enc, m["role"])] + enc.encode_ordinary(m["content"])
+        ids += [special_id(enc, m["role"])] + enc.encode_ordinary(" " * (m["role"] == "assistant") + m["content"])
         if m["role"] == "assistant":
             ids.append(enc.eot_token)
     return ids + [special_id(enc, "assistant")]
 
 
 def encode_response(enc, response):
-    """Token ids of an answer, EOS included: ending is an action that the model has to learn."""
-    return enc.encode_ordinary(response) + [enc.eot_token]
+    """Token ids of an answer, EOS included: ending is an action that the model has to learn. The space in front makes its first
+    word the token that the word is inside a text, which is how pretraining knows it."""
+    return enc.encode_ordinary(" " + response) + [enc.eot_token]
 
 
 def decode_response(enc, ids, mask=None):
@@ -226,6 +227,15 @@ def read_file(path):
     return text
 
 
+def check_text(where, value):
+    """Half a character ("\\ud83d" alone, which JSON can say) is no text: nothing could encode it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: holds half a character (a lone surrogate such as \\ud83d)")
+    return value
+
+
 def read_rows(path):
     """Yield (where, row) for each object of a .jsonl, .json or .csv file; `where` is "file, line n" for messages."""
     text, kind = read_file(path), Path(path.name.removesuffix(".gz")).suffix
@@ -238,12 +248,12 @@ def read_rows(path):
             if not isinstance(rows, list):
                 raise DataError(f"{path}: expected a list of objects, found {type(rows).__name__}")
             for i, row in enumerate(rows, 1):
-                yield f"{path}, entry {i}", row
+                yield (where := f"{path}, entry {i}"), check_text(where, row)
         else:
             for i, line in enumerate(text.split("\n"), 1):  # not splitlines(): U+2028 may stand inside a string
                 if line.strip():
                     try:
-                        yield f"{path}, line {i}", json.loads(line)
+                        yield (where := f"{path}, line {i}"), check_text(where, json.loads(line))
                     except ValueError as error:
                         raise DataError(f"{path}, line {i}: not a JSON object ({error})")
     except (csv.Error, json.JSONDecodeError) as error:
@@ -279,9 +289,9 @@ def check_messages(where, chat):
     for m in chat:
         if not (isinstance(m, dict) and m.get("role") in ("system", "user", "assistant") and isinstance(m.get("content"), str)):
             raise DataError(f'{where}: a message is {{"role": "user" or "assistant", "content": text}}, found {json.dumps(m)[:60]}')
+    if any(m["role"] == "system" for m in chat[1:]) or chat[0]["role"] == "system" and len(chat) < 2:
+        raise DataError(f"{where}: a system message can only come first, and not alone")
     if chat[0]["role"] == "system":
-        if len(chat) < 2 or chat[1]["role"] == "system":
-            raise DataError(f"{where}: a system message alone is no prompt")
         chat = [{"role": "user", "content": chat[0]["content"] + "\n\n" + chat[1]["content"]}] + chat[2:]
     return [{"role": m["role"], "content": m["content"]} for m in chat]
 
@@ -386,13 +396,23 @@ def load_prompts(folder):
              "unsafe": str(r.get("unsafe")).lower() in ("true", "1")} for r in unique.values()]
 
 
+def of_split(rows, split, folder):
+    """The rows of a split. Raises DataError if there is nothing to train on; where nothing is held out, says so and takes all rows."""
+    chosen = [row for row in rows if row["split"] == split]
+    if not chosen and split == "train":
+        raise DataError(f"{folder}: no row is in the split train, so there is nothing to train on")
+    if not chosen:
+        say_once(f"{folder}: no row is in the split {split}; the figures at the end are measured on rows that were trained on")
+    return chosen or rows
+
+
 def load_text(folder):
     """Text to pretrain on, train and test part: pretrain.txt (its last 5 % is held out), rows with "text"
     (split by hash), or whatever dialogue the folder has."""
     path = find_file(folder, "pretrain")
     if path and ".txt" in path.name:
         text = read_file(path)
-        cut = text.rfind("\n", 0, int(0.95 * len(text))) + 1 or int(0.95 * len(text))  # never inside a line
+        cut = max(text.rfind("\n", 0, int(0.95 * len(text))) + 1, int(0.9 * len(text)))  # at a line's end, if there is one near
         return text[:cut], text[cut:]
     if path:
         texts = [field(where, row, "text") for where, row in read_rows(path)]
@@ -769,7 +789,8 @@ def write_world(folder, seed, n_documents=20000, n_demonstrations=3000):
     for name, values in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values), encoding="utf-8")
     text = "\n\n".join(document(rng, by_subject, questions) for _ in range(n_documents))
-    (folder / "pretrain.txt").write_text(text + "\n", encoding="utf-8")
+    (folder / "pretrain.tmp").write_text(text + "\n", encoding="utf-8")
+    (folder / "pretrain.tmp").replace(folder / "pretrain.txt")  # last and whole: where it is, the others are
 
 
 # ------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ SCRIPTS = {
     "sft": "train_sft.py",
     "rm": "train_rm.py",
     "ppo.1": "train_ppo.py --name ppo.1 --rounds 1 --steps 12",
-    "rm.2": "train_rm.py --name rm.2 --round 2 --rankings_per_prompt 2 --replay 0.3 --damaged 0.4",
+    "rm.2": "train_rm.py --name rm.2 --round 2 --rankings_per_prompt 2 --answers_per_prompt 6",
     "ppo": "train_ppo.py",
 }
 
@@ -286,8 +286,8 @@ def muon(model, lr, weight_decay=0.0):
     norm; the factor 3 lets one learning rate serve both."""
     inner = [p for name, p in model.named_parameters() if name.startswith("h.") and p.dim() == 2]
     outer = [p for name, p in model.named_parameters() if not (name.startswith("h.") and p.dim() == 2)]
-    return Optimizers(Muon([{"params": inner, "peak_lr": 3 * lr}], lr=3 * lr, weight_decay=weight_decay),
-                      torch.optim.AdamW([{"params": outer, "peak_lr": lr}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0))
+    return Optimizers(torch.optim.AdamW([{"params": outer, "peak_lr": lr}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
+                      Muon([{"params": inner, "peak_lr": 3 * lr}], lr=3 * lr, weight_decay=weight_decay))
 
 
 def adam(*models_and_lrs, eps=1e-5):
@@ -328,6 +328,8 @@ class Stage:
     """
 
     def __init__(self, cfg, stage):
+        if cfg.resume and cfg.overwrite:
+            raise UserError("--resume continues this stage, --overwrite begins it anew: choose one")
         self.cfg, self.stage, self.name = cfg, stage, cfg.name or stage
         self.folder = run_folder(cfg)
         self.data = Path(cfg.data) if cfg.data else self.folder / "data"
@@ -370,7 +372,7 @@ class Stage:
     def command(self, stage=None, *extra):
         """The command that runs a stage of this run."""
         script, *args = SCRIPTS[stage or self.stage].split()
-        args = [script, "--config", self.cfg.config, "--run", self.folder.name, "--seed", str(self.cfg.seed), *args]
+        args = [script, "--config", self.cfg.config, "--run", self.cfg.run or self.folder.name, "--seed", str(self.cfg.seed), *args]
         args += ["--data", self.cfg.data] * bool(self.cfg.data) + ["--device", self.cfg.device] * (self.cfg.device != "auto")
         return args + list(extra)
 
@@ -402,7 +404,7 @@ class Stage:
                 own = path.stem if path.stem in SCRIPTS else checkpoint["stage"]
                 name = ["--name", path.stem] * (path.stem != own)
                 raise UserError(f"{path} was trained from an earlier {file}, which has been trained again since; "
-                                f"train it again, too: python {' '.join(self.command(own, *name, '--overwrite'))}")
+                                f"train it again, too, with any knobs of your own that it had: python {' '.join(self.command(own, *name, '--overwrite'))}")
 
     def track(self, **objects):
         """Modules and optimizers (anything with a state_dict) that a checkpoint holds; `model` is the main one."""
@@ -436,8 +438,8 @@ class Stage:
                     saved = time.time()
                 if stop:
                     self.bar.close()
-                    again = [arg for arg in sys.argv if arg not in ("--resume", "--overwrite")] + ["--resume"]
-                    print(f"\nStopped after step {step + 1} of {total}; nothing is lost. Continue with:\npython {shlex.join(again)}", flush=True)
+                    again = re.sub(r" --(resume|overwrite)([ =](true|false))?\b", "", shlex.join(sys.argv), flags=re.I) + " --resume"
+                    print(f"\nStopped after step {step + 1} of {total}; nothing is lost. Continue with:\npython {again}", flush=True)
                     sys.exit(130)
         finally:
             self.bar.close()
@@ -457,9 +459,9 @@ class Stage:
 
     def finish(self, samples, panels, caption=""):
         """Write the final checkpoint, the samples and the picture, and say where they lie."""
-        self.save(len(self.rows), True)
         write_atomic(self.file("samples.txt"), samples + "\n")
         picture(self.file("png"), self.rows, panels, caption)
+        self.save(len(self.rows), True)  # last: whoever is stopped before repeats only the evaluation
         print(f"\n{self.name}: {time.time() - self.clock:.0f} s; checkpoint {self.file('pt')}, picture {self.file('png')}, "
               f"answers {self.file('samples.txt')}, metrics {self.file('jsonl')}", flush=True)
 

@@ -3,8 +3,8 @@
     python train_ppo.py --config tiny                          every missing stage is trained first
     python train_ppo.py --config tiny --rounds 1 --kl_coef 0 --name no_kl          watch it hack the first reward model
 
-Reads prompts.jsonl of the run's data, sft.pt (policy and frozen reference) and the reward model (rm.2.pt, or rm.pt with
---rounds 1), writes ppo.pt.
+Reads prompts.jsonl of the run's data, sft.pt (policy and frozen reference) and the reward model (rm.2.pt; rm.pt with
+--rounds 1 or --data), writes ppo.pt; pretrain.pt and its text are for the comparison at the end.
 The objective: final reward = reward-model score - beta KL(policy || reference), Ziegler et al. 2019;
 generalised advantages, Schulman et al. 2016; the clipped objective, Schulman et al. 2017.
 """
@@ -18,13 +18,13 @@ from experiment import Common, InvariantError, Stage, UserError, adam, fingerpri
 from model import answer, generate, join, response_hidden, score, token_logprobs, with_heads
 from preferences import SimulatedHuman, describe, noise_ceiling, win_rate, wins_to_tiers
 from train_pretrain import held_out_loss, lm_loss, tokens_of
-from train_rm import accuracy
+from train_rm import accuracy, chance_corrected
 
 
 @dataclass
 class Config(Common):
-    rounds: int = knob(2, "2: a first PPO run (ppo.1), fresh rankings of its answers and a second reward model (rm.2) go before; 1: the first one, rm", low=1, high=2)
-    steps: int = knob(50, "iterations: each samples answers, scores them and updates the policy", low=1)
+    rounds: int = knob(2, "2: a first PPO run (ppo.1), fresh rankings of its answers and a second reward model (rm.2) go before; 1: straight from the first reward model", low=1, high=2)
+    steps: int = knob(60, "iterations: each samples answers, scores them and updates the policy", low=1)
     batch_size: int = knob(128, "answers sampled in an iteration", low=1)
     minibatch_size: int = knob(64, "answers in one optimizer step", low=1)
     micro_batch_size: int = knob(32, "answers in one forward and backward pass; smaller needs less memory, same result", low=1)
@@ -34,18 +34,18 @@ class Config(Common):
     lr: float = knob(5e-4, "peak learning rate of the policy", low=0)
     critic_lr: float = knob(5e-4, "peak learning rate of a separate critic", low=0)
     warmup: int = knob(3, "iterations of linear warm-up before the cosine decay", low=0)
-    clip_grad: float = knob(1.0, "largest gradient norm", low=0)
-    kl_coef: float = knob(0.05, "beta: what a nat of KL to the reference costs; 0 invites reward hacking", low=0)
+    clip_grad: float = knob(1.0, "largest gradient norm (0: no clipping)", low=0)
+    kl_coef: float = knob(0.1, "beta: what a nat of KL to the reference costs; 0 invites reward hacking", low=0)
     kl_target: float = knob(0.0, "adapt beta until the KL is this many nats (0: beta stays fixed)", low=0)
     kl_horizon: int = knob(5000, "answers over which the adaptive beta moves; smaller is faster", low=1)
     gamma: float = knob(1.0, "discount of later rewards; 1, for an answer is short", low=0)
     lam: float = knob(0.95, "lambda of GAE: 0 trusts the critic alone, 1 the rewards alone", low=0)
     clip: float = knob(0.2, "PPO's clip: how far a ratio may move before its gradient stops (0: no clipping)", low=0)
-    value_clip: float = knob(0.2, "the same for the values (0: no clipping)", low=0)
+    value_clip: float = knob(0.2, "how far a value may move from the critic's earlier one, in units of the score (0: no clipping)", low=0)
     value_coef: float = knob(0.1, "weight of the value loss where policy and critic share the trunk", low=0)
     whiten_advantages: bool = knob(True, "advantages with mean 0 and standard deviation 1 in each iteration")
     critic: str = knob("separate", "a network of its own, started from the reward model, or a head on the policy", choices=("separate", "shared"))
-    eos_penalty: float = knob(1.0, "an answer cut off before its EOS scores minus this instead of its score (0: off)", low=0)
+    eos_penalty: float = knob(1.0, "an answer cut off before its EOS has minus this as its score (0: off)", low=0)
     ptx_coef: float = knob(0.0, "weight of the pretraining loss mixed in (PPO-ptx, InstructGPT)", low=0)
     eval_every: int = knob(10, "iterations between three printed answers", low=1)
     eval_split: str = knob("test", "prompts of the final table: dev while tuning, test for the figures that count", choices=("dev", "test"))
@@ -83,9 +83,9 @@ def kl_shaped_rewards(scores, logprobs, ref_logprobs, response_mask, kl_coef):
 
 def gae(rewards, values, response_mask, gamma, lam):
     """Generalised advantage estimation: delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lambda A_{t+1}.
-    (Schulman et al. 2016, eqs. 11 to 16.) Behind the last real token V and A are 0: an answer that is over earns nothing.
+    (Schulman et al. 2016, eqs. 11 to 16.) Behind the last real token V and A are 0: an answer that is over, or cut off, earns nothing more.
 
-    rewards, values, response_mask: (B, R). Returns advantages and returns = A + V, both (B, R), 0 on the padding.
+    rewards, values, response_mask: (B, R). The result: (advantages A, returns A + V), both (B, R), 0 on the padding.
     Example: gamma 1, lambda .95, rewards (0, 0, 1), values (.2, .4, .6) -> A = (.7510, .5800, .4000).
     """
     values = values * response_mask
@@ -174,9 +174,10 @@ def response_values(model, tokens, prompt_lengths, R):
 def ppo_loss(policy, critic, mb, n_tokens, cfg):
     """Policy loss + value loss of one micro-batch, and their detached numbers for the log.
 
-    mb: dict of tensors of the sampled answers, (B, ...); n_tokens: real tokens in the whole minibatch."""
+    mb: tensors of B sampled answers, (B, R) each but prompt_lengths (B,) and tokens (B, P + R); n_tokens: real tokens of the
+    whole minibatch, so that the losses of its micro-batches add up to its mean over tokens."""
     R = int(mb["mask"].sum(1).max())  # no longer than the longest answer here
-    mb = {name: x[:, :R] if x.dim() == 2 and name != "tokens" else x for name, x in mb.items()}
+    mb = {name: x[:, :R] if name not in ("tokens", "prompt_lengths") else x for name, x in mb.items()}
     mb["tokens"] = mb["tokens"][:, : int(mb["prompt_lengths"].max()) + R]
     hidden = response_hidden(policy, mb["tokens"], mb["prompt_lengths"], R)
     logprobs = token_logprobs(policy.lm_head(hidden), mb["responses"], cfg.temperature)
@@ -259,7 +260,8 @@ def show(stage, enc, policy, reference, reward_model, prompts, cfg):
 def report(stage, cfg, enc, policy, reference, reward_model, first_reward_model, held_out_text, rows):
     """Compare pretrained, SFT and PPO on held-out prompts; write the table, the answers and the pictures."""
     pretrained, _ = load_model(stage.parent("pretrain"), stage.device)
-    prompts = [p["prompt"] for p in rows if p["split"] == cfg.eval_split][:400] or [p["prompt"] for p in rows][:400]
+    asked = data.of_split(rows, cfg.eval_split, stage.data)[:400]
+    prompts, split = [p["prompt"] for p in asked], cfg.eval_split if asked[0]["split"] == cfg.eval_split else "training"
     samples = 1 if cfg.data else 4  # answers a prompt of SFT and PPO: a steadier win rate
     torch.manual_seed(cfg.seed)
     base = answer(pretrained, enc, prompts, cfg.max_new_tokens, 1.0, template=False)
@@ -299,7 +301,7 @@ def report(stage, cfg, enc, policy, reference, reward_model, first_reward_model,
         "loss on pretraining text": lambda n: text_loss.get(n),
     }
     cells = [[label, *map(measure, results)] for label, measure in measures.items()]
-    shown = table([f"{len(prompts)} {cfg.eval_split} prompts", *results], [row for row in cells if any(x is not None for x in row[1:])])
+    shown = table([f"{len(prompts)} {split} prompts", *results], [row for row in cells if any(x is not None for x in row[1:])])
     lines = [shown]
     stage.state["results"] = {row[0]: dict(zip(results, row[1:])) for row in cells}  # for docs/experiments.py
     if about["SFT"]["gold"]:
@@ -311,8 +313,8 @@ def report(stage, cfg, enc, policy, reference, reward_model, first_reward_model,
         hits, n = accuracy(reward_model, enc, [g for g in groups if len(g["tiers"]) > 1])
         ceiling = noise_ceiling(groups, data.gold_score)
         lines += [f"Mean gold score of the demonstrations: {mean(gold):.2f}.",
-                  f"Reward model on the PPO policy's own answers: accuracy {hits:.3f} on {n} pairs, ceiling {ceiling:.3f}, "
-                  f"chance-corrected {(hits - 0.5) / (ceiling - 0.5):.2f} (labels for this figure only, nothing was trained on them)."]
+                  f"Reward model on the PPO policy's own answers: accuracy {hits:.3f} on {n} pairs, ceiling {ceiling:.3f}, chance-corrected "
+                  f"{chance_corrected(hits, ceiling)} (labels for this figure only, nothing was trained on them)."]
         stage.state["results"] |= {"demonstrations": mean(gold), "gold_std_sft": statistics.pstdev(about["SFT"]["gold"]), "rm_accuracy": hits,
                                    "rm_ceiling": ceiling}
     order = sorted(range(len(prompts)), key=lambda i: prompts[i] != "A dog is")[:8]
@@ -336,6 +338,8 @@ def report(stage, cfg, enc, policy, reference, reward_model, first_reward_model,
 
 def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv)
+    if cfg.name == "ppo.1" and cfg.rounds == 2:
+        raise UserError("ppo.1 is the policy of the first round: --rounds 1 trains it")
     stage = Stage(cfg, "ppo")
     sft_path, rm_path = stage.parent("sft"), stage.parent("rm")
     reference, checkpoint = load_model(sft_path, stage.device)
@@ -350,8 +354,10 @@ def main(argv=None):
     room = reference.config.block_size - cfg.max_new_tokens
     if room < 1:
         raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {reference.config.block_size} tokens")
+    if cfg.kl_target and (not cfg.kl_coef or cfg.kl_horizon < cfg.batch_size):
+        raise UserError("--kl_target moves beta by factors: it needs a --kl_coef above 0 to start from and a --kl_horizon of at least --batch_size")
     rows = data.load_prompts(stage.data)
-    prompts = [p["prompt"] for p in rows if p["split"] == "train"]
+    prompts = [p["prompt"] for p in data.of_split(rows, "train", stage.data)]
     prompt_ids = [data.encode_prompt(enc, p) for p in prompts]
     cut = sum(len(ids) > room for ids in prompt_ids)
     if cut:
@@ -374,25 +380,25 @@ def main(argv=None):
         with torch.no_grad():
             # 1. sample an answer to each prompt of a batch
             asked = torch.randint(len(prompts), (cfg.batch_size,)).tolist()
-            P, prompt_lengths = (x.to(stage.device) for x in data.pad_rows([prompt_ids[i][-room:] for i in asked], pad))
-            responses, mask, old_logprobs = generate(policy, P, prompt_lengths, cfg.max_new_tokens, cfg.temperature, eos, pad)
-            tokens, lengths = join(P, prompt_lengths, responses, mask, pad)
+            padded, prompt_lengths = (x.to(stage.device) for x in data.pad_rows([prompt_ids[i][-room:] for i in asked], pad))  # (B, P), (B,)
+            responses, mask, old_logprobs = generate(policy, padded, prompt_lengths, cfg.max_new_tokens, cfg.temperature, eos, pad)  # (B, R)
+            tokens, lengths = join(padded, prompt_lengths, responses, mask, pad)  # (B, P + R), (B,)
             ended = (responses == eos).any(1)
 
             # 2. score the answers; one that was cut off has no score of its own
-            rm_scores = reward_model.reward(tokens, lengths)
+            rm_scores = reward_model.reward(tokens, lengths)  # (B,)
             scores = torch.where(ended, rm_scores, -cfg.eos_penalty) if cfg.eos_penalty else rm_scores
 
             # 3. reward = score on the last token - beta KL on every token
             logits = response_logits(policy, tokens, prompt_lengths, responses.shape[1], cfg.temperature)
             ref_logits = response_logits(reference, tokens, prompt_lengths, responses.shape[1], cfg.temperature)
-            ref_logprobs = token_logprobs(ref_logits, responses)
-            rewards = kl_shaped_rewards(scores, old_logprobs, ref_logprobs, mask, kl_coef)
+            ref_logprobs = token_logprobs(ref_logits, responses)  # the logits are divided by the temperature already
+            rewards = kl_shaped_rewards(scores, old_logprobs, ref_logprobs, mask, kl_coef)  # (B, R)
 
             # 4. advantages: how much better than the critic expected
-            old_values = response_values(critic, tokens, prompt_lengths, responses.shape[1])
+            old_values = response_values(critic, tokens, prompt_lengths, responses.shape[1])  # (B, R)
             advantages, returns = gae(rewards, old_values, mask, cfg.gamma, cfg.lam)
-            if cfg.whiten_advantages:
+            if cfg.whiten_advantages:  # the returns keep the scale of the rewards
                 advantages = whiten(advantages, mask)
 
             k1, k3 = kl_estimates(old_logprobs, ref_logprobs, mask)
@@ -400,22 +406,22 @@ def main(argv=None):
             drift = ((token_logprobs(logits, responses) - old_logprobs) * mask).abs().max().item()
             check_step(step, drift, full_kl.mean().item(), k3.item(), entropy.item(), rewards, scores, kl_coef, k1)
 
-        # 5. several passes of clipped updates over minibatches
+        # 5. clipped updates, a minibatch of the sampled answers at a time
         batch = dict(tokens=tokens, prompt_lengths=prompt_lengths, responses=responses, mask=mask, old_logprobs=old_logprobs,
                      advantages=advantages, old_values=old_values, returns=returns)
         updates = []
         for _ in range(cfg.ppo_epochs):
-            for mb in torch.randperm(cfg.batch_size).split(cfg.minibatch_size):
+            for mb in torch.randperm(cfg.batch_size).split(cfg.minibatch_size):  # indices of answers
                 optimizer.zero_grad()
                 n_tokens, total = mask[mb].sum(), {}
-                for micro in mb[mask[mb].sum(1).argsort()].split(cfg.micro_batch_size):  # answers of similar length together
+                for micro in mb[mask[mb].sum(1).argsort().cpu()].split(cfg.micro_batch_size):  # answers of similar length together
                     loss, diagnostics = ppo_loss(policy, critic, {name: x[micro] for name, x in batch.items()}, n_tokens, cfg)
                     loss.backward()
                     total = {name: total.get(name, 0.0) + x.item() for name, x in diagnostics.items()}
                 if cfg.ptx_coef:
                     inputs, targets = data.text_batch(text, 16, min(96, policy.config.block_size - 1))
                     (cfg.ptx_coef * lm_loss(policy(inputs.to(stage.device)), targets.to(stage.device))).backward()
-                norms = [torch.nn.utils.clip_grad_norm_(m.parameters(), cfg.clip_grad).item() for m in trained.values()]
+                norms = [torch.nn.utils.clip_grad_norm_(m.parameters(), cfg.clip_grad or torch.inf).item() for m in trained.values()]
                 optimizer.step()
                 updates.append({**total, "grad_norm": norms[0]})
 

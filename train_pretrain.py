@@ -7,7 +7,6 @@
 Reads pretrain.txt of the run's data, trains a tokenizer on it (or takes the one of --init), writes
 tokenizer.json and pretrain.pt.
 """
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import data
-from experiment import Common, Stage, UserError, knob, load_model, muon, parse, run_main, set_lr, table
+from experiment import Common, Stage, UserError, knob, load_model, muon, parse, run_main, set_lr, table, write_atomic
 from model import GPT, GPTConfig, answer
 
 
@@ -29,12 +28,12 @@ class Config(Common):
     n_head: int = knob(3, "attention heads", low=1)
     n_embd: int = knob(96, "width of the residual stream", low=1)
     dropout: float = knob(0.0, "dropout in training; off where the text is plentiful for the model", low=0, high=0.9)
-    steps: int = knob(2400, "optimizer steps", low=1)
+    steps: int = knob(2200, "optimizer steps", low=1)
     batch_size: int = knob(16, "windows of block_size tokens in a step", low=1)
     lr: float = knob(5e-3, "peak learning rate; small models bear large ones", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
-    clip_grad: float = knob(1.0, "largest gradient norm", low=0)
+    clip_grad: float = knob(1.0, "largest gradient norm (0: no clipping)", low=0)
     eval_every: int = knob(100, "steps between measurements of the held-out loss", low=1)
 
 
@@ -92,11 +91,18 @@ def main(argv=None):
         model, parent = load_model(cfg.init, stage.device, cfg.dropout)
         if parent["stage"] != "pretrain":
             raise UserError(f"--init takes a pretrained language model, such as runs/tiny/pretrain.pt; {cfg.init} is a {parent['stage']} checkpoint")
-        shutil.copyfile(Path(cfg.init).parent / "tokenizer.json", tokenizer)
+        own = Path(cfg.init).parent / "tokenizer.json"
+        if not own.is_file():
+            raise UserError(f"{own} is missing; a checkpoint needs the tokenizer of its run beside it")
+        words = own.read_text(encoding="utf-8")
         print(f"shape and tokenizer from {cfg.init}: {parent['model_config']}")
-    elif not stage.start:
-        ranks = data.train_bpe(texts[0], cfg.vocab_size - len(data.SPECIAL))
-        data.save_encoding(data.make_encoding(ranks), tokenizer)
+    elif stage.start:
+        words = tokenizer.read_text(encoding="utf-8")
+    else:
+        words = data.dump_encoding(data.make_encoding(data.train_bpe(texts[0], cfg.vocab_size - len(data.SPECIAL))))
+    if cfg.name and tokenizer.exists() and tokenizer.read_text(encoding="utf-8") != words:
+        raise UserError(f"a run folder has one tokenizer, and {tokenizer} is another one; name a folder of its own with --run NAME")
+    write_atomic(tokenizer, words)
     enc = data.load_encoding(tokenizer)
     if not cfg.init:
         model = GPT(GPTConfig(enc.n_vocab, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd, cfg.dropout)).to(stage.device)
@@ -119,7 +125,7 @@ def main(argv=None):
         loss = lm_loss(model(inputs.to(stage.device)), targets.to(stage.device))
         optimizer.zero_grad()
         loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip_grad)
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip_grad or torch.inf)
         lr = set_lr(optimizer, step, cfg.steps, cfg.warmup)
         optimizer.step()
         last = step + 1 == cfg.steps

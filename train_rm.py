@@ -4,7 +4,8 @@
 
 In the tiny world: samples K answers a prompt from sft.pt, has the simulated human rank them, appends the
 rankings to rankings.jsonl. With --data FOLDER: reads preferences.jsonl, K = 2. Then trains a GPT with a
-scalar head on all pairs of each ranking and writes rm.pt. --folds 5 adds a cross-validation on the pairs.
+scalar head on all pairs of each ranking and writes rm.pt; beside that, the next-token loss on pretraining text
+goes on. --folds 5 adds a cross-validation on the pairs.
 
 --round 2 does the same once more with answers of the policy that PPO made of this reward model, ppo.1, and
 writes rm.2: a policy that improves leaves the answers that its judge has seen (Bai et al. 2022, section 4.5).
@@ -19,28 +20,30 @@ import torch
 import torch.nn.functional as F
 
 import data
-from experiment import Common, Stage, UserError, knob, load_model, muon, parse, run_main, set_lr, table
+from experiment import Common, Stage, UserError, knob, load_model, muon, parse, run_main, set_lr, table, write_atomic
 from model import answer, score, with_heads
 from preferences import SimulatedHuman, noise_ceiling, ranking_to_pairs, wilson, wins_to_tiers
+from train_pretrain import lm_loss, tokens_of
 
 
 @dataclass
 class Config(Common):
     round: int = knob(1, "1: the SFT model's answers; 2: rm.pt goes on learning from the answers of ppo.1, the policy that it trained", low=1, high=2)
-    answers_per_prompt: int = knob(9, "K answers a prompt are sampled and ranked (InstructGPT: 4 to 9)", low=2)
+    answers_per_prompt: int = knob(8, "K answers a prompt are sampled and ranked (InstructGPT: 4 to 9)", low=2)
     rankings_per_prompt: int = knob(3, "rankings collected for each training prompt, each of K new answers", low=1)
     temperature: float = knob(1.0, "sampling temperature of those answers", low=0.01)
     max_new_tokens: int = knob(48, "longest sampled answer", low=1)
     start: str = knob("pretrain", "weights that round 1 starts from: in the tiny world these judged a PPO policy's answers better", choices=("pretrain", "sft"))
     replay: float = knob(0.5, "in round 2: rankings of round 1 for each new one, so that they are not forgotten", low=0)
-    damaged: float = knob(0.0, "comparisons of a demonstration with damaged copies of it, for each ranking: they cost no annotator", low=0)
+    lm_coef: float = knob(0.5, "weight of the next-token loss on pretraining text, beside the ranking loss: keeps alive what new answers are judged by", low=0)
+    damaged: float = knob(0.3, "comparisons of a demonstration with damaged copies of it, for each ranking: they cost no annotator", low=0)
     epochs: int = knob(1, "passes over the rankings; more than one overfits (InstructGPT)", low=1)
     batch_size: int = knob(3, "prompts in a step, each with all its answers", low=1)
     lr: float = knob(1e-3, "peak learning rate", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
     dropout: float = knob(0.0, "dropout in training", low=0, high=0.9)
-    clip_grad: float = knob(1.0, "largest gradient norm", low=0)
+    clip_grad: float = knob(1.0, "largest gradient norm (0: no clipping)", low=0)
     folds: int = knob(0, "cross-validate with that many folds before the training proper (0: not)", low=0)
     eval_every: int = knob(100, "steps between measurements of the held-out accuracy", low=1)
     eval_split: str = knob("test", "prompts of the final figures: dev while tuning, test for those that count", choices=("dev", "test"))
@@ -48,7 +51,7 @@ class Config(Common):
 
 PRESETS = {
     "tiny": {},
-    "small": dict(start="sft", epochs=1, batch_size=8, lr=1e-4, warmup=20, dropout=0.1, max_new_tokens=128),
+    "small": dict(damaged=0.0, batch_size=8, lr=1e-4, dropout=0.1),
 }
 
 
@@ -101,6 +104,11 @@ def accuracy(model, enc, groups, batch_size=32):
     return right / max(1, total), total
 
 
+def chance_corrected(hits, ceiling):
+    """(accuracy - 0.5) / (ceiling - 0.5) as text: 0 is guessing, 1 is as good as the annotator's noise allows."""
+    return f"{(hits - 0.5) / (ceiling - 0.5):.2f}" if ceiling > 0.5 else "-"
+
+
 def stored_rankings(stage, source):
     """The rows of rankings.jsonl whose answers come from that source."""
     path = stage.folder / "rankings.jsonl"
@@ -125,8 +133,8 @@ def collect(stage, policy, enc, prompts, labeler, cfg, source):
     wins = labeler.label([p["prompt"] for p in prompts], responses)
     rows = [{"prompt": p["prompt"], "responses": r, "tiers": wins_to_tiers(w), "aspect": "overall", "labeler": labeler.name,
              "round": cfg.round, "source": source, "split": p["split"]} for p, r, w in zip(prompts, responses, wins)]
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    write_atomic(path, before + "".join(json.dumps(row) + "\n" for row in rows))  # all of them or none: a kill leaves no half a collection
     print(f"{len(rows)} rankings of {K} answers in {path}; {len(rows) * K - sum(map(len, responses))} duplicates left out")
     return rows
 
@@ -156,8 +164,10 @@ def damaged_copies(demonstrations, n, seed):
     return [row for row in rows if len(row["responses"]) > 1]
 
 
-def train(model, enc, groups, cfg, stage=None, held_out=()):
-    """Train a reward model on rankings; all pairs of a prompt are one element of the batch. With a stage: logged and resumable."""
+def train(model, enc, groups, corpus, cfg, stage=None, held_out=()):
+    """Train a reward model on rankings; all pairs of a prompt are one element of the batch. With a stage: logged and resumable.
+
+    corpus: token ids (1-D) of text for the language-model loss that goes on beside (the idea: Yang et al. 2024, "Regularizing hidden states")."""
     groups = [g for g in groups if len(g["tiers"]) > 1]  # a ranking that is one big tie holds no pair
     per_epoch = math.ceil(len(groups) / cfg.batch_size)
     steps = cfg.epochs * per_epoch
@@ -173,7 +183,10 @@ def train(model, enc, groups, cfg, stage=None, held_out=()):
         loss = bradley_terry_loss(scores[winners], scores[losers])
         optimizer.zero_grad()
         loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip_grad)
+        if cfg.lm_coef:
+            inputs, targets = (x.to(scores.device) for x in data.text_batch(corpus, 4, min(96, model.config.block_size)))
+            (cfg.lm_coef * lm_loss(model(inputs), targets)).backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip_grad or torch.inf)
         lr = set_lr(optimizer, step, steps, cfg.warmup)
         optimizer.step()
         if stage:
@@ -203,16 +216,19 @@ def bag_of_words(enc, groups, held_out, epochs=200):
     return ((y @ weights.detach()) > 0).float().mean().item()
 
 
-def cross_validate(base, enc, groups, cfg):
+def cross_validate(base, enc, groups, corpus, cfg):
     """k folds over the prompts: reward model, bag of words and "the shorter answer wins", on the same held-out pairs."""
+    groups = [g for g in groups if len(g["tiers"]) > 1]
     keys = sorted({json.dumps(g["prompt"]) for g in groups})
+    if not 2 <= cfg.folds <= len(keys):
+        raise UserError(f"--folds {cfg.folds}: choose 2 to {len(keys)}, the number of prompts with comparisons")
     fold_of = {keys[i]: n % cfg.folds for n, i in enumerate(torch.randperm(len(keys), generator=torch.Generator().manual_seed(cfg.seed)).tolist())}
     results = []
     for fold in range(cfg.folds):
         training = [g for g in groups if fold_of[json.dumps(g["prompt"])] != fold]
         held_out = [g for g in groups if fold_of[json.dumps(g["prompt"])] == fold]
         torch.manual_seed(cfg.seed + fold)
-        model = train(with_heads(base, reward_head=True), enc, training, cfg)
+        model = train(with_heads(base, reward_head=True), enc, training, corpus, cfg)
         shorter = [len(g["responses"][i]) < len(g["responses"][j]) for g in held_out for i, j in ranking_to_pairs(g["tiers"])]
         results.append((accuracy(model, enc, held_out)[0], bag_of_words(enc, training, held_out), sum(shorter) / len(shorter), len(shorter)))
         print(f"fold {fold + 1} of {cfg.folds}: reward model {results[-1][0]:.3f}, bag of words {results[-1][1]:.3f}, shorter wins {results[-1][2]:.3f}", flush=True)
@@ -224,35 +240,45 @@ def cross_validate(base, enc, groups, cfg):
 
 def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv)
+    if cfg.round == 2:
+        cfg.name = cfg.name or "rm.2"
+    elif cfg.name == "rm.2":
+        raise UserError("rm.2 is the reward model of the second round: --round 2 trains it")
     stage = Stage(cfg, "rm")
     if cfg.data and cfg.round == 2:
         raise UserError(f"--round 2 asks an annotator about new answers; {cfg.data} has none to ask, only its preferences")
     if cfg.folds and cfg.round == 2:
         raise UserError("--folds is for round 1: in round 2 the reward model has already learned from the prompts that a fold would hold out")
+    if cfg.folds and cfg.start == "sft":
+        raise UserError("--folds needs --start pretrain: the SFT model was trained on the chosen answers that a fold would hold out")
     author = "sft" if cfg.round == 1 else "ppo.1"  # whose answers are ranked
     author_path, start_path = stage.parent(author), stage.parent(cfg.start if cfg.round == 1 else "rm")
     base, started_from = load_model(start_path, stage.device, cfg.dropout)
     print(f"shape from {start_path}: {started_from['model_config']}")
     enc = data.load_encoding(stage.folder / "tokenizer.json")
+    corpus, _ = tokens_of(enc, data.load_text(stage.data))
     preferences, earlier = data.load_preferences(stage.data), []
     if stage.cfg.data and not preferences:
         raise data.DataError(f"{stage.data}: no preferences file; the reward model needs comparisons (preferences.jsonl)")
+    if not preferences and cfg.max_new_tokens >= base.config.block_size:
+        raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {base.config.block_size} tokens")
     if preferences:
         groups = [{"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"]], "tiers": [[0], [1]], "split": r["split"]} for r in preferences]
     else:
         prompts = [p for p in data.load_prompts(stage.data) for _ in range(cfg.rankings_per_prompt if p["split"] == "train" else 1)
                    if p["split"] in ("train", cfg.eval_split)]
         policy, checkpoint = load_model(author_path, stage.device)
-        source = (f"{author} {checkpoint['fingerprint']}, {cfg.rankings_per_prompt} x {cfg.answers_per_prompt} answers at temperature "
-                  f"{cfg.temperature}, {cfg.eval_split}, seed {cfg.seed}")
+        source = (f"{author} {checkpoint['fingerprint']}, {cfg.rankings_per_prompt} x {cfg.answers_per_prompt} answers of up to {cfg.max_new_tokens} tokens at "
+                  f"temperature {cfg.temperature}, {cfg.eval_split}, seed {cfg.seed}")
         groups = collect(stage, policy, enc, prompts, SimulatedHuman(cfg.seed + 1000 * cfg.round), cfg, source)
         stage.state["source"] = source
     if cfg.round == 2:
         earlier = stored_rankings(stage, started_from["state"]["source"])
+    data.of_split(groups, "train", stage.data)
     training, seen_before = ([g for g in rows if g["split"] == "train"] for rows in (groups, earlier))
     held_out, held_out_before = ([g for g in rows if g["split"] == cfg.eval_split and len(g["tiers"]) > 1] for rows in (groups, earlier))
     if cfg.folds:
-        cross_validate(base, enc, groups, cfg)
+        cross_validate(base, enc, groups, corpus, cfg)
     torch.manual_seed(cfg.seed)
     model = with_heads(base, reward_head=True)
     model.reward_gain.fill_(1.0)  # raw scores while it learns
@@ -260,7 +286,7 @@ def main(argv=None):
     replayed = random.Random(cfg.seed).sample(seen_before, min(len(seen_before), round(cfg.replay * len(training))))
     demonstrations = [d for d in data.load_sft(stage.data) if d["split"] == "train"] if cfg.damaged else []
     free = damaged_copies(demonstrations, round(cfg.damaged * len(training)), cfg.seed)
-    train(model, enc, training + replayed + free, cfg, stage, held_out)
+    train(model, enc, training + replayed + free, corpus, cfg, stage, held_out)
 
     # Scores of a known scale: mean 0 and standard deviation 1 over the SFT model's answers, from now on frozen.
     some = (seen_before or training)[:: max(1, len(seen_before or training) // 200)]
@@ -270,11 +296,12 @@ def main(argv=None):
     lines, stage.state["results"] = [], {}
     for name, rows in {author: held_out, **({"sft": held_out_before} if held_out_before else {})}.items():
         hits, n = accuracy(model, enc, rows)
-        line = f"held-out accuracy {hits:.3f} on {n} pairs (95 % interval {wilson(hits, n)[0]:.3f} to {wilson(hits, n)[1]:.3f})" if n else "no held-out pairs"
+        low, high = wilson(hits, max(1, len(rows)))  # pairs of one ranking share answers: the interval counts rankings
+        line = f"held-out accuracy {hits:.3f} on {n} pairs of {len(rows)} rankings (95 % interval {low:.3f} to {high:.3f})" if n else "no held-out pairs"
         if n and not preferences:
             ceiling = noise_ceiling(rows, data.gold_score)
             stage.state["results"][name] = {"accuracy": hits, "ceiling": ceiling}
-            line = f"answers of {name}: {line}; ceiling set by the annotator's noise {ceiling:.3f}; chance-corrected {(hits - 0.5) / (ceiling - 0.5):.2f}"
+            line = f"answers of {name}: {line}; ceiling set by the annotator's noise {ceiling:.3f}; chance-corrected {chance_corrected(hits, ceiling)}"
         lines.append(line)
     line = "\n".join(lines)
     print("\n" + line)

@@ -23,7 +23,7 @@ class Config(Common):
     lr: float = knob(1e-3, "peak learning rate", low=0)
     warmup: int = knob(40, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
-    clip_grad: float = knob(1.0, "largest gradient norm", low=0)
+    clip_grad: float = knob(1.0, "largest gradient norm (0: no clipping)", low=0)
     dropout: float = knob(0.0, "dropout in training", low=0, high=0.9)
     max_new_tokens: int = knob(48, "longest answer that is sampled for the evaluation", low=1)
     eval_every: int = knob(100, "steps between measurements of the held-out loss", low=1)
@@ -73,14 +73,15 @@ def main(argv=None):
     enc = data.load_encoding(stage.folder / "tokenizer.json")
     pad, block_size = data.special_id(enc, "pad"), model.config.block_size
     demonstrations = data.load_sft(stage.data)
-    rows, cut = {"train": [], "dev": [], "test": []}, 0
-    for d in demonstrations:
-        prompt, response, was_cut = data.fit(data.encode_prompt(enc, d["prompt"]), data.encode_response(enc, d["response"]), block_size)
-        rows[d["split"]].append((prompt, response))
-        cut += was_cut
+    cut, rows = 0, {}
+    for split in ("train", cfg.eval_split):
+        rows[split] = [data.fit(data.encode_prompt(enc, d["prompt"]), data.encode_response(enc, d["response"]), block_size)
+                       for d in data.of_split(demonstrations, split, stage.data)]
+        cut += sum(was_cut for _, _, was_cut in rows[split])
+        rows[split] = [(prompt, response) for prompt, response, _ in rows[split]]
     if cut:
         print(f"{cut} of {len(demonstrations)} demonstrations are longer than the context of {block_size} tokens: prompts cut from the left")
-    train, test = rows["train"], (rows[cfg.eval_split] or rows["train"])[:300]
+    train, test = rows["train"], rows[cfg.eval_split][:300]
     per_epoch = max(1, len(train) // cfg.batch_size)
     steps = cfg.epochs * per_epoch
 
@@ -95,7 +96,7 @@ def main(argv=None):
         loss = sft_loss(model(inputs), targets, mask)
         optimizer.zero_grad()
         loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip_grad)
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip_grad or torch.inf)
         lr = set_lr(optimizer, step, steps, cfg.warmup)
         optimizer.step()
         measure = step + 1 == steps or step % cfg.eval_every == 0
@@ -104,8 +105,7 @@ def main(argv=None):
 
     model.eval()
     pretrained, _ = load_model(parent, stage.device)
-    rows = data.load_prompts(stage.data)
-    prompts = [p["prompt"] for p in rows if p["split"] == cfg.eval_split][:300] or [p["prompt"] for p in rows][:300]
+    prompts = [p["prompt"] for p in data.of_split(data.load_prompts(stage.data), cfg.eval_split, stage.data)[:300]]
     answers = {"pretrained": answer(pretrained, enc, prompts, cfg.max_new_tokens, 1.0, template=False),
                "SFT": answer(model, enc, prompts, cfg.max_new_tokens, 1.0)}
     about = {name: describe(prompts, a) for name, a in answers.items()}

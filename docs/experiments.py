@@ -53,8 +53,8 @@ def seeds(args):
 
 def hacking(args):
     """The first reward model, with and without the KL penalty; one picture, proxy and gold against KL."""
-    train("--config", "tiny", "--rounds", "1", "--steps", "50", "--name", "one_round")
-    train("--config", "tiny", "--rounds", "1", "--steps", "50", "--kl_coef", "0", "--name", "no_kl")
+    train("--config", "tiny", "--rounds", "1", "--name", "one_round")
+    train("--config", "tiny", "--rounds", "1", "--kl_coef", "0", "--name", "no_kl")
     import matplotlib
 
     matplotlib.use("Agg")

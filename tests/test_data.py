@@ -116,7 +116,7 @@ def test_eos_and_pad_are_two_different_tokens_behind_the_vocabulary(enc):
 
 
 def test_a_saved_tokenizer_is_the_same_when_loaded(enc, tmp_path):
-    data.save_encoding(enc, tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text(data.dump_encoding(enc))
     again = data.load_encoding(tmp_path / "tokenizer.json")
     assert again.n_vocab == enc.n_vocab and again.eot_token == enc.eot_token
     for text in HARD_TEXTS + ["A dog is a furry mammal."]:
@@ -128,13 +128,19 @@ def test_a_saved_tokenizer_is_the_same_when_loaded(enc, tmp_path):
 # ------------------------------------------------------------------------------------------------
 
 
+def test_the_first_word_of_an_answer_is_the_token_that_it_is_inside_a_text(enc):
+    text = enc.encode_ordinary("A dog is a furry mammal.")
+    assert data.encode_response(enc, "a furry mammal.")[:-1] == text[-len(enc.encode_ordinary(" a furry mammal.")) :]
+    assert data.decode_response(enc, data.encode_response(enc, "a furry mammal.")) == "a furry mammal."
+
+
 def test_the_chat_template(enc):
     """<|user|> text <|assistant|>; in a dialogue each earlier answer ends with EOS, as it does in training."""
     user, assistant, eos, t = data.special_id(enc, "user"), data.special_id(enc, "assistant"), enc.eot_token, enc.encode_ordinary
     assert data.encode_prompt(enc, "A dog is") == [user, *t("A dog is"), assistant]
     assert data.encode_prompt(enc, [{"role": "user", "content": "A dog is"}]) == data.encode_prompt(enc, "A dog is")
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "A cat"}]
-    assert data.encode_prompt(enc, chat) == [user, *t("Hi"), assistant, *t("Yes?"), eos, user, *t("A cat"), assistant]
+    assert data.encode_prompt(enc, chat) == [user, *t("Hi"), assistant, *t(" Yes?"), eos, user, *t("A cat"), assistant]
     assert data.encode_response(enc, "Yes") == [*t("Yes"), eos]
     assert enc.decode(data.encode_prompt(enc, "A dog is", template=False)).strip() == "A dog is"
 
@@ -311,6 +317,8 @@ MALFORMED = [("preferences.jsonl", '{"prompt": "a", "chosen": "b", "rejected": "
              ("sft.jsonl", '{"prompt": "a", "response": "b", "split": "holdout"}\n', "line 1"),
              ("sft.csv", "prompt,answer\na,b,too much\n", "row 2"),
              ("prompts.jsonl", '{"prompt": [{"role": "system", "content": "nobody asks"}]}\n', "line 1"),
+             ("sft.jsonl", '{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "s"}, {"role": "assistant", "content": "b"}]}', "line 1"),
+             ("sft.jsonl", '{"prompt": "half a character: \\ud83d", "response": "b"}\n', "line 1"),
              ("prompts.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', "line 2"),
              ("prompts.jsonl", '{"prompt": "a"}\n3\n', "line 2"),
              ("pretrain.jsonl", '{"text": "a"}\n{"content": "b"}\n', "line 2"),
@@ -407,6 +415,20 @@ def test_all_rows_of_a_prompt_are_in_the_same_split(tmp_path):
     for row in data.load_preferences(tmp_path):
         assert splits.setdefault(row["prompt"], row["split"]) == row["split"]
     assert {p["prompt"]: p["split"] for p in data.load_prompts(tmp_path)} == splits
+
+
+def test_a_split_without_rows(capsys):
+    rows = [{"split": "test", "prompt": "a"}]
+    assert data.of_split(rows, "test", "here") == rows and capsys.readouterr().out == ""
+    assert data.of_split(rows, "dev", "here") == rows and "no row is in the split dev" in capsys.readouterr().out
+    with pytest.raises(DataError, match="nothing to train on"):
+        data.of_split(rows, "train", "here")
+
+
+def test_the_held_out_part_of_a_text_is_its_end(tmp_path):
+    for text, cut in (("line\n" * 100, 475), ("Title\n" + "x" * 994, 900)):  # at a line's end, but only if there is one near
+        write(tmp_path, "pretrain.txt", text)
+        assert [len(part) for part in data.load_text(tmp_path)] == [cut, len(text) - cut]
 
 
 def test_a_row_may_name_its_own_split(tmp_path):

@@ -329,6 +329,23 @@ def test_a_resumed_run_equals_a_straight_one(here, capsys):
     assert resumed.state == straight.state
 
 
+def test_who_is_stopped_while_drawing_repeats_only_the_end(here, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "picture", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            toy_training()
+    assert load_checkpoint("runs/tiny/pretrain.pt")["step"] == 6
+    assert len(toy_training("--resume").rows) == 6 and (here / "runs/tiny/pretrain.png").exists()
+
+
+def test_resume_and_overwrite_exclude_each_other(here):
+    with pytest.raises(UserError, match="choose one"):
+        new_stage("--resume", "--overwrite")
+
+
 def test_the_same_seed_gives_the_same_weights(here):
     runs = [toy_training("--run", name, "--seed", seed) for name, seed in (("a", "5"), ("b", "5"), ("c", "6"))]
     a, b, c = (fingerprint(stage.tracked["model"]) for stage in runs)
@@ -365,6 +382,9 @@ def test_a_missing_parent_is_trained_by_its_own_command(here, monkeypatch):
     command = " ".join(commands[0])
     assert stop.value.code == 7
     assert "train_pretrain.py" in command and "--run tiny-seed3" in command and "--seed 3" in command and "--config tiny" in command
+    with pytest.raises(SystemExit):
+        new_stage("--run", "mine/first", stage="sft").parent("pretrain")
+    assert "--run mine/first" in " ".join(commands[1])
 
 
 # ------------------------------------------------------------------------------------------------

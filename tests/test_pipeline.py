@@ -312,6 +312,42 @@ def test_folds_belong_to_the_first_round(copy, call):
     assert "--folds is for round 1" in code
 
 
+def test_folds_do_not_start_from_a_model_that_has_seen_the_chosen_answers(copy, call):
+    code, _ = call(copy, "train_rm.py", "--start sft --folds 2 --name leaky")
+    assert "--folds needs --start pretrain" in code
+    code, _ = call(copy, "train_rm.py", f"{RM} --folds 1 --name one")
+    assert "--folds 1: choose 2 to" in code
+
+
+def test_the_rounds_keep_their_names(copy, call):
+    """Round 2 never writes rm.pt, round 1 never rm.2.pt; the policy of round 1 is ppo.1."""
+    code, out = call(copy, "train_rm.py", f"{RM} --round 2 --damaged 0.5")
+    assert code == 0 and "rm.2.pt is finished" in out
+    assert "--round 2 trains it" in call(copy, "train_rm.py", f"{RM} --name rm.2 --overwrite")[0]
+    assert "--rounds 1 trains it" in call(copy, "train_ppo.py", f"{THREE} --name ppo.1 --overwrite")[0]
+
+
+def test_rankings_are_reused_only_for_the_same_answers(copy, call):
+    for flags, again in (("--lr 0.002", True), ("--lr 0.002 --max_new_tokens 10", False)):
+        code, out = call(copy, "train_rm.py", f"{RM} {flags} --name n{again}")
+        assert code == 0 and ("are used again" in out) == again
+    assert "leaves no room for a prompt" in call(copy, "train_rm.py", f"{RM} --max_new_tokens 64 --name long")[0]
+
+
+def test_a_run_has_one_tokenizer(copy, call):
+    """A variant of the pretraining with another vocabulary would break every other stage of the run."""
+    flags, before = SMALL["pretrain"], (copy / "runs/tiny/tokenizer.json").read_text()
+    code, _ = call(copy, "train_pretrain.py", f"{flags} --vocab_size 400 --name small_words")
+    assert "one tokenizer" in code and "--run NAME" in code and (copy / "runs/tiny/tokenizer.json").read_text() == before
+    code, out = call(copy, "train_pretrain.py", f"{flags} --steps 1 --name short")
+    assert code == 0, out
+
+
+def test_an_adaptive_beta_needs_a_start_and_time(copy, call):
+    for flags in ("--kl_coef 0", "--kl_horizon 7"):
+        assert "--kl_target moves beta by factors" in call(copy, "train_ppo.py", f"{PPO} --kl_target 1 {flags} --name adaptive")[0]
+
+
 def test_ppo_on_a_users_preferences(mine):
     rows = rows_of(mine / "runs/tiny-mine/ppo.jsonl")
     assert abs(rows[0]["kl_full"]) < 1e-5 and len(rows) == 2 and all(r["gold"] is None for r in rows)

@@ -3,11 +3,13 @@ import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import train_rm
-from train_rm import accuracy, bag_of_words, batch_pairs, bradley_terry_loss, collect, damaged_copies, group_scores
+from train_pretrain import held_out_loss
+from train_rm import accuracy, bag_of_words, batch_pairs, bradley_terry_loss, chance_corrected, collect, damaged_copies, group_scores
 
 GROUPS = [{"prompt": "A dog is", "responses": ["a furry mammal.", "a cat.", "man's best friend. A dog is a furry mammal."],
            "tiers": [[2], [0, 1]]},
@@ -100,7 +102,7 @@ def test_scores_of_a_batch_do_not_depend_on_its_padding(make_gpt, enc):
 def test_the_score_reads_the_eos_of_a_whole_answer(make_gpt, enc):
     model, g = make_gpt(vocab_size=enc.n_vocab, block_size=64, reward_head=True), GROUPS[1]
     user, assistant = (enc.encode_single_token(f"<|{name}|>") for name in ("user", "assistant"))
-    ids = [user, *enc.encode_ordinary(g["prompt"]), assistant, *enc.encode_ordinary("No."), enc.eot_token]
+    ids = [user, *enc.encode_ordinary(g["prompt"]), assistant, *enc.encode_ordinary(" No."), enc.eot_token]
     expected = model.reward(torch.tensor([ids]), torch.tensor([len(ids)]))
     assert group_scores(model, enc, [g])[1].item() == pytest.approx(expected.item(), abs=1e-5)
 
@@ -133,10 +135,21 @@ def toy_rankings(better, worse, n=6):
 def test_training_raises_the_answer_that_won(make_gpt, enc):
     """Chosen and rejected are not swapped: what always wins in training gets the higher score. One big tie does no harm."""
     groups = toy_rankings("A dog.", "A cat.") + [{"prompt": "A", "responses": ["b", "c"], "tiers": [[0, 1]], "split": "train"}]
-    cfg = train_rm.Config(epochs=6, batch_size=3, lr=1e-2, warmup=1, weight_decay=0.0, seed=0)
-    model = train_rm.train(make_gpt(std=0.2, vocab_size=enc.n_vocab, block_size=64, reward_head=True), enc, groups, cfg)
-    assert not model.training
-    assert accuracy(model, enc, toy_rankings("A dog.", "A cat.")) == (1.0, 6)
+    corpus = np.array(enc.encode_ordinary("A dog is a furry mammal. " * 20))
+    language = {}
+    for lm_coef in (0.0, 1.0):
+        torch.manual_seed(0)
+        cfg = train_rm.Config(epochs=6, batch_size=3, lr=1e-2, warmup=1, weight_decay=0.0, lm_coef=lm_coef)
+        model = train_rm.train(make_gpt(std=0.2, vocab_size=enc.n_vocab, block_size=64, reward_head=True), enc, groups, corpus, cfg)
+        assert not model.training
+        assert accuracy(model, enc, toy_rankings("A dog.", "A cat.")) == (1.0, 6)
+        language[lm_coef] = held_out_loss(model, corpus, 32)
+    assert language[1.0] < language[0.0] - 0.5, "the loss on pretraining text is part of what is minimised"
+
+
+def test_chance_corrected():
+    assert chance_corrected(0.8, 0.9) == "0.75" and chance_corrected(0.5, 0.9) == "0.00"
+    assert chance_corrected(0.0, 0.0) == chance_corrected(0.5, 0.5) == "-", "no pairs, or pairs that no one could rank"
 
 
 def test_bag_of_words_learns_which_words_win(enc):
