@@ -141,7 +141,7 @@ def test_the_chat_template(enc):
     assert data.encode_prompt(enc, [{"role": "user", "content": "A dog is"}]) == data.encode_prompt(enc, "A dog is")
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "A cat"}]
     assert data.encode_prompt(enc, chat) == [user, *t("Hi"), assistant, *t(" Yes?"), eos, user, *t("A cat"), assistant]
-    assert data.encode_response(enc, "Yes") == [*t("Yes"), eos]
+    assert data.encode_response(enc, "Yes") == [*t(" Yes"), eos]
     assert enc.decode(data.encode_prompt(enc, "A dog is", template=False)).strip() == "A dog is"
 
 
