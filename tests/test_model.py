@@ -62,6 +62,13 @@ def reference_hidden(model, ids):
 # ------------------------------------------------------------------------------------------------
 
 
+def test_long_sequences_take_another_kernel_and_mean_the_same(make_gpt):
+    """Causal: the first 100 positions do not know whether 100 more follow, which are computed by the fused attention."""
+    model = make_gpt(block_size=200, std=0.2)
+    tokens = torch.randint(12, (2, 200), generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(model(tokens)[:, :100], model(tokens[:, :100]), atol=1e-4)
+
+
 def test_forward_is_gpt2(make_gpt):
     """Pre-LayerNorm, tanh-GELU, causal attention scaled by sqrt(head width), tied embeddings."""
     model, ids = make_gpt(), [3, 1, 4, 1, 5, 9, 2]
