@@ -237,9 +237,9 @@ def sample_with_kl(policy, reference, reward_model, enc, prompts, cfg, temperatu
     answers, scores, kls = [], [], []
     for start in range(0, len(prompts), cfg.batch_size):
         ids = [data.encode_prompt(enc, p)[-(policy.config.block_size - cfg.max_new_tokens) :] for p in prompts[start : start + cfg.batch_size]]
-        P, prompt_lengths = (x.to(device) for x in data.pad_rows(ids, pad))
-        responses, mask, _ = generate(policy, P, prompt_lengths, cfg.max_new_tokens, temperature, enc.eot_token, pad)
-        tokens, lengths = join(P, prompt_lengths, responses, mask, pad)
+        padded, prompt_lengths = (x.to(device) for x in data.pad_rows(ids, pad))
+        responses, mask, _ = generate(policy, padded, prompt_lengths, cfg.max_new_tokens, temperature, enc.eot_token, pad)
+        tokens, lengths = join(padded, prompt_lengths, responses, mask, pad)
         logits, ref_logits = (response_logits(m, tokens, prompt_lengths, responses.shape[1], temperature or 1.0) for m in (policy, reference))
         kls += full_kl_and_entropy(logits, ref_logits, mask)[0].tolist()
         scores += reward_model.reward(tokens, lengths).tolist()

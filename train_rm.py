@@ -230,10 +230,10 @@ def cross_validate(base, enc, groups, corpus, cfg):
         torch.manual_seed(cfg.seed + fold)
         model = train(with_heads(base, reward_head=True), enc, training, corpus, cfg)
         shorter = [len(g["responses"][i]) < len(g["responses"][j]) for g in held_out for i, j in ranking_to_pairs(g["tiers"])]
-        results.append((accuracy(model, enc, held_out)[0], bag_of_words(enc, training, held_out), sum(shorter) / len(shorter), len(shorter)))
+        results.append((accuracy(model, enc, held_out)[0], bag_of_words(enc, training, held_out), sum(shorter) / len(shorter), len(shorter), len(held_out)))
         print(f"fold {fold + 1} of {cfg.folds}: reward model {results[-1][0]:.3f}, bag of words {results[-1][1]:.3f}, shorter wins {results[-1][2]:.3f}", flush=True)
-    n = sum(r[3] for r in results)
-    means = [sum(r[k] * r[3] for r in results) / n for k in range(3)]
+    means = [sum(r[k] * r[3] for r in results) / sum(r[3] for r in results) for k in range(3)]
+    n = sum(r[4] for r in results)  # pairs of one ranking share answers: the interval counts rankings
     print(table(["cross-validated accuracy", "mean", "low", "high"],
                 [[name, f"{m:.3f}", *(f"{x:.3f}" for x in wilson(m, n))] for name, m in zip(("reward model", "bag of words", "shorter answer wins"), means)]))
 

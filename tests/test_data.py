@@ -2,6 +2,7 @@
 import csv
 import gzip
 import io
+import itertools
 import json
 import random
 import re
@@ -415,6 +416,24 @@ def test_all_rows_of_a_prompt_are_in_the_same_split(tmp_path):
     for row in data.load_preferences(tmp_path):
         assert splits.setdefault(row["prompt"], row["split"]) == row["split"]
     assert {p["prompt"]: p["split"] for p in data.load_prompts(tmp_path)} == splits
+
+
+def test_who_writes_plainly_says_nothing_twice(tmp_path):
+    """Facts and dialogues repeat no sentence; marked answers do, and the mark says so. Facts are told topic by topic."""
+    data.write_world(tmp_path, seed=0, n_documents=400, n_demonstrations=200)
+    documents, told_of = (tmp_path / "pretrain.txt").read_text().strip().split("\n\n"), []
+    for text in documents:
+        if not re.search(r"\. (again|stray|aside|right|kind|harm)$", text, re.M):
+            for line in text.split("\n"):
+                said = [SENTENCES.get(s.strip()) for s in re.findall(r"[^.?]+[.?]", line)]
+                said = [s for s in said if s]
+                assert len(set(said)) == len(said), line
+                told_of.append([topic for topic, _ in itertools.groupby(s.topic for s in said if s.act == "answer")])
+    assert max(map(len, told_of)) == 2, "at most two topics, each in one piece"
+    assert any(line.endswith(". again") for text in documents for line in text.split("\n"))
+    for row in data.load_sft(tmp_path):
+        answer = data.read_answer(row["prompt"], row["response"])
+        assert None not in answer and len(set(answer)) == len(answer), row
 
 
 def test_a_split_without_rows(capsys):

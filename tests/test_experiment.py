@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import experiment
-from experiment import (Common, InvariantError, Stage, UserError, adam, fingerprint, knob, load_checkpoint, load_model, muon, parse,
+from experiment import (Common, InvariantError, Stage, UserError, adam, fingerprint, knob, load_checkpoint, load_model, muon, orthogonal, parse,
                         pick_device, random_state, run_main, set_lr, set_random_state, table, write_atomic)
 from data import DataError
 from model import GPT, GPTConfig
@@ -208,6 +208,18 @@ def test_the_optimizer_holds_every_parameter_once():
     a, b = GPT(GPTConfig(5, 8, 1, 1, 4, value_head=True)), GPT(GPTConfig(5, 8, 1, 1, 4, reward_head=True))
     held = [id(p) for g in adam((a, 1.0), (b, 2.0)).param_groups for p in g["params"]]
     assert len(held) == len(set(held)) and set(held) == {id(p) for m in (a, b) for p in m.parameters()}
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 6), (2, 4, 12), (2, 12, 4)])
+def test_muon_makes_a_step_orthogonal(shape):
+    """The singular vectors stay, the singular values all come close to 1: against the same polynomial on the values alone."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, values, v = torch.linalg.svd(x, full_matrices=False)
+    expected = values / x.norm(dim=(1, 2))[:, None]
+    for _ in range(5):
+        expected = 3.4445 * expected - 4.775 * expected**3 + 2.0315 * expected**5
+    assert torch.allclose(orthogonal(x), u * expected[:, None] @ v, atol=1e-4)
+    assert 0.5 < expected.min() and expected.max() < 1.3
 
 
 def test_biases_and_norms_do_not_decay():

@@ -19,6 +19,7 @@ import torch
 
 import data
 import experiment
+import train_ppo
 import train_rm
 from conftest import ROOT
 from experiment import fingerprint, load_checkpoint, load_model, run_main
@@ -341,6 +342,35 @@ def test_a_run_has_one_tokenizer(copy, call):
     assert "one tokenizer" in code and "--run NAME" in code and (copy / "runs/tiny/tokenizer.json").read_text() == before
     code, out = call(copy, "train_pretrain.py", f"{flags} --steps 1 --name short")
     assert code == 0, out
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "rm", "ppo"])
+def test_gradients_are_clipped_but_not_with_0(copy, call, stage):
+    """--clip_grad 0 trains like a limit that no gradient reaches, and unlike one that all of them reach."""
+    for limit in ("0", "1e9", "1e-4"):
+        code, out = call(copy, script(stage), f"{SMALL[stage]} --clip_grad {limit} --name clip{limit}")
+        assert code == 0, out
+    free, far, near = (copy / f"runs/tiny/clip{limit}.pt" for limit in ("0", "1e9", "1e-4"))
+    assert same(free, far) and not same(free, near)
+
+
+def test_the_final_table_keeps_each_answer_with_its_prompt(copy, call, monkeypatch):
+    """Several answers a prompt: those that the annotator ranks, to test the reward model with, are all to the same prompt."""
+    sample, label, seen = train_ppo.sample_with_kl, train_ppo.SimulatedHuman.label, []
+
+    def tagged(policy, reference, reward_model, enc, prompts, *rest):
+        answers, *others = sample(policy, reference, reward_model, enc, prompts, *rest)
+        return [(f"{i} {p}", *a[1:]) for i, (p, a) in enumerate(zip(prompts, answers))], *others
+
+    def watched(self, prompts, responses, *rest):
+        seen.extend(zip(prompts, responses))
+        return label(self, prompts, responses, *rest)
+
+    monkeypatch.setattr(train_ppo, "sample_with_kl", tagged)
+    monkeypatch.setattr(train_ppo.SimulatedHuman, "label", watched)
+    code, out = call(copy, "train_ppo.py", f"{SMALL['ppo']} --name watched")
+    assert code == 0 and seen, out
+    assert all(len(responses) == 4 and {r.split(" ", 1)[1] for r in responses} == {p} for p, responses in seen)
 
 
 def test_an_adaptive_beta_needs_a_start_and_time(copy, call):
