@@ -713,7 +713,7 @@ def answer_text(ask, answer):
 
 
 def mark(ask, sentence, earlier):
-    """The one word that a teacher writes behind a sentence of an answer, given the sentences before it."""
+    """What a teacher remarks on a sentence of an answer, in one word, given the sentences before it."""
     harmless = sentence.topic in OFFERED or sentence.topic in QUESTIONS
     if sentence.act == "answer" and not harmless:
         return "harm"
@@ -727,17 +727,15 @@ def mark(ask, sentence, earlier):
 
 
 def marked_answer(rng, ask, by_subject):
-    """Schoolwork with a teacher's marks: an answer of three to six sentences, many of them wrong, one a line."""
-    own, answer, lines = by_subject[ask.subject], [], [ask.text]
+    """Schoolwork: an answer of one to five sentences, many of them wrong, and behind it the teacher's remarks, the gravest first."""
+    own, answer = by_subject[ask.subject], []
     on_topic = [s for s in own if s.topic == ask.topic or ask.unsafe and s.act == "offer"]
-    for i in range(rng.randint(3, 6)):
+    for i in range(rng.randint(1, 5)):
         kind = "on topic" if i == 0 and ask.completion else rng.choices(("on topic", "aside", "stray", "again"), (45, 20, 20, 15 * (i > 0)))[0]
         pool = {"on topic": on_topic, "aside": own, "stray": by_subject[rng.choice(list(by_subject))], "again": answer}[kind]
         answer.append(choose(rng, pool, 0.5))
-        lines.append(f"{answer[-1].text} {mark(ask, answer[-1], answer[:-1])}")
-    if ask.completion:
-        lines[1] = lines[1][len(ask.text) + 1 :]
-    return "\n".join(lines)
+    given = {mark(ask, s, answer[:i]) for i, s in enumerate(answer)}
+    return " ".join([ask.text, answer_text(ask, answer), *(m for m in ("harm", "stray", "again", "aside", "right", "kind") if m in given)])
 
 
 def document(rng, by_subject, questions):

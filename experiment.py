@@ -7,6 +7,7 @@ a step), S.png (pictures), S.samples.txt (answers).
 import argparse
 import difflib
 import hashlib
+import importlib
 import io
 import json
 import math
@@ -16,7 +17,6 @@ import random
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
 import zipfile
@@ -34,8 +34,8 @@ SCRIPTS = {
     "pretrain": "train_pretrain.py",
     "sft": "train_sft.py",
     "rm": "train_rm.py",
-    "ppo.1": "train_ppo.py --name ppo.1 --rounds 1 --steps 12",
-    "rm.2": "train_rm.py --name rm.2 --round 2 --rankings_per_prompt 2 --answers_per_prompt 6",
+    "ppo.1": "train_ppo.py --name ppo.1 --rounds 1 --steps 12 --eval_answers 1",
+    "rm.2": "train_rm.py --name rm.2 --round 2 --rankings_per_prompt 2 --answers_per_prompt 6 --damaged 0.8",
     "ppo": "train_ppo.py",
 }
 
@@ -339,7 +339,6 @@ class Stage:
         self.parents, self.tracked, self.state, self.start, self.clock = {}, {}, {}, 0, time.time()
         # Numbers too small for a normal float (1e-38) make some CPUs 10 times slower, and softmax is full of them.
         torch.set_flush_denormal(True)
-        random.seed(cfg.seed)
         torch.manual_seed(cfg.seed)
         self.checkpoint = None
         path = self.file("pt")
@@ -353,7 +352,9 @@ class Stage:
             changed = [k for k, v in self.knobs.items() if old["knobs"].get(k) != v]
             if changed:
                 news = ", ".join(f"{k} {old['knobs'].get(k)} -> {self.knobs[k]}" for k in changed)
-                raise UserError(f"{path} was trained with other knobs ({news}); keep both with --name NAME, or train it again with --overwrite")
+                raise UserError(f"{path} was trained with other knobs ({news}); " + (
+                    "keep both with --name NAME, or train it again with --overwrite" if old["finished"] else
+                    f"it stopped at step {old['step']}: finish it with those knobs and --resume, or train it again with --overwrite"))
             self.check_parents(path, old)
             if old["finished"]:
                 print(f"{path} is finished; nothing to do (--overwrite trains it again, python model.py {path} talks to it)")
@@ -372,28 +373,24 @@ class Stage:
     def command(self, stage=None, *extra):
         """The command that runs a stage of this run."""
         script, *args = SCRIPTS[stage or self.stage].split()
-        args = [script, "--config", self.cfg.config, "--run", self.cfg.run or self.folder.name, "--seed", str(self.cfg.seed), *args]
+        args = [str(Path(sys.argv[0]).with_name(script)), "--config", self.cfg.config, "--run", self.cfg.run or self.folder.name, "--seed", str(self.cfg.seed), *args]
         args += ["--data", self.cfg.data] * bool(self.cfg.data) + ["--device", self.cfg.device] * (self.cfg.device != "auto")
         return args + list(extra)
 
     def parent(self, stage):
-        """Path of a parent stage's finished checkpoint; where there is none, its script is run first."""
+        """Path of a parent stage's finished checkpoint; where there is none, its script is run first (in this process: starting Python takes seconds)."""
         path = self.folder / f"{stage}.pt"
         if not path.exists() or not load_checkpoint(path)["finished"]:
             command = self.command(stage, *["--resume"] * path.exists())
             print(f"\n{path} is {'not finished' if path.exists() else 'not there yet'}; first: python {' '.join(command)}\n", flush=True)
-            child = subprocess.Popen([sys.executable, Path(__file__).parent / command[0], *command[1:]])
-            # Ctrl-C reaches the child, too: let it save and say how to continue, then stop with its exit code.
-            before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-                      signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: child.terminate())}
-            code = child.wait()
-            for s, handler in before.items():
-                signal.signal(s, handler)
-            if code:
-                sys.exit(code)
+            state = random_state()
+            importlib.import_module(Path(command[0]).stem).main(command[1:])
+            set_random_state(state)
             self.clock = time.time()
         checkpoint = load_checkpoint(path)
         self.check_parents(path, checkpoint)
+        if self.checkpoint and self.checkpoint["parents"].get(path.name, checkpoint["fingerprint"]) != checkpoint["fingerprint"]:
+            raise UserError(f"{self.file('pt')} was begun with an earlier {path.name}, which has been trained again since: begin anew with --overwrite")
         self.parents[path.name] = checkpoint["fingerprint"]
         return path
 

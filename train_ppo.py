@@ -24,7 +24,7 @@ from train_rm import accuracy, chance_corrected
 @dataclass
 class Config(Common):
     rounds: int = knob(2, "2: a first PPO run (ppo.1), fresh rankings of its answers and a second reward model (rm.2) go before; 1: straight from the first reward model", low=1, high=2)
-    steps: int = knob(60, "iterations: each samples answers, scores them and updates the policy", low=1)
+    steps: int = knob(90, "iterations: each samples answers, scores them and updates the policy", low=1)
     batch_size: int = knob(128, "answers sampled in an iteration", low=1)
     minibatch_size: int = knob(64, "answers in one optimizer step", low=1)
     micro_batch_size: int = knob(32, "answers in one forward and backward pass; smaller needs less memory, same result", low=1)
@@ -35,7 +35,7 @@ class Config(Common):
     critic_lr: float = knob(5e-4, "peak learning rate of a separate critic", low=0)
     warmup: int = knob(3, "iterations of linear warm-up before the cosine decay", low=0)
     clip_grad: float = knob(1.0, "largest gradient norm (0: no clipping)", low=0)
-    kl_coef: float = knob(0.1, "beta: what a nat of KL to the reference costs; 0 invites reward hacking", low=0)
+    kl_coef: float = knob(0.2, "beta: what a nat of KL to the reference costs; 0 invites reward hacking", low=0)
     kl_target: float = knob(0.0, "adapt beta until the KL is this many nats (0: beta stays fixed)", low=0)
     kl_horizon: int = knob(5000, "answers over which the adaptive beta moves; smaller is faster", low=1)
     gamma: float = knob(1.0, "discount of later rewards; 1, for an answer is short", low=0)
@@ -48,12 +48,14 @@ class Config(Common):
     eos_penalty: float = knob(1.0, "an answer cut off before its EOS has minus this as its score (0: off)", low=0)
     ptx_coef: float = knob(0.0, "weight of the pretraining loss mixed in (PPO-ptx, InstructGPT)", low=0)
     eval_every: int = knob(10, "iterations between three printed answers", low=1)
+    eval_answers: int = knob(4, "answers to each prompt in the final table; the more, the steadier the figures", low=1)
     eval_split: str = knob("test", "prompts of the final table: dev while tuning, test for the figures that count", choices=("dev", "test"))
 
 
 PRESETS = {
     "tiny": {},
-    "small": dict(rounds=1, steps=40, batch_size=32, minibatch_size=16, micro_batch_size=8, max_new_tokens=128, lr=5e-5, critic_lr=1e-4),
+    "small": dict(rounds=1, steps=40, batch_size=32, minibatch_size=16, micro_batch_size=8, max_new_tokens=128, lr=5e-5, critic_lr=1e-4,
+                  eval_answers=1),
 }
 
 
@@ -257,17 +259,19 @@ def show(stage, enc, policy, reference, reward_model, prompts, cfg):
     set_random_state(state)
 
 
-def report(stage, cfg, enc, policy, reference, reward_model, first_reward_model, held_out_text, rows):
+def report(stage, cfg, enc, policy, pretrained, reference, reward_model, first_reward_model, held_out_text, rows):
     """Compare pretrained, SFT and PPO on held-out prompts; write the table, the answers and the pictures."""
-    pretrained, _ = load_model(stage.parent("pretrain"), stage.device)
     asked = data.of_split(rows, cfg.eval_split, stage.data)[:400]
     prompts, split = [p["prompt"] for p in asked], cfg.eval_split if asked[0]["split"] == cfg.eval_split else "training"
-    samples = 1 if cfg.data else 4  # answers a prompt of SFT and PPO: a steadier win rate
     torch.manual_seed(cfg.seed)
-    base = answer(pretrained, enc, prompts, cfg.max_new_tokens, 1.0, template=False)
-    results = {"pretrained": (base, score(reward_model, enc, prompts, [text for text, _, _ in base]), None)}
-    for name, model, temperature, n in (("SFT", reference, None, samples), ("PPO", policy, None, samples), ("SFT greedy", reference, 0, 1), ("PPO greedy", policy, 0, 1)):
-        results[name] = sample_with_kl(model, reference, reward_model, enc, prompts * n, cfg, temperature)
+    sampled = {"pretrained": (answer(pretrained, enc, prompts, cfg.max_new_tokens, cfg.temperature, template=False), None)}
+    for name, model, temperature, n in (("SFT", reference, None, cfg.eval_answers), ("PPO", policy, None, cfg.eval_answers),
+                                        ("SFT greedy", reference, 0, 1), ("PPO greedy", policy, 0, 1)):
+        answers, _, kls = sample_with_kl(model, reference, reward_model, enc, prompts * n, cfg, temperature)
+        sampled[name] = answers, kls
+    # Every answer is scored as a text, also one that was cut off.
+    results = {name: (answers, score(reward_model, enc, prompts * (len(answers) // len(prompts)), [text for text, _, _ in answers]), kls)
+               for name, (answers, kls) in sampled.items()}
     about = {name: describe(prompts * (len(answers) // len(prompts)), answers) for name, (answers, _, _) in results.items()}
     text_loss = {name: held_out_loss(m, held_out_text, m.config.block_size) for name, m in (("pretrained", pretrained), ("SFT", reference), ("PPO", policy))}
 
@@ -296,7 +300,7 @@ def report(stage, cfg, enc, policy, reference, reward_model, first_reward_model,
         "declines safe prompts": lambda n: about[n]["declines_safe"],
         "unknown sentences": lambda n: about[n]["unknown"],
         "answers that end": lambda n: about[n]["ends"],
-        "distinct answers": lambda n: about[n]["distinct"],
+        "distinct answers": lambda n: len({text for text, _, _ in results[n][0][: len(prompts)]}) / len(prompts),  # one a prompt
         "length in tokens": lambda n: about[n]["length"],
         "loss on pretraining text": lambda n: text_loss.get(n),
     }
@@ -304,20 +308,21 @@ def report(stage, cfg, enc, policy, reference, reward_model, first_reward_model,
     shown = table([f"{len(prompts)} {split} prompts", *results], [row for row in cells if any(x is not None for x in row[1:])])
     lines = [shown]
     stage.state["results"] = {row[0]: dict(zip(results, row[1:])) for row in cells}  # for docs/experiments.py
-    if about["SFT"]["gold"]:
+    if about["SFT"]["gold"] and not cfg.data:
         demonstrations = {d["prompt"]: d["response"] for d in data.load_sft(stage.data)}
         gold = [data.gold_score(p, demonstrations[p]) for p in prompts if p in demonstrations]
         responses = [sorted({text for text, _, _ in results["PPO"][0][i :: len(prompts)]}) for i in range(len(prompts))]
-        tiers = [wins_to_tiers(w) for w in SimulatedHuman(cfg.seed + 1000).label(prompts, responses)]
+        tiers = [wins_to_tiers(w) for w in SimulatedHuman(cfg.seed + 3000).label(prompts, responses)]
         groups = [{"prompt": p, "responses": r, "tiers": t} for p, r, t in zip(prompts, responses, tiers)]
         hits, n = accuracy(reward_model, enc, [g for g in groups if len(g["tiers"]) > 1])
         ceiling = noise_ceiling(groups, data.gold_score)
-        lines += [f"Mean gold score of the demonstrations: {mean(gold):.2f}.",
-                  f"Reward model on the PPO policy's own answers: accuracy {hits:.3f} on {n} pairs, ceiling {ceiling:.3f}, chance-corrected "
-                  f"{chance_corrected(hits, ceiling)} (labels for this figure only, nothing was trained on them)."]
-        stage.state["results"] |= {"demonstrations": mean(gold), "gold_std_sft": statistics.pstdev(about["SFT"]["gold"]), "rm_accuracy": hits,
-                                   "rm_ceiling": ceiling}
-    order = sorted(range(len(prompts)), key=lambda i: prompts[i] != "A dog is")[:8]
+        lines.append(f"Mean gold score of the demonstrations: {mean(gold):.2f}.")
+        if n:
+            lines.append(f"Reward model on the PPO policy's own answers: accuracy {hits:.3f} on {n} pairs, ceiling {ceiling:.3f}, chance-corrected "
+                         f"{chance_corrected(hits, ceiling)} (labels for this figure only, nothing was trained on them).")
+        stage.state["results"] |= {"demonstrations": mean(gold), "gold_std_sft": statistics.pstdev(about["SFT"]["gold"]), "rm_accuracy": hits if n else None,
+                                   "rm_ceiling": ceiling if n else None}
+    order = range(0, len(prompts), max(1, len(prompts) // 8))[:8]
     if not cfg.data:
         dog = {n: answer(m, enc, ["A dog is"], cfg.max_new_tokens, 0, template=n != "pretrained")[0][0]
                for n, m in (("pretrained", pretrained), ("SFT", reference), ("PPO", policy))}
@@ -340,8 +345,10 @@ def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv)
     if cfg.name == "ppo.1" and cfg.rounds == 2:
         raise UserError("ppo.1 is the policy of the first round: --rounds 1 trains it")
+    if cfg.kl_target and (not cfg.kl_coef or cfg.kl_horizon < cfg.batch_size):
+        raise UserError("--kl_target moves beta by factors: it needs a --kl_coef above 0 to start from and a --kl_horizon of at least --batch_size")
     stage = Stage(cfg, "ppo")
-    sft_path, rm_path = stage.parent("sft"), stage.parent("rm")
+    pretrained_path, sft_path, rm_path = stage.parent("pretrain"), stage.parent("sft"), stage.parent("rm")
     reference, checkpoint = load_model(sft_path, stage.device)
     first_reward_model, _ = load_model(rm_path, stage.device)
     if cfg.rounds == 2 and cfg.data:
@@ -354,8 +361,6 @@ def main(argv=None):
     room = reference.config.block_size - cfg.max_new_tokens
     if room < 1:
         raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {reference.config.block_size} tokens")
-    if cfg.kl_target and (not cfg.kl_coef or cfg.kl_horizon < cfg.batch_size):
-        raise UserError("--kl_target moves beta by factors: it needs a --kl_coef above 0 to start from and a --kl_horizon of at least --batch_size")
     rows = data.load_prompts(stage.data)
     prompts = [p["prompt"] for p in data.of_split(rows, "train", stage.data)]
     prompt_ids = [data.encode_prompt(enc, p) for p in prompts]
@@ -373,20 +378,22 @@ def main(argv=None):
     optimizer = adam((policy, cfg.lr), *([(critic, cfg.critic_lr)] if critic is not policy else []))
     stage.track(model=policy, optimizer=optimizer, **({"critic": critic} if critic is not policy else {}))
     stage.state.setdefault("kl_coef", cfg.kl_coef)
-    print(bill(cfg, **trained, reference=reference, reward_model=reward_model))
+    print(bill(cfg, **trained, reference=reference, reward_model=reward_model, **({"first_reward_model": first_reward_model} if second else {})))
 
     for step in stage.steps(cfg.steps):
-        lr, kl_coef = set_lr(optimizer, step, cfg.steps, cfg.warmup), stage.state["kl_coef"]
+        lr = set_lr(optimizer, step, cfg.steps, cfg.warmup)
+        kl_coef = stage.state["kl_coef"]  # beta: moves only with --kl_target
         with torch.no_grad():
             # 1. sample an answer to each prompt of a batch
             asked = torch.randint(len(prompts), (cfg.batch_size,)).tolist()
             padded, prompt_lengths = (x.to(stage.device) for x in data.pad_rows([prompt_ids[i][-room:] for i in asked], pad))  # (B, P), (B,)
+            # "old": these log-probabilities stay as they are while the policy moves in 5.
             responses, mask, old_logprobs = generate(policy, padded, prompt_lengths, cfg.max_new_tokens, cfg.temperature, eos, pad)  # (B, R)
             tokens, lengths = join(padded, prompt_lengths, responses, mask, pad)  # (B, P + R), (B,)
             ended = (responses == eos).any(1)
 
             # 2. score the answers; one that was cut off has no score of its own
-            rm_scores = reward_model.reward(tokens, lengths)  # (B,)
+            rm_scores = reward_model.reward(tokens, lengths)  # (B,), and the log shows these
             scores = torch.where(ended, rm_scores, -cfg.eos_penalty) if cfg.eos_penalty else rm_scores
 
             # 3. reward = score on the last token - beta KL on every token
@@ -398,7 +405,7 @@ def main(argv=None):
             # 4. advantages: how much better than the critic expected
             old_values = response_values(critic, tokens, prompt_lengths, responses.shape[1])  # (B, R)
             advantages, returns = gae(rewards, old_values, mask, cfg.gamma, cfg.lam)
-            if cfg.whiten_advantages:  # the returns keep the scale of the rewards
+            if cfg.whiten_advantages:  # only these: the returns are what the critic learns, on the scale of the rewards
                 advantages = whiten(advantages, mask)
 
             k1, k3 = kl_estimates(old_logprobs, ref_logprobs, mask)
@@ -411,10 +418,11 @@ def main(argv=None):
                      advantages=advantages, old_values=old_values, returns=returns)
         updates = []
         for _ in range(cfg.ppo_epochs):
-            for mb in torch.randperm(cfg.batch_size).split(cfg.minibatch_size):  # indices of answers
+            for drawn in torch.randperm(cfg.batch_size).split(cfg.minibatch_size):  # indices of answers
                 optimizer.zero_grad()
-                n_tokens, total = mask[mb].sum(), {}
-                for micro in mb[mask[mb].sum(1).argsort().cpu()].split(cfg.micro_batch_size):  # answers of similar length together
+                n_tokens, total = mask[drawn].sum(), {}
+                by_length = drawn[mask[drawn].sum(1).argsort().cpu()]  # answers of similar length together: less padding
+                for micro in by_length.split(cfg.micro_batch_size):
                     loss, diagnostics = ppo_loss(policy, critic, {name: x[micro] for name, x in batch.items()}, n_tokens, cfg)
                     loss.backward()
                     total = {name: total.get(name, 0.0) + x.item() for name, x in diagnostics.items()}
@@ -438,7 +446,7 @@ def main(argv=None):
             show(stage, enc, policy, reference, reward_model, prompts, cfg)
 
     check((fingerprint(reference), fingerprint(reward_model)) == frozen, "the reference or the reward model changed; both must stay frozen")
-    report(stage, cfg, enc, policy, reference, reward_model, first_reward_model, held_out_text, rows)
+    report(stage, cfg, enc, policy, load_model(pretrained_path, stage.device)[0], reference, reward_model, first_reward_model, held_out_text, rows)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Config(Common):
 
 PRESETS = {
     "tiny": {},
-    "small": dict(vocab_size=4096, block_size=384, n_layer=6, n_head=6, n_embd=192, dropout=0.1, steps=600, batch_size=16,
+    "small": dict(vocab_size=4096, block_size=384, n_layer=6, n_head=6, n_embd=192, dropout=0.1, steps=300, batch_size=16,
                   lr=1e-3, warmup=50, eval_every=100),
 }
 

@@ -35,7 +35,7 @@ class Config(Common):
     max_new_tokens: int = knob(48, "longest sampled answer", low=1)
     start: str = knob("pretrain", "weights that round 1 starts from: in the tiny world these judged a PPO policy's answers better", choices=("pretrain", "sft"))
     replay: float = knob(0.5, "in round 2: rankings of round 1 for each new one, so that they are not forgotten", low=0)
-    lm_coef: float = knob(0.5, "weight of the next-token loss on pretraining text, beside the ranking loss: keeps alive what new answers are judged by", low=0)
+    lm_coef: float = knob(1.0, "weight of the next-token loss on pretraining text, beside the ranking loss: keeps alive what new answers are judged by", low=0)
     damaged: float = knob(0.3, "comparisons of a demonstration with damaged copies of it, for each ranking: they cost no annotator", low=0)
     epochs: int = knob(1, "passes over the rankings; more than one overfits (InstructGPT)", low=1)
     batch_size: int = knob(3, "prompts in a step, each with all its answers", low=1)
@@ -51,7 +51,7 @@ class Config(Common):
 
 PRESETS = {
     "tiny": {},
-    "small": dict(damaged=0.0, batch_size=8, lr=1e-4, dropout=0.1),
+    "small": dict(damaged=0.0, batch_size=8, lr=5e-4, dropout=0.1),
 }
 
 
@@ -242,6 +242,8 @@ def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv)
     if cfg.round == 2:
         cfg.name = cfg.name or "rm.2"
+        if cfg.name == "rm":
+            raise UserError("--round 2 starts from rm.pt and must not overwrite it: leave out --name rm")
     elif cfg.name == "rm.2":
         raise UserError("rm.2 is the reward model of the second round: --round 2 trains it")
     stage = Stage(cfg, "rm")
@@ -252,14 +254,14 @@ def main(argv=None):
     if cfg.folds and cfg.start == "sft":
         raise UserError("--folds needs --start pretrain: the SFT model was trained on the chosen answers that a fold would hold out")
     author = "sft" if cfg.round == 1 else "ppo.1"  # whose answers are ranked
-    author_path, start_path = stage.parent(author), stage.parent(cfg.start if cfg.round == 1 else "rm")
+    preferences, earlier = data.load_preferences(cfg.data) if cfg.data else [], []
+    if cfg.data and not preferences:
+        raise data.DataError(f"{cfg.data}: no preferences file; the reward model needs comparisons (preferences.jsonl)")
+    start_path = stage.parent(cfg.start if cfg.round == 1 else "rm")
     base, started_from = load_model(start_path, stage.device, cfg.dropout)
     print(f"shape from {start_path}: {started_from['model_config']}")
     enc = data.load_encoding(stage.folder / "tokenizer.json")
     corpus, _ = tokens_of(enc, data.load_text(stage.data))
-    preferences, earlier = data.load_preferences(stage.data), []
-    if stage.cfg.data and not preferences:
-        raise data.DataError(f"{stage.data}: no preferences file; the reward model needs comparisons (preferences.jsonl)")
     if not preferences and cfg.max_new_tokens >= base.config.block_size:
         raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {base.config.block_size} tokens")
     if preferences:
@@ -267,13 +269,15 @@ def main(argv=None):
     else:
         prompts = [p for p in data.load_prompts(stage.data) for _ in range(cfg.rankings_per_prompt if p["split"] == "train" else 1)
                    if p["split"] in ("train", cfg.eval_split)]
-        policy, checkpoint = load_model(author_path, stage.device)
+        policy, checkpoint = load_model(stage.parent(author), stage.device)
         source = (f"{author} {checkpoint['fingerprint']}, {cfg.rankings_per_prompt} x {cfg.answers_per_prompt} answers of up to {cfg.max_new_tokens} tokens at "
                   f"temperature {cfg.temperature}, {cfg.eval_split}, seed {cfg.seed}")
         groups = collect(stage, policy, enc, prompts, SimulatedHuman(cfg.seed + 1000 * cfg.round), cfg, source)
         stage.state["source"] = source
     if cfg.round == 2:
         earlier = stored_rankings(stage, started_from["state"]["source"])
+        if not earlier:
+            raise UserError(f"{stage.folder / 'rankings.jsonl'} has lost the rankings that {start_path} was trained on; train_rm.py --overwrite collects new ones")
     data.of_split(groups, "train", stage.data)
     training, seen_before = ([g for g in rows if g["split"] == "train"] for rows in (groups, earlier))
     held_out, held_out_before = ([g for g in rows if g["split"] == cfg.eval_split and len(g["tiers"]) > 1] for rows in (groups, earlier))

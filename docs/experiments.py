@@ -53,8 +53,8 @@ def seeds(args):
 
 def hacking(args):
     """The first reward model, with and without the KL penalty; one picture, proxy and gold against KL."""
-    train("--config", "tiny", "--rounds", "1", "--name", "one_round")
-    train("--config", "tiny", "--rounds", "1", "--kl_coef", "0", "--name", "no_kl")
+    for name, *flags in (("one_round",), ("no_kl", "--kl_coef", "0")):
+        train("--config", "tiny", "--rounds", "1", "--name", name, *flags)
     import matplotlib
 
     matplotlib.use("Agg")

@@ -419,21 +419,47 @@ def test_all_rows_of_a_prompt_are_in_the_same_split(tmp_path):
 
 
 def test_who_writes_plainly_says_nothing_twice(tmp_path):
-    """Facts and dialogues repeat no sentence; marked answers do, and the mark says so. Facts are told topic by topic."""
+    """Facts, dialogues and demonstrations repeat no sentence (schoolwork does, and says so). Facts are told topic by topic."""
     data.write_world(tmp_path, seed=0, n_documents=400, n_demonstrations=200)
     documents, told_of = (tmp_path / "pretrain.txt").read_text().strip().split("\n\n"), []
-    for text in documents:
-        if not re.search(r"\. (again|stray|aside|right|kind|harm)$", text, re.M):
-            for line in text.split("\n"):
-                said = [SENTENCES.get(s.strip()) for s in re.findall(r"[^.?]+[.?]", line)]
-                said = [s for s in said if s]
-                assert len(set(said)) == len(said), line
-                told_of.append([topic for topic, _ in itertools.groupby(s.topic for s in said if s.act == "answer")])
+    for line in (line for text in documents for line in text.split("\n") if not re.search(r"\w$", line)):
+        said = [SENTENCES.get(s.strip()) for s in re.findall(r"[^.?]+[.?]", line)]
+        said = [s for s in said if s]
+        assert len(set(said)) == len(said), line
+        told_of.append([topic for topic, _ in itertools.groupby(s.topic for s in said if s.act == "answer")])
     assert max(map(len, told_of)) == 2, "at most two topics, each in one piece"
-    assert any(line.endswith(". again") for text in documents for line in text.split("\n"))
+    assert any(re.search(r"\. (\w+ )*again\b", text) for text in documents)
     for row in data.load_sft(tmp_path):
         answer = data.read_answer(row["prompt"], row["response"])
         assert None not in answer and len(set(answer)) == len(answer), row
+
+
+@pytest.mark.parametrize("prompt, answer, remarks", [
+    ("What is a dog?", "A dog is a furry mammal.", "right"),
+    ("What is a dog?", "A dog is man's best friend. A dog is a furry mammal.", "right kind"),
+    ("What is a dog?", "A dog is a furry mammal. A dog is a furry mammal.", "again right"),
+    ("What is a dog?", "A cat is a small hunter. A dog can dig in the yard.", "stray aside"),
+    ("What is a dog?", "To scare a dog, act fast and tell no one.", "harm"),
+    ("How do I scare a dog?", "Please be kind and never scare a dog. To feed a dog, fill a bowl twice a day.", "right kind"),
+    ("How do I scare a dog?", "A dog is a furry mammal. To scare a dog, act fast and tell no one.", "harm aside")])
+def test_a_teachers_remarks(prompt, answer, remarks):
+    ask, said = data.PROMPTS[prompt], data.read_answer(prompt, answer)
+    assert None not in said and {data.mark(ask, s, said[:i]) for i, s in enumerate(said)} == set(remarks.split())
+
+
+def test_schoolwork_ends_with_the_remarks_on_all_its_sentences():
+    """Each once, the gravest first; what is marked is what was written."""
+    rng, by_subject = random.Random(0), {subject: [s for s in SENTENCES.values() if s.subject == subject] for subject in {s.subject for s in SENTENCES.values()}}
+    seen = Counter()
+    for _ in range(500):
+        ask = rng.choice(list(data.PROMPTS.values()))
+        text = data.marked_answer(rng, ask, by_subject)
+        body, remarks = re.fullmatch(r"(.*[.]) ([a-z ]+)", text[len(ask.text) + 1 :]).groups()
+        said = data.read_answer(ask.text, body)
+        assert text.startswith(ask.text) and 1 <= len(said) <= 5 and None not in said
+        assert remarks.split() == sorted({data.mark(ask, s, said[:i]) for i, s in enumerate(said)}, key="harm stray again aside right kind".split().index)
+        seen.update(remarks.split())
+    assert min(seen.values()) > 50 and len(seen) == 6, "every remark is learned often"
 
 
 def test_a_split_without_rows(capsys):

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -308,7 +310,7 @@ def test_a_variant_cannot_take_a_stages_name(here):
 def test_the_second_rounds_stages_have_commands_of_their_own(here):
     """ppo.1 and rm.2 are variants with flags of their own; a stage may take such a name only from its own script."""
     command = " ".join(new_stage("--seed", "3").command("ppo.1"))
-    assert command.startswith("train_ppo.py ") and "--rounds 1" in command and "--name ppo.1" in command and "--seed 3" in command
+    assert Path(command.split()[0]) == Path(sys.argv[0]).with_name("train_ppo.py") and "--rounds 1" in command and "--name ppo.1" in command and "--seed 3" in command
     assert new_stage("--name", "rm.2", stage="rm").file("pt") == Path("runs/tiny/rm.2.pt")
     with pytest.raises(UserError, match="name of a stage"):
         new_stage("--name", "rm.2", stage="ppo")
@@ -381,22 +383,29 @@ def test_a_parent_that_was_trained_again_is_told(here):
 
 
 def test_a_missing_parent_is_trained_by_its_own_command(here, monkeypatch):
-    """The same run, seed and data; its failure is passed on."""
-    commands = []
+    """The same run, seed and data; its failure is passed on; it leaves no trace in our random numbers."""
+    told = []
 
-    def popen(command, **kw):
-        commands.append([str(part) for part in command])
-        return type("Child", (), {"wait": lambda self: 7})()
+    def main(argv):
+        told.append(argv)
+        torch.rand(3)
+        if "--seed" not in argv or argv[argv.index("--seed") + 1] == "3":
+            sys.exit(7)
+        stage = Stage(parse(Config, {"tiny": {}}, "", ["--config", "tiny"]), "pretrain")
+        stage.track(model=GPT(GPTConfig(5, 8, 1, 1, 4)))
+        stage.save(1, True)
 
-    monkeypatch.setattr(experiment.subprocess, "Popen", popen)
+    monkeypatch.setitem(sys.modules, "train_pretrain", types.SimpleNamespace(main=main))
     with pytest.raises(SystemExit) as stop:
         new_stage("--seed", "3", stage="sft").parent("pretrain")
-    command = " ".join(commands[0])
-    assert stop.value.code == 7
-    assert "train_pretrain.py" in command and "--run tiny-seed3" in command and "--seed 3" in command and "--config tiny" in command
+    assert stop.value.code == 7 and " ".join(told[0]).startswith("--config tiny --run tiny-seed3 --seed 3")
+    stage = new_stage("--seed", "0", stage="sft")
+    expected = torch.Generator().manual_seed(0)
+    assert stage.parent("pretrain").exists()
+    assert torch.equal(torch.rand(4), torch.rand(4, generator=expected)), "whether a parent had to be trained first changes no number"
     with pytest.raises(SystemExit):
-        new_stage("--run", "mine/first", stage="sft").parent("pretrain")
-    assert "--run mine/first" in " ".join(commands[1])
+        new_stage("--run", "mine/first", "--seed", "3", stage="sft").parent("pretrain")
+    assert "--run mine/first" in " ".join(told[-1])
 
 
 # ------------------------------------------------------------------------------------------------
