@@ -339,6 +339,10 @@ class Stage:
         self.parents, self.tracked, self.state, self.start, self.clock = {}, {}, {}, 0, time.time()
         # Numbers too small for a normal float (1e-38) make some CPUs 10 times slower, and softmax is full of them.
         torch.set_flush_denormal(True)
+        # Where the first call of such a function comes from two threads at once, one of them may compute it less exactly: in a
+        # quarter of the runs Adam's first sqrt was another one. A call from one thread settles it; the same seed, the same result.
+        for function in (torch.sqrt, torch.exp, torch.log):
+            function(torch.ones(4))
         torch.manual_seed(cfg.seed)
         self.checkpoint = None
         path = self.file("pt")
