@@ -58,6 +58,56 @@ def ranking_to_pairs(tiers):
     return [(i, j) for t, tied in enumerate(tiers) for worse in tiers[t + 1 :] for i in tied for j in worse]
 
 
+def ranking_to_games(tiers):
+    """A ranking as games (i, j, s) of all pairs, i < j: s is 1 where i won, 0 where j did, 0.5 for a tie.
+
+    Example: [[1], [0, 2]] -> [(0, 1, 0.0), (0, 2, 0.5), (1, 2, 1.0)].
+    """
+    place = {i: t for t, tied in enumerate(tiers) for i in tied}
+    return [(i, j, 0.5 if place[i] == place[j] else float(place[i] < place[j])) for i in sorted(place) for j in sorted(place) if i < j]
+
+
+def elo_scores(rankings, k_factor=32.0, start=1000.0, passes=1, rng=None):
+    """Elo ratings of N answers from rankings of them: every pair plays, and the winner takes points from the loser.
+    E_a = 1 / (1 + 10^((R_b - R_a) / 400));  R_a += K (S_a - E_a), S 1 for a win, 0.5 for a tie, 0 for a loss. (Elo 1978.)
+
+    rankings: lists of tiers over the same N answers; rng: a random.Random that shuffles the games of each pass. Returns N floats.
+    The sum stays N * start; 400 points are odds of 10 to 1. The result depends on the order of the games, and one clean
+    ranking has no limit: with every pass the ratings move further apart.
+    Example: 0 > 1 > 2 > 3, one pass -> 1045.8, 1015.4, 984.8, 954.0.
+    """
+    games = [game for tiers in rankings for game in ranking_to_games(tiers)]
+    rating = [start] * (1 + max(max(i, j) for i, j, _ in games)) if games else [start]
+    for _ in range(passes):
+        if rng:
+            rng.shuffle(games)
+        for i, j, s in games:
+            expected = 1 / (1 + 10 ** ((rating[j] - rating[i]) / 400))
+            rating[i], rating[j] = rating[i] + k_factor * (s - expected), rating[j] - k_factor * (s - expected)
+    return rating
+
+
+def bradley_terry_fit(rankings, prior=0.05, iterations=20):
+    """Strengths s of N answers, P(i beats j) = sigmoid(s_i - s_j), by Newton's method: the minimum of the games' cross-entropy
+    + prior * sum s^2. Without the prior a ranking without a tie or an upset has no minimum. Returns (N,), sum 0.
+
+    Unlike Elo's ratings it depends on no order. A strength times 400 / ln 10 is on Elo's scale.
+    Example: 0 > 1 > 2 > 3 -> 2.288, 0.710, -0.710, -2.288.
+    """
+    games = [game for tiers in rankings for game in ranking_to_games(tiers)]
+    i, j = torch.tensor([g[:2] for g in games]).T
+    won = torch.tensor([g[2] for g in games], dtype=torch.float64)
+    n = int(torch.cat([i, j]).max()) + 1
+    difference = torch.eye(n, dtype=torch.float64)[i] - torch.eye(n, dtype=torch.float64)[j]  # (games, N): 1 at i, -1 at j
+    s = torch.zeros(n, dtype=torch.float64)
+    for _ in range(iterations):
+        p = torch.sigmoid(difference @ s)
+        gradient = difference.T @ (p - won) + 2 * prior * s
+        hessian = difference.T @ ((p * (1 - p))[:, None] * difference) + 2 * prior * torch.eye(n, dtype=torch.float64)
+        s = s - torch.linalg.solve(hessian, gradient)
+    return s.float()
+
+
 def wins_to_tiers(wins):
     """A labeler's (K, K) for one prompt -> tiers, best first, by the number of wins (a tie is half a win)."""
     total = wins.nan_to_num(0.0).sum(1).tolist()
@@ -75,6 +125,14 @@ def noise_ceiling(groups, gold_score):
         gold = [gold_score(g["prompt"], r) for r in g["responses"]]
         hits += [0.5 if gold[i] == gold[j] else float(gold[i] > gold[j]) for i, j in ranking_to_pairs(g["tiers"])]
     return sum(hits) / max(1, len(hits))
+
+
+def rank_correlation(a, b):
+    """Kendall's tau-b of two lists of numbers: 1 the same order, -1 the reverse, 0 no relation; None where one of them is all ties."""
+    pairs = [(i, j) for i in range(len(a)) for j in range(i)]
+    signs = [((a[i] > a[j]) - (a[i] < a[j]), (b[i] > b[j]) - (b[i] < b[j])) for i, j in pairs]
+    untied = sum(x * x for x, _ in signs) * sum(y * y for _, y in signs)
+    return sum(x * y for x, y in signs) / math.sqrt(untied) if untied else None
 
 
 def wilson(share, n, z=1.96):

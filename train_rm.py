@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import data
 from experiment import Common, Stage, UserError, knob, load_model, muon, parse, run_main, set_lr, table, write_atomic
 from model import answer, score, with_heads
-from preferences import SimulatedHuman, noise_ceiling, ranking_to_pairs, wilson, wins_to_tiers
+from preferences import SimulatedHuman, elo_scores, noise_ceiling, rank_correlation, ranking_to_pairs, wilson, wins_to_tiers
 from train_pretrain import lm_loss, tokens_of
 
 
@@ -35,6 +35,7 @@ class Config(Common):
     max_new_tokens: int = knob(48, "longest sampled answer", low=1)
     start: str = knob("pretrain", "weights that round 1 starts from: in the tiny world these judged a PPO policy's answers better", choices=("pretrain", "sft"))
     replay: float = knob(0.5, "in round 2: rankings of round 1 for each new one, so that they are not forgotten", low=0)
+    loss: str = knob("bradley_terry", "what is learned: pairs, or by regression the Elo scores that each ranking gives its answers", choices=("bradley_terry", "regression"))
     lm_coef: float = knob(1.0, "weight of the next-token loss on pretraining text, beside the ranking loss: keeps alive what new answers are judged by", low=0)
     damaged: float = knob(0.3, "comparisons of a demonstration with damaged copies of it, for each ranking: they cost no annotator", low=0)
     epochs: int = knob(1, "passes over the rankings; more than one overfits (InstructGPT)", low=1)
@@ -68,6 +69,19 @@ def bradley_terry_loss(chosen, rejected, margin=None, p_chosen=None):
     if p_chosen is None:
         return -F.logsigmoid(difference).mean()
     return -(p_chosen * F.logsigmoid(difference) + (1 - p_chosen) * F.logsigmoid(-difference)).mean()
+
+
+def regression_loss(scores, targets):
+    """Mean of (score - target)^2: the score is learned as a number, not as an order. scores, targets: (N,), targets standardised."""
+    return (scores - targets).pow(2).mean()
+
+
+def elo_targets(groups):
+    """What regression learns for each ranking: the Elo scores of its answers (one pass over its pairs), all together with mean 0 and
+    standard deviation 1. Returns a tensor (K,) a group."""
+    scores = [torch.tensor(elo_scores([g["tiers"]])) for g in groups]
+    mean, std = torch.cat(scores).mean(), torch.cat(scores).std()
+    return [(s - mean) / std for s in scores]
 
 
 def batch_pairs(batch):
@@ -171,16 +185,21 @@ def train(model, enc, groups, corpus, cfg, stage=None, held_out=()):
     groups = [g for g in groups if len(g["tiers"]) > 1]  # a ranking that is one big tie holds no pair
     per_epoch = math.ceil(len(groups) / cfg.batch_size)
     steps = cfg.epochs * per_epoch
+    targets_of = elo_targets(groups) if cfg.loss == "regression" else None
     optimizer = muon(model, cfg.lr, cfg.weight_decay)
     if stage:
         stage.track(model=model, optimizer=optimizer)
     model.train()
     for step in stage.steps(steps) if stage else range(steps):
         order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(cfg.seed + step // per_epoch)).tolist()
-        batch = [groups[i] for i in order[step % per_epoch * cfg.batch_size :][: cfg.batch_size]]
+        drawn = order[step % per_epoch * cfg.batch_size :][: cfg.batch_size]
+        batch = [groups[i] for i in drawn]
         scores = group_scores(model, enc, batch)
         winners, losers = batch_pairs(batch)
-        loss = bradley_terry_loss(scores[winners], scores[losers])
+        if targets_of:
+            loss = regression_loss(scores, torch.cat([targets_of[i] for i in drawn]).to(scores.device))
+        else:
+            loss = bradley_terry_loss(scores[winners], scores[losers])
         optimizer.zero_grad()
         loss.backward()
         if cfg.lm_coef:
@@ -304,8 +323,13 @@ def main(argv=None):
         line = f"held-out accuracy {hits:.3f} on {n} pairs of {len(rows)} rankings (95 % interval {low:.3f} to {high:.3f})" if n else "no held-out pairs"
         if n and not preferences:
             ceiling = noise_ceiling(rows, data.gold_score)
-            stage.state["results"][name] = {"accuracy": hits, "ceiling": ceiling}
-            line = f"answers of {name}: {line}; ceiling set by the annotator's noise {ceiling:.3f}; chance-corrected {chance_corrected(hits, ceiling)}"
+            scores = iter(score(model, enc, [g["prompt"] for g in rows for _ in g["responses"]], [r for g in rows for r in g["responses"]]))
+            taus = [rank_correlation([next(scores) for _ in g["responses"]], [data.gold_score(g["prompt"], r) for r in g["responses"]]) for g in rows]
+            taus = [tau for tau in taus if tau is not None]
+            tau = sum(taus) / max(1, len(taus))
+            stage.state["results"][name] = {"accuracy": hits, "ceiling": ceiling, "rank_correlation": tau}
+            line = (f"answers of {name}: {line}; ceiling set by the annotator's noise {ceiling:.3f}; chance-corrected {chance_corrected(hits, ceiling)}; "
+                    f"rank correlation with the gold score, within a prompt {tau:.2f}")
         lines.append(line)
     line = "\n".join(lines)
     print("\n" + line)
@@ -314,7 +338,8 @@ def main(argv=None):
     place = {shown["responses"][i]: t + 1 for t, tied in enumerate(shown["tiers"]) for i in tied}
     text = f"prompt: {data.prompt_text(shown['prompt'])}\n" + table(["answer", "score", "rank by the annotator"], [[r, s, place[r]] for s, r in samples])
     print("\n" + text)
-    stage.finish(line + "\n\n" + text, [("Bradley-Terry loss (log 2 = guessing)", {"training": "loss"}, "nats a pair"),
+    stage.finish(line + "\n\n" + text, [("Bradley-Terry loss (log 2 = guessing)" if cfg.loss == "bradley_terry" else "Regression loss (1 = guessing)", {"training": "loss"},
+                         "nats a pair" if cfg.loss == "bradley_terry" else "squared error"),
                         ("Share of pairs ranked right", {"training": "accuracy", "held-out": "test_accuracy"}, "accuracy"),
                         ("Gradient norm", {"norm": "grad_norm"}, "before clipping")], line)
 

@@ -2,9 +2,13 @@
 
     python docs/experiments.py seeds              the whole tiny pipeline on seeds 0 to 4, one row each
     python docs/experiments.py hacking            kl_coef 0 against the default: proxy and gold against KL
+    python docs/experiments.py losses             reward models trained on pairs (Bradley-Terry) and on Elo scores (regression)
+    python docs/experiments.py elo                one ranking as Elo scores and as a Bradley-Terry fit
 """
 import argparse
 import json
+import math
+import random
 import statistics
 import subprocess
 import sys
@@ -16,11 +20,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from experiment import COLORS, table  # noqa: E402
+from preferences import bradley_terry_fit, elo_scores  # noqa: E402
 
 
-def train(*flags):
-    """Run PPO (and whatever stage is missing before it) as a command; a stage that is finished is left alone."""
-    subprocess.run([sys.executable, ROOT / "train_ppo.py", *flags], check=True)
+def train(*flags, script="train_ppo.py"):
+    """Run a stage (and whatever is missing before it) as a command; a stage that is finished is left alone."""
+    subprocess.run([sys.executable, ROOT / script, *flags], check=True)
 
 
 def results(path):
@@ -80,10 +85,34 @@ def hacking(args):
     print(f"gold is {gap:.2f} lower without the KL penalty: {gap / both['one_round']['gold_std_sft']:.2f} standard deviations of the SFT model's gold\n{args.out}")
 
 
+def losses(args):
+    """The same rankings, learned as pairs and as numbers."""
+    rows = []
+    for name, loss in (("rm", "bradley_terry"), ("rm_regression", "regression")):
+        train("--config", "tiny", *(("--loss", loss, "--name", name) if loss == "regression" else ()), script="train_rm.py")
+        r = results(f"runs/tiny/{name}.pt")["sft"]
+        rows.append([loss, r["accuracy"], r["ceiling"], (r["accuracy"] - 0.5) / (r["ceiling"] - 0.5), r["rank_correlation"]])
+    print(table(["held-out answers of the SFT model", "accuracy", "ceiling", "chance-corrected", "rank correlation with gold"], rows))
+
+
+def elo(args):
+    """What a ranking becomes. Elo depends on the order of the games, and every pass pushes it further apart; a fit with a prior does neither."""
+    train("--config", "tiny", script="train_rm.py")
+    rankings = map(json.loads, Path("runs/tiny/rankings.jsonl").read_text(encoding="utf-8").splitlines())
+    row = next(r for r in rankings if len(r["tiers"]) == len(r["responses"]) >= 5)
+    orders = [elo_scores([row["tiers"]], rng=random.Random(i)) for i in range(100)]
+    columns = [elo_scores([row["tiers"]], passes=n) for n in (1, 10, 100)]
+    fit = [1000 + 400 / math.log(10) * s for s in bradley_terry_fit([row["tiers"]]).tolist()]
+    print(f"prompt: {row['prompt']}")
+    print(table(["answer", "Elo, 1 pass", "least and most in 100 orders", "10 passes", "100 passes", "Bradley-Terry with a prior, on Elo's scale"],
+                [[row["responses"][i], f"{columns[0][i]:.0f}", f"{min(o[i] for o in orders):.0f} to {max(o[i] for o in orders):.0f}",
+                  f"{columns[1][i]:.0f}", f"{columns[2][i]:.0f}", f"{fit[i]:.0f}"] for tier in row["tiers"] for i in tier]))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=("seeds", "hacking"))
+    parser.add_argument("experiment", choices=("seeds", "hacking", "losses", "elo"))
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "hacking.png", help="where the picture goes")
     arguments = parser.parse_args()
-    {"seeds": seeds, "hacking": hacking}[arguments.experiment](arguments)
+    {"seeds": seeds, "hacking": hacking, "losses": losses, "elo": elo}[arguments.experiment](arguments)

@@ -268,6 +268,12 @@ def test_the_second_round_ranks_the_first_policys_answers(tiny):
     assert "score by the first reward model" in printed(tiny) and "score by the first reward model" not in printed(tiny, "ppo.1")
 
 
+def test_regression_learns_from_the_same_rankings(copy, call):
+    code, out = call(copy, "train_rm.py", f"{RM} --loss regression --name numbers")
+    assert code == 0 and "are used again" in out and "rank correlation with the gold score" in out, out
+    assert not same(copy / "runs/tiny/numbers.pt", copy / "runs/tiny/rm.pt")
+
+
 @pytest.mark.parametrize("flags, start", [("", "pretrain"), ("--start sft", "sft"), ("--round 2", "rm")])
 def test_where_a_reward_model_starts(copy, call, flags, start):
     """With a learning rate of 0 the weights stay what they were: the pretrained model's, the SFT model's, in round 2 the first rm's."""

@@ -1,11 +1,12 @@
 """Labelers, rankings, pairs and the numbers made of them."""
 import math
+import random
 
 import pytest
 import torch
 
 import data
-from preferences import SimulatedHuman, describe, noise_ceiling, ranking_to_pairs, wilson, win_rate, wins_to_tiers
+from preferences import SimulatedHuman, bradley_terry_fit, describe, elo_scores, noise_ceiling, rank_correlation, ranking_to_games, ranking_to_pairs, wilson, win_rate, wins_to_tiers
 
 
 @pytest.fixture
@@ -40,6 +41,42 @@ def wins_of(tiers, K):
                 if i != j:
                     wins[i, j] = 0.5
     return wins
+
+
+CLEAN = [[0], [1], [2], [3]]  # 0 > 1 > 2 > 3
+
+
+def test_a_ranking_as_games():
+    assert ranking_to_games([[1], [0, 2]]) == [(0, 1, 0.0), (0, 2, 0.5), (1, 2, 1.0)]
+
+
+def test_elo_by_hand():
+    """K-factor 32, start 1000, the games in the order of the answers."""
+    assert elo_scores([CLEAN]) == pytest.approx([1045.828, 1015.362, 984.767, 954.043], abs=2e-3)
+    assert elo_scores([[[1], [0]]], k_factor=10, start=0) == pytest.approx([-5, 5]), "equals: half of the K-factor"
+    assert elo_scores([[[0, 1]]]) == [1000, 1000], "a tie between equals moves nothing"
+    expected = 1 / (1 + 10 ** (-16 * 2 / 400))  # of the first, 32 points ahead after one win
+    assert elo_scores([[[0], [1]], [[0, 1]]]) == pytest.approx([1016 - 32 * (expected - 0.5), 984 + 32 * (expected - 0.5)]), "a tie costs the favourite"
+
+
+@pytest.mark.parametrize("rankings", [[CLEAN], [[[2, 0], [1, 3]], [[3], [1], [0, 2]]]])
+def test_elo_takes_from_one_what_it_gives_to_the_other(rankings):
+    assert sum(elo_scores(rankings, passes=7, rng=random.Random(0))) == pytest.approx(4000)
+
+
+def test_one_pass_depends_on_the_order_of_the_games_and_many_passes_have_no_end():
+    assert elo_scores([CLEAN], rng=random.Random(1)) != pytest.approx(elo_scores([CLEAN]), abs=0.1)
+    assert elo_scores([CLEAN], passes=100)[0] == pytest.approx(1685, abs=1)
+
+
+def test_bradley_terry_fit():
+    """Known minimum; every win and loss counts once, whatever their order; without games between two, the prior says equal."""
+    assert bradley_terry_fit([CLEAN]).tolist() == pytest.approx([2.288, 0.7102, -0.7102, -2.288], abs=1e-3)
+    assert bradley_terry_fit([[[1], [0]], [[0], [1]]]).tolist() == pytest.approx([0, 0], abs=1e-6)
+    s = bradley_terry_fit([[[0], [1]]] * 30 + [[[1], [0]]] * 10, prior=1e-6)
+    assert (s[0] - s[1]).item() == pytest.approx(math.log(3), abs=1e-3), "odds of 3 to 1"
+    rankings = [[[2], [0, 1]], [[1], [2], [0]]]
+    assert torch.allclose(bradley_terry_fit(rankings), bradley_terry_fit(rankings[::-1]), atol=1e-6)
 
 
 @pytest.mark.parametrize("tiers", [[[1], [0, 3], [2]], [[0], [1], [2], [3]], [[2, 3], [0, 1]], [[0, 1, 2, 3]]])
@@ -120,6 +157,13 @@ def test_noise_ceiling_is_what_the_noise_leaves(answers_are_their_gold):
                                                  (0.9, 50, 0.7864, 0.9565)])
 def test_wilson_interval_against_known_numbers(share, n, low, high):
     assert wilson(share, n) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_rank_correlation():
+    assert rank_correlation([1, 2, 3], [10, 20, 90]) == 1 and rank_correlation([1, 2, 3], [3, 2, 1]) == -1
+    assert rank_correlation([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)
+    assert rank_correlation([1, 1, 2], [1, 2, 3]) == pytest.approx(2 / math.sqrt(6)), "tau-b: a tie on one side"
+    assert rank_correlation([1, 1], [1, 2]) is None
 
 
 def test_in_a_win_rate_ties_count_half():

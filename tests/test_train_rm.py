@@ -9,7 +9,8 @@ import torch
 
 import train_rm
 from train_pretrain import held_out_loss
-from train_rm import accuracy, bag_of_words, batch_pairs, bradley_terry_loss, chance_corrected, collect, damaged_copies, group_scores
+from train_rm import (accuracy, bag_of_words, batch_pairs, bradley_terry_loss, chance_corrected, collect, damaged_copies, elo_targets, group_scores,
+                      regression_loss)
 
 GROUPS = [{"prompt": "A dog is", "responses": ["a furry mammal.", "a cat.", "man's best friend. A dog is a furry mammal."],
            "tiers": [[2], [0, 1]]},
@@ -145,6 +146,33 @@ def test_training_raises_the_answer_that_won(make_gpt, enc):
         assert accuracy(model, enc, toy_rankings("A dog.", "A cat.")) == (1.0, 6)
         language[lm_coef] = held_out_loss(model, corpus, 32)
     assert language[1.0] < language[0.0] - 0.5, "the loss on pretraining text is part of what is minimised"
+
+
+def test_regression_by_hand():
+    scores = torch.tensor([1.0, -1.0], requires_grad=True)
+    loss = regression_loss(scores, torch.tensor([0.0, 1.0]))
+    loss.backward()
+    assert loss.item() == pytest.approx((1 + 4) / 2) and scores.grad.tolist() == [1.0, -2.0]
+
+
+def test_regression_targets_are_elo_scores_of_mean_0_and_deviation_1():
+    """Over all rankings together: a longer ranking has the more extreme scores."""
+    two, four = elo_targets([{"tiers": [[1], [0]]}, {"tiers": [[0], [1], [2], [3]]}])
+    together = torch.cat([two, four])
+    assert together.mean().abs() < 1e-6 and together.std() == pytest.approx(1, abs=1e-6)
+    assert two[1] > 0 > two[0] and four.tolist() == sorted(four.tolist(), reverse=True) and four[0] > two[1]
+    assert ((four[0] - four[3]) / (two[1] - two[0])).item() == pytest.approx((1045.828 - 954.043) / 32, abs=1e-3)
+
+
+def test_regression_learns_the_targets(make_gpt, enc):
+    """Each answer its own number, in whatever order the batches come; what wins is higher."""
+    groups = toy_rankings("A dog.", "A cat.", n=6)
+    torch.manual_seed(0)
+    cfg = train_rm.Config(loss="regression", epochs=30, batch_size=2, lr=1e-2, warmup=1, weight_decay=0.0, lm_coef=0.0)
+    model = train_rm.train(make_gpt(std=0.2, vocab_size=enc.n_vocab, block_size=64, reward_head=True), enc, groups, None, cfg)
+    with torch.no_grad():
+        scores = group_scores(model, enc, groups)
+    assert torch.allclose(scores, torch.cat(elo_targets(groups)), atol=0.3)
 
 
 def test_chance_corrected():
