@@ -13,7 +13,6 @@ import json
 import math
 import os
 import pickle
-import random
 import re
 import shlex
 import signal

@@ -312,7 +312,7 @@ def report(stage, cfg, enc, policy, pretrained, reference, reward_model, first_r
         demonstrations = {d["prompt"]: d["response"] for d in data.load_sft(stage.data)}
         gold = [data.gold_score(p, demonstrations[p]) for p in prompts if p in demonstrations]
         responses = [sorted({text for text, _, _ in results["PPO"][0][i :: len(prompts)]}) for i in range(len(prompts))]
-        tiers = [wins_to_tiers(w) for w in SimulatedHuman(cfg.seed + 3000).label(prompts, responses)]
+        tiers = [wins_to_tiers(w) for w in SimulatedHuman(cfg.seed + 3000).label(prompts, responses)]  # noise of its own
         groups = [{"prompt": p, "responses": r, "tiers": t} for p, r, t in zip(prompts, responses, tiers)]
         hits, n = accuracy(reward_model, enc, [g for g in groups if len(g["tiers"]) > 1])
         ceiling = noise_ceiling(groups, data.gold_score)

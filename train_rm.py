@@ -283,6 +283,10 @@ def main(argv=None):
     corpus, _ = tokens_of(enc, data.load_text(stage.data))
     if not preferences and cfg.max_new_tokens >= base.config.block_size:
         raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {base.config.block_size} tokens")
+    if cfg.round == 2:
+        earlier = stored_rankings(stage, started_from["state"]["source"])
+        if not earlier:
+            raise UserError(f"{stage.folder / 'rankings.jsonl'} has lost the rankings that {start_path} was trained on; train_rm.py --overwrite collects new ones")
     if preferences:
         groups = [{"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"]], "tiers": [[0], [1]], "split": r["split"]} for r in preferences]
     else:
@@ -293,10 +297,6 @@ def main(argv=None):
                   f"temperature {cfg.temperature}, {cfg.eval_split}, seed {cfg.seed}")
         groups = collect(stage, policy, enc, prompts, SimulatedHuman(cfg.seed + 1000 * cfg.round), cfg, source)
         stage.state["source"] = source
-    if cfg.round == 2:
-        earlier = stored_rankings(stage, started_from["state"]["source"])
-        if not earlier:
-            raise UserError(f"{stage.folder / 'rankings.jsonl'} has lost the rankings that {start_path} was trained on; train_rm.py --overwrite collects new ones")
     data.of_split(groups, "train", stage.data)
     training, seen_before = ([g for g in rows if g["split"] == "train"] for rows in (groups, earlier))
     held_out, held_out_before = ([g for g in rows if g["split"] == cfg.eval_split and len(g["tiers"]) > 1] for rows in (groups, earlier))

@@ -382,6 +382,34 @@ def test_a_parent_that_was_trained_again_is_told(here):
         new_stage(stage="rm").parent("sft")
 
 
+def test_resuming_with_a_parent_that_was_trained_anew_is_refused(here):
+    """The parent's file was lost and is another one now: half a training with each would be neither."""
+    toy_training()
+    child = new_stage(stage="sft")
+    child.parent("pretrain")
+    child.track(model=GPT(GPTConfig(5, 8, 1, 1, 4)))
+    child.file("jsonl").write_text('{"step": 0}\n')
+    child.save(1, False)
+    resumed = new_stage("--resume", stage="sft")
+    assert resumed.parent("pretrain").exists(), "the same parent is no reason to stop"
+    Path("runs/tiny/pretrain.pt").unlink()
+    resumed = new_stage("--resume", stage="sft")
+    other = new_stage("--steps", "6")
+    other.track(model=GPT(GPTConfig(5, 8, 1, 1, 4)))
+    other.save(1, True)
+    with pytest.raises(UserError, match="begun with an earlier pretrain.pt"):
+        resumed.parent("pretrain")
+
+
+@pytest.mark.parametrize("finished, advice", [(True, "keep both with --name NAME"), (False, "stopped at step 1: finish it with those knobs and --resume")])
+def test_other_knobs_than_those_of_the_checkpoint(here, finished, advice):
+    stage = new_stage("--steps", "6")
+    stage.track(model=GPT(GPTConfig(5, 8, 1, 1, 4)))
+    stage.save(1, finished)
+    with pytest.raises(UserError, match=f"other knobs .steps 6 -> 7.; .*{advice}"):
+        new_stage("--steps", "7", "--resume")
+
+
 def test_a_missing_parent_is_trained_by_its_own_command(here, monkeypatch):
     """The same run, seed and data; its failure is passed on; it leaves no trace in our random numbers."""
     told = []

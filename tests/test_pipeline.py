@@ -49,6 +49,19 @@ def start(folder, script, *args):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+def interrupt(process, metrics, rows):
+    """Ctrl-C as soon as so many steps are logged; returns what was printed. It must end with 130 and without a traceback."""
+    deadline = time.time() + 60
+    while process.poll() is None and time.time() < deadline:
+        if metrics.exists() and metrics.read_text().count("\n") >= rows:
+            process.send_signal(signal.SIGINT)
+            break
+        time.sleep(0.005)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, out + err
+    return out
+
+
 def command(folder, script, *args, code=0):
     """Run a script in that folder as its own process; returns what it printed. It must end with that exit code."""
     process = start(folder, script, *args)
@@ -297,6 +310,34 @@ def test_what_the_second_round_learns_from(copy, call):
         assert load_checkpoint(copy / f"runs/tiny/mix{i}.pt")["step"] == expected
 
 
+def test_the_second_round_needs_what_the_first_one_learned_from(copy, call):
+    """Without the first rankings there would be no replay, and the scores would be normalised on another model's answers."""
+    before = (copy / "runs/tiny/rm.pt").read_bytes()
+    assert "must not overwrite it" in call(copy, "train_rm.py", f"{RM} --round 2 --name rm --overwrite")[0]
+    rankings = copy / "runs/tiny/rankings.jsonl"
+    rankings.write_text("".join(json.dumps(r) + "\n" for r in rows_of(rankings) if r["round"] == 2))
+    assert "has lost the rankings" in call(copy, "train_rm.py", f"{RM} --round 2 --name again")[0]
+    assert (copy / "runs/tiny/rm.pt").read_bytes() == before and not (copy / "runs/tiny/again.pt").exists()
+
+
+def test_distinct_answers_are_counted_one_a_prompt(tiny):
+    """With several answers a prompt the share would fall by itself: what is printed is a whole number of prompts in every column."""
+    results = load_checkpoint(tiny / "runs/tiny/ppo.pt")["state"]["results"]["distinct answers"]
+    n = sum(p["split"] == "dev" for p in data.load_prompts(tiny / "runs/tiny/data"))
+    for name, share in results.items():
+        assert share <= 1 and share * n == pytest.approx(round(share * n), abs=1e-6), name
+
+
+def test_a_folder_of_preferences_needs_no_answers_of_the_sft_model(mine, call, tmp_path):
+    """Its reward model has one parent, the pretrained model; what is missing is told before anything is trained."""
+    assert load_checkpoint(mine / "runs/tiny-mine/rm.pt")["parents"].keys() == {"pretrain.pt"}
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/pretrain.txt").write_text("A dog is a furry mammal.\n" * 50)
+    assert "no preferences file" in call(tmp_path, "train_rm.py", "--data text")[0]
+    assert "--kl_target moves beta" in call(tmp_path, "train_ppo.py", "--kl_target 1 --kl_coef 0")[0]
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("*.pt"))
+
+
 def test_scores_have_mean_0_and_deviation_1_over_the_sft_models_answers(tiny):
     """Both reward models, on the same answers: those of round 1."""
     rows = [r for r in rows_of(tiny / "runs/tiny/rankings.jsonl") if r["round"] == 1 and r["split"] == "train"]
@@ -418,14 +459,7 @@ def test_ctrl_c_and_resume_give_the_weights_of_an_uninterrupted_run(user, call, 
     """The interrupted one is a process that gets the signal after a few steps; it is continued in this one."""
     flags, run = ["--data", "mine", *flags.split()], user / "runs/tiny-mine"
     process = start(user, script(stage), *flags, "--name", "broken")
-    deadline = time.time() + 60
-    while process.poll() is None and time.time() < deadline:
-        if (run / "broken.jsonl").exists() and (run / "broken.jsonl").read_text().count("\n") >= 3:
-            process.send_signal(signal.SIGINT)
-            break
-        time.sleep(0.005)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err, out + err
+    out = interrupt(process, run / "broken.jsonl", rows=3)
     assert f"python {ROOT / f'train_{stage}.py'}" in out and "--resume" in out, "it says how to continue"
     stopped = load_checkpoint(run / "broken.pt")
     assert not stopped["finished"] and stopped["step"] >= 3
@@ -440,14 +474,7 @@ def test_ctrl_c_and_resume_give_the_weights_of_an_uninterrupted_run(user, call, 
 
 def test_ctrl_c_in_a_missing_parent_names_the_command_that_was_typed(user):
     process = start(user, "train_sft.py", "--data", "mine", "--run", "fresh")
-    deadline = time.time() + 60
-    while process.poll() is None and time.time() < deadline:
-        if (user / "runs/fresh/pretrain.jsonl").exists() and (user / "runs/fresh/pretrain.jsonl").read_text().count("\n") >= 2:
-            process.send_signal(signal.SIGINT)
-            break
-        time.sleep(0.005)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err, out + err
+    out = interrupt(process, user / "runs/fresh/pretrain.jsonl", rows=2)
     assert f"python {ROOT / 'train_sft.py'} --data mine --run fresh --resume" in out
     assert load_checkpoint(user / "runs/fresh/pretrain.pt")["step"] >= 2 and not (user / "runs/fresh/sft.pt").exists()
 
