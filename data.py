@@ -193,7 +193,8 @@ def text_batch(tokens, batch_size, block_size, generator=None):
 # ------------------------------------------------------------------------------------------------
 #   pretrain.txt       plain text (or .jsonl with "text")
 #   sft.jsonl          {"prompt", "response"}; also "completion", Alpaca's keys, chat "messages"
-#   preferences.jsonl  {"prompt", "chosen", "rejected"}; or whole transcripts as in Anthropic's HH
+#   preferences.jsonl  {"prompt", "chosen", "rejected"}; or whole transcripts as in Anthropic's HH; or {"prompt", "response", "label"},
+#                      a thumb up or down; optional "aspect" (helpful or safety) and "margin" (0 to 3)
 #   prompts.jsonl      {"prompt"}; optional "unsafe"
 # Each also as .json or .csv, and each also with .gz. A row may say its "split": train, dev or test;
 # where it does not, a hash of its prompt does. A file that is missing is derived from the others.
@@ -311,10 +312,29 @@ def simplify(chat):
 
 
 def preference_row(where, row):
-    """One row of preferences -> {"prompt", "chosen", "rejected", "split"}; None where the two answers are the same.
+    """One row of preferences -> {"prompt", "responses", "tiers", "split", "aspect"}, the chosen answer in the first tier; None where
+    the two answers are the same. Optional: "margin", 0 to 3, how much better it is. A row {"prompt", "response", "label"} is thumbs up
+    or down for one answer.
 
     The prompt may be implicit: then chosen and rejected are whole dialogues, and all but their last
     turn must be the same (where they differ, the row holds no comparison: None)."""
+    aspect, margin = (isinstance(row, dict) and row.get(key) or None for key in ("aspect", "margin"))
+    if aspect not in (None, "helpful", "safety"):
+        raise DataError(f'{where}: "aspect" must be helpful or safety, found {json.dumps(aspect)[:40]}')
+    try:
+        margin = None if margin is None else float(margin)
+    except (TypeError, ValueError):
+        margin = -1
+    if margin is not None and not 0 <= margin <= 3:
+        raise DataError(f'{where}: "margin" must be a number from 0 (hardly better) to 3 (significantly better), found {json.dumps(row["margin"])[:40]}')
+    more = {"aspect": aspect} | ({} if margin is None else {"margin": margin})
+    if isinstance(row, dict) and row.get("label") is not None:
+        if str(row["label"]).lower() not in ("true", "false"):
+            raise DataError(f'{where}: "label" must be true (thumbs up) or false (thumbs down), found {json.dumps(row["label"])[:40]}')
+        prompt = check_messages(where, field(where, row, "prompt", kind=(str, list)))
+        response = field(where, row, "response", "completion")
+        return {"prompt": prompt, "responses": [response], "tiers": [[0]], "label": str(row["label"]).lower() == "true",
+                "split": split_in(where, row) or split_of(prompt), **more}
     chosen, rejected = (field(where, row, name, kind=(str, list)) for name in ("chosen", "rejected"))
     prompt = row.get("prompt") or None
     if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
@@ -332,7 +352,7 @@ def preference_row(where, row):
     prompt = check_messages(where, field(where, {"prompt": prompt}, "prompt", kind=(str, list)))
     if chosen.strip() == rejected.strip() or not chosen.strip() or not rejected.strip():
         return None
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "split": split_in(where, row) or split_of(prompt)}
+    return {"prompt": prompt, "responses": [chosen, rejected], "tiers": [[0], [1]], "split": split_in(where, row) or split_of(prompt), **more}
 
 
 def sft_row(where, row):
@@ -375,7 +395,7 @@ def load_sft(folder):
         if not rows:
             raise DataError(f"{path}: no rows; expected demonstrations")
         return rows
-    rows = [{"prompt": r["prompt"], "response": r["chosen"], "split": r["split"]} for r in load_preferences(folder)]
+    rows = [{"prompt": r["prompt"], "response": r["responses"][0], "split": r["split"]} for r in load_preferences(folder) if r.get("label", True)]
     if not rows:
         raise DataError(f"{folder}: no demonstrations; expected sft.jsonl or preferences.jsonl")
     say_once(f"{folder}: no sft file; the {len(rows)} chosen answers of the preferences are the demonstrations")
@@ -393,7 +413,7 @@ def load_prompts(folder):
         say_once(f"{folder}: no prompts file; the prompts of its {len(rows)} other rows are used")
     unique = {json.dumps(row["prompt"]): row for row in rows}
     return [{"prompt": r["prompt"], "split": r["split"] or split_of(r["prompt"]),
-             "unsafe": str(r.get("unsafe")).lower() in ("true", "1")} for r in unique.values()]
+             "unsafe": str(r.get("unsafe")).lower() in ("true", "1") or r.get("aspect") == "safety"} for r in unique.values()]
 
 
 def of_split(rows, split, folder):
@@ -420,8 +440,7 @@ def load_text(folder):
     else:
         rows = load_preferences(folder) or load_sft(folder)
         say_once(f"{folder}: no pretrain file; the text of its {len(rows)} other rows is used, without those of the held-out splits")
-        documents = [(r["split"] == "train", prompt_text(r["prompt"]) + "\n" + r[key])
-                     for r in rows for key in ("chosen", "rejected", "response") if key in r]
+        documents = [(r["split"] == "train", prompt_text(r["prompt"]) + "\n" + text) for r in rows for text in r.get("responses") or [r["response"]]]
     if len({in_train for in_train, _ in documents}) == 1:  # few rows, all in one split: hold out the last ones instead
         documents = [(i < 0.95 * len(documents) - 1, text) for i, (_, text) in enumerate(documents)]
     train, test = ("\n\n".join(text for in_train, text in documents if in_train == wanted) for wanted in (True, False))
@@ -665,6 +684,14 @@ def gold_score(prompt, response):
     return helpfulness(prompt, response) + safety(prompt, response)
 
 
+def safety_first(prompt, response):
+    """What an annotator prefers who is asked which answer is safer: safety; of two equally safe answers the more helpful one."""
+    return safety(prompt, response) + 0.5 * helpfulness(prompt, response)
+
+
+TASTE = {"overall": gold_score, "helpful": helpfulness, "safety": safety_first}  # what an annotator may be asked for
+
+
 def world_split(prompt):
     """20 % of the prompts are for the final tables only (test), 10 % for tuning (dev), the rest for training."""
     h = int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % 20
@@ -846,9 +873,9 @@ def show_folder(folder, enc):
     if preferences := load_preferences(folder):
         for row in heading("preferences", preferences, "The reward model's score of an answer is read at the token marked ^, its last."):
             show_text("prompt", row["prompt"])
-            for key in ("chosen", "rejected"):
-                show_text(key, row[key])
-                response = encode_response(enc, row[key])
+            for key, text in zip(("chosen", "rejected") if len(row["tiers"]) > 1 else ("thumb up" if row["label"] else "thumb down",), row["responses"]):
+                show_text(key, text)
+                response = encode_response(enc, text)
                 show_tokens(enc, (response, " " * (len(response) - 1) + "^"))
     elif (rankings := Path(folder).parent / "rankings.jsonl").exists():
         where, row = next(read_rows(rankings))

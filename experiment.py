@@ -28,13 +28,19 @@ from tqdm import tqdm
 from data import DataError
 from model import GPT, GPTConfig
 
-# The stages of a run in their order, and the command that trains each. ppo.1 and rm.2 are there for the second round.
+# The stages of a run in their order, and the command that trains each. ppo.1 and what ends in .2 are there for the second round.
+ROUND_2 = "--round 2 --rankings_per_prompt 2 --answers_per_prompt 6 --damaged 0.8"
 SCRIPTS = {
     "pretrain": "train_pretrain.py",
     "sft": "train_sft.py",
     "rm": "train_rm.py",
-    "ppo.1": "train_ppo.py --name ppo.1 --rounds 1 --steps 12 --eval_answers 1",
-    "rm.2": "train_rm.py --name rm.2 --round 2 --rankings_per_prompt 2 --answers_per_prompt 6 --damaged 0.8",
+    "rm_helpful": "train_rm.py --aspect helpful",
+    "rm_safety": "train_rm.py --aspect safety --rankings_per_prompt 3",
+    "rm_weak": "train_rm.py --name rm_weak --rankings_per_prompt 1 --epochs 1",
+    "ppo.1": "train_ppo.py --name ppo.1 --steps 12 --eval_answers 1",
+    "rm.2": f"train_rm.py {ROUND_2}",
+    "rm_helpful.2": f"train_rm.py --aspect helpful {ROUND_2}",
+    "rm_safety.2": f"train_rm.py --aspect safety {ROUND_2}",
     "ppo": "train_ppo.py",
 }
 
@@ -90,7 +96,7 @@ class Common(WhichRun):
     overwrite: bool = knob(False, "train this stage again although its checkpoint exists")
 
 
-NOT_KNOBS = ("run", "name", "device", "resume", "overwrite")  # do not change what is learned
+NOT_KNOBS = ("run", "name", "device", "resume", "overwrite", "judge_between")  # do not change what is learned
 
 
 class Parser(argparse.ArgumentParser):
@@ -113,9 +119,9 @@ def parse(config_class, presets, doc, argv=None):
     for f in names.values():
         default = presets[preset].get(f.name, f.default)
         shown = str(default) or "''"
-        parser.add_argument(f"--{f.name}", type=lambda text, f=f: convert(f, text), default=default, metavar=f.type.__name__
-                            if isinstance(f.type, type) else f.type, help=f"{f.metadata['reason']} [{shown}]".replace("%", "%%"),
-                            **({"nargs": "?", "const": True} if f.type in (bool, "bool") else {}))
+        parser.add_argument(f"--{f.name}", type=lambda text, f=f: convert(f, text), default=default, metavar=f.type.__name__,
+                            help=f"{f.metadata['reason']} [{shown}]".replace("%", "%%"),
+                            **({"nargs": "?", "const": True} if f.type is bool else {"nargs": "+"} if f.type is tuple else {}))
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0].lstrip("-"), names, 1, 0.5)
@@ -127,7 +133,7 @@ def parse(config_class, presets, doc, argv=None):
 
 def convert(f, text):
     """The text of a flag -> the value of field f. Raises argparse's error with what would be right."""
-    kind, meta = {"int": int, "float": float, "bool": bool, "str": str}[getattr(f.type, "__name__", f.type)], f.metadata
+    kind, meta = str if f.type is tuple else f.type, f.metadata
     try:
         value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
@@ -383,6 +389,9 @@ class Stage:
     def parent(self, stage):
         """Path of a parent stage's finished checkpoint; where there is none, its script is run first (in this process: starting Python takes seconds)."""
         path = self.folder / f"{stage}.pt"
+        if stage not in SCRIPTS and not path.exists():
+            near = difflib.get_close_matches(stage, [*SCRIPTS, *(s.removeprefix("rm_") for s in SCRIPTS)], 1)
+            raise UserError(f"{path}: no such checkpoint" + (f"; did you mean {near[0]}?" if near else ""))
         if not path.exists() or not load_checkpoint(path)["finished"]:
             command = self.command(stage, *["--resume"] * path.exists())
             print(f"\n{path} is {'not finished' if path.exists() else 'not there yet'}; first: python {' '.join(command)}\n", flush=True)
@@ -486,7 +495,7 @@ COLORS = ("#2a6fdb", "#d9662b", "#2f9e62", "#9b59b6")  # legible on white, also 
 
 
 def picture(path, rows, panels, caption=""):
-    """Curves over the steps. panels: [(title, {label: key of the rows}, what the y axis is)]."""
+    """Curves. panels: [(title, {label: key of the rows, drawn over the steps, or a list of points (x, y)}, what the y axis is, and the x axis)]."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -499,13 +508,13 @@ def picture(path, rows, panels, caption=""):
         if panel is None:
             axis.axis("off")
             continue
-        title, curves, unit = panel
+        title, curves, unit, x = (*panel, "step")[:4]
         for (label, key), color in zip(curves.items(), COLORS):
-            points = [(r["step"], r[key]) for r in rows if r[key] is not None]
+            points = [(r["step"], r[key]) for r in rows if r[key] is not None] if isinstance(key, str) else key
             if points:
                 axis.plot(*zip(*points), color=color, label=label, linewidth=1.6, marker="o" if len(points) < 20 else None, markersize=3)
         axis.set_title(title, fontsize=10, loc="left")
-        axis.set_xlabel("step", fontsize=8)
+        axis.set_xlabel(x, fontsize=8)
         axis.set_ylabel(unit, fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)

@@ -1,13 +1,15 @@
 """Step 3, PPO: make the answers better by the reward model's score without straying far from the SFT model.
 
     python train_ppo.py --config tiny                          every missing stage is trained first
-    python train_ppo.py --config tiny --rounds 1 --kl_coef 0 --name no_kl          watch it hack the first reward model
+    python train_ppo.py --config tiny --reward llama2 --name llama2                two reward models, helpfulness and safety
+    python train_ppo.py --config tiny --reward rm_weak --kl_coef 0 --name no_kl    watch it hack a reward model
 
-Reads prompts.jsonl of the run's data, sft.pt (policy and frozen reference) and the reward model (rm.2.pt; rm.pt with
---rounds 1 or --data), writes ppo.pt; pretrain.pt and its text are for the comparison at the end.
+Reads prompts.jsonl of the run's data, sft.pt (policy and frozen reference) and the reward model or models (--reward),
+writes ppo.pt; pretrain.pt and its text are for the comparison at the end.
 The objective: final reward = reward-model score - beta KL(policy || reference), Ziegler et al. 2019;
 generalised advantages, Schulman et al. 2016; the clipped objective, Schulman et al. 2017.
 """
+import json
 import statistics
 from dataclasses import dataclass
 
@@ -18,12 +20,16 @@ from experiment import Common, InvariantError, Stage, UserError, adam, fingerpri
 from model import answer, generate, join, response_hidden, score, token_logprobs, with_heads
 from preferences import SimulatedHuman, describe, noise_ceiling, win_rate, wins_to_tiers
 from train_pretrain import held_out_loss, lm_loss, tokens_of
-from train_rm import accuracy, chance_corrected
+from train_rm import chance_corrected, differences, llama2_reward, split_like, whiten_scores
+
+REWARD_MODELS = {"overall": ("rm",), "helpful": ("rm_helpful",), "safety": ("rm_safety",), "llama2": ("rm_helpful", "rm_safety")}
 
 
 @dataclass
 class Config(Common):
-    rounds: int = knob(2, "2: a first PPO run (ppo.1), fresh rankings of its answers and a second reward model (rm.2) go before; 1: straight from the first reward model", low=1, high=2)
+    rounds: int = knob(1, "1: the textbook order; 2: a short PPO run (ppo.1), fresh rankings of its answers and a reward model that has learned from them (rm.2) go before", low=1, high=2)
+    reward: str = knob("overall", "one reward model for everything (overall), for one aspect (helpful, safety), Llama 2's combination of those two (llama2), or the --name of any reward model of this run; rm_weak has seen few rankings")
+    whitening: str = knob("frozen", "scores get mean 0 and standard deviation 1 over answers of the SFT model, or, as in Llama 2, over each batch", choices=("frozen", "batch"))
     steps: int = knob(90, "iterations: each samples answers, scores them and updates the policy", low=1)
     batch_size: int = knob(128, "answers sampled in an iteration", low=1)
     minibatch_size: int = knob(64, "answers in one optimizer step", low=1)
@@ -35,7 +41,7 @@ class Config(Common):
     critic_lr: float = knob(5e-4, "peak learning rate of a separate critic", low=0)
     warmup: int = knob(3, "iterations of linear warm-up before the cosine decay", low=0)
     clip_grad: float = knob(1.0, "largest gradient norm (0: no clipping)", low=0)
-    kl_coef: float = knob(0.2, "beta: what a nat of KL to the reference costs; 0 invites reward hacking", low=0)
+    kl_coef: float = knob(0.1, "beta: what a nat of KL to the reference costs; 0 invites reward hacking", low=0)
     kl_target: float = knob(0.0, "adapt beta until the KL is this many nats (0: beta stays fixed)", low=0)
     kl_horizon: int = knob(5000, "answers over which the adaptive beta moves; smaller is faster", low=1)
     gamma: float = knob(1.0, "discount of later rewards; 1, for an answer is short", low=0)
@@ -54,7 +60,7 @@ class Config(Common):
 
 PRESETS = {
     "tiny": {},
-    "small": dict(rounds=1, steps=40, batch_size=32, minibatch_size=16, micro_batch_size=8, max_new_tokens=128, lr=5e-5, critic_lr=1e-4,
+    "small": dict(steps=40, batch_size=32, minibatch_size=16, micro_batch_size=8, max_new_tokens=128, lr=5e-5, critic_lr=1e-4,
                   eval_answers=1),
 }
 
@@ -158,6 +164,34 @@ def adapt_kl_coef(kl_coef, kl, target, n, horizon):
     return kl_coef * (1 + min(max(kl / target - 1, -0.2), 0.2) * n / horizon)
 
 
+class Reward:
+    """What is maximised: the score of one reward model, or Llama 2's combination of two, whitened so that beta means the same for all.
+
+    kind: overall, helpful, safety or llama2; models: its frozen reward models; unsafe: {prompt as JSON: whether it asks for harm}.
+    mean, std: of the unwhitened reward over answers of the SFT model (freeze), or None for those of each batch."""
+
+    def __init__(self, kind, models, unsafe):
+        self.kind, self.models, self.unsafe, self.mean, self.std = kind, models, unsafe, 0.0, 1.0
+
+    def combine(self, scores, prompts, batch=False):
+        """scores: a tensor (B,) for each model; prompts: B prompts; batch: whiten with the statistics of this batch. Returns (B,)."""
+        mean, std = (None, None) if batch else (self.mean, self.std)
+        if self.kind != "llama2":
+            return whiten_scores(scores[0], mean, std)
+        unsafe = torch.tensor([self.unsafe.get(json.dumps(p), False) for p in prompts], device=scores[0].device)
+        return llama2_reward(*(s.sigmoid() for s in scores), unsafe, mean, std)
+
+    def of_texts(self, enc, prompts, responses):
+        """Rewards of texts, as a list."""
+        return self.combine([torch.tensor(score(m, enc, prompts, responses)) for m in self.models], prompts).tolist()
+
+    def freeze(self, enc, prompts, responses):
+        """From now on rewards of these answers have mean 0 and standard deviation 1."""
+        self.mean, self.std = 0.0, 1.0
+        rewards = self.of_texts(enc, prompts, responses)
+        self.mean, self.std = statistics.fmean(rewards), statistics.pstdev(rewards)
+
+
 # ------------------------------------------------------------------------------------------------
 # The PPO step
 # ------------------------------------------------------------------------------------------------
@@ -233,33 +267,32 @@ def check_step(step, drift, full_kl, k3, entropy, rewards, scores, kl_coef, k1):
 
 
 @torch.no_grad()
-def sample_with_kl(policy, reference, reward_model, enc, prompts, cfg, temperature=None):
-    """Sample one answer a prompt. Returns [(text, ended, length)], scores and KLs to the reference (lists, nats an answer)."""
+def sample_with_kl(policy, reference, enc, prompts, cfg, temperature=None):
+    """Sample one answer a prompt. Returns [(text, ended, length)] and KLs to the reference (a list, nats an answer)."""
     device, pad, temperature = next(policy.parameters()).device, data.special_id(enc, "pad"), cfg.temperature if temperature is None else temperature
-    answers, scores, kls = [], [], []
+    answers, kls = [], []
     for start in range(0, len(prompts), cfg.batch_size):
         ids = [data.encode_prompt(enc, p)[-(policy.config.block_size - cfg.max_new_tokens) :] for p in prompts[start : start + cfg.batch_size]]
         padded, prompt_lengths = (x.to(device) for x in data.pad_rows(ids, pad))
         responses, mask, _ = generate(policy, padded, prompt_lengths, cfg.max_new_tokens, temperature, enc.eot_token, pad)
-        tokens, lengths = join(padded, prompt_lengths, responses, mask, pad)
+        tokens, _ = join(padded, prompt_lengths, responses, mask, pad)
         logits, ref_logits = (response_logits(m, tokens, prompt_lengths, responses.shape[1], temperature or 1.0) for m in (policy, reference))
         kls += full_kl_and_entropy(logits, ref_logits, mask)[0].tolist()
-        scores += reward_model.reward(tokens, lengths).tolist()
         answers += [(data.decode_response(enc, r, m), enc.eot_token in r, int(sum(m))) for r, m in zip(responses.tolist(), mask.tolist())]
-    return answers, scores, kls
+    return answers, kls
 
 
-def show(stage, enc, policy, reference, reward_model, prompts, cfg):
+def show(stage, enc, policy, reference, reward, prompts, cfg):
     """Print three answers of the policy as it is now, with their score and KL; `A dog is` first in the tiny world."""
     state = random_state()  # looking must not change the run
     three = (["A dog is"] if "A dog is" in data.PROMPTS and not cfg.data else []) + prompts[:: max(1, len(prompts) // 3)][:3]
-    answers, scores, kls = sample_with_kl(policy, reference, reward_model, enc, three[:3], cfg)
-    for p, (text, _, _), s, kl in zip(three, answers, scores, kls):
+    answers, kls = sample_with_kl(policy, reference, enc, three[:3], cfg)
+    for p, (text, _, _), s, kl in zip(three, answers, reward.of_texts(enc, three[:3], [text for text, _, _ in answers]), kls):
         stage.say(f"  score {s:+.2f}, KL {kl:.2f}: {data.prompt_text(p)[-200:]} -> {text[:300]}")
     set_random_state(state)
 
 
-def report(stage, cfg, enc, policy, pretrained, reference, reward_model, first_reward_model, held_out_text, rows):
+def report(stage, cfg, enc, policy, pretrained, reference, reward, held_out_text, rows):
     """Compare pretrained, SFT and PPO on held-out prompts; write the table, the answers and the pictures."""
     asked = data.of_split(rows, cfg.eval_split, stage.data)[:400]
     prompts, split = [p["prompt"] for p in asked], cfg.eval_split if asked[0]["split"] == cfg.eval_split else "training"
@@ -267,10 +300,9 @@ def report(stage, cfg, enc, policy, pretrained, reference, reward_model, first_r
     sampled = {"pretrained": (answer(pretrained, enc, prompts, cfg.max_new_tokens, cfg.temperature, template=False), None)}
     for name, model, temperature, n in (("SFT", reference, None, cfg.eval_answers), ("PPO", policy, None, cfg.eval_answers),
                                         ("SFT greedy", reference, 0, 1), ("PPO greedy", policy, 0, 1)):
-        answers, _, kls = sample_with_kl(model, reference, reward_model, enc, prompts * n, cfg, temperature)
-        sampled[name] = answers, kls
+        sampled[name] = sample_with_kl(model, reference, enc, prompts * n, cfg, temperature)
     # Every answer is scored as a text, also one that was cut off.
-    results = {name: (answers, score(reward_model, enc, prompts * (len(answers) // len(prompts)), [text for text, _, _ in answers]), kls)
+    results = {name: (answers, reward.of_texts(enc, prompts * (len(answers) // len(prompts)), [text for text, _, _ in answers]), kls)
                for name, (answers, kls) in sampled.items()}
     about = {name: describe(prompts * (len(answers) // len(prompts)), answers) for name, (answers, _, _) in results.items()}
     text_loss = {name: held_out_loss(m, held_out_text, m.config.block_size) for name, m in (("pretrained", pretrained), ("SFT", reference), ("PPO", policy))}
@@ -282,10 +314,6 @@ def report(stage, cfg, enc, policy, pretrained, reference, reward_model, first_r
         ours, theirs = (about[n]["gold"] if key == "gold" else results[n][1] for n in (name, baseline))
         return ours and "{:.2f} ({:.2f}-{:.2f})".format(*win_rate(ours, theirs[: len(ours)], len(prompts)))
 
-    def first_score(name):
-        texts = [text for text, _, _ in results[name][0]]
-        return None if first_reward_model is reward_model else mean(score(first_reward_model, enc, prompts * (len(texts) // len(prompts)), texts))
-
     def mean(values):
         return None if values is None else sum(values) / len(values)
 
@@ -293,7 +321,6 @@ def report(stage, cfg, enc, policy, pretrained, reference, reward_model, first_r
         "gold score (never trained on)": lambda n: mean(about[n]["gold"]),
         "gold win rate against SFT": lambda n: rate(n, "gold"),
         "reward-model score": lambda n: mean(results[n][1]),
-        "score by the first reward model": first_score,
         "win rate by reward model": lambda n: rate(n, "score"),
         "KL to SFT, nats an answer": lambda n: mean(results[n][2]) if not n.endswith("greedy") else None,
         "declines unsafe prompts": lambda n: about[n]["declines_unsafe"],
@@ -314,7 +341,9 @@ def report(stage, cfg, enc, policy, pretrained, reference, reward_model, first_r
         responses = [sorted({text for text, _, _ in results["PPO"][0][i :: len(prompts)]}) for i in range(len(prompts))]
         tiers = [wins_to_tiers(w) for w in SimulatedHuman(cfg.seed + 3000).label(prompts, responses)]  # noise of its own
         groups = [{"prompt": p, "responses": r, "tiers": t} for p, r, t in zip(prompts, responses, tiers)]
-        hits, n = accuracy(reward_model, enc, [g for g in groups if len(g["tiers"]) > 1])
+        scores = split_like(groups, reward.of_texts(enc, [p for p, r in zip(prompts, responses) for _ in r], sum(responses, [])))
+        d = differences(groups, scores)
+        hits, n = sum(x > 0 for x in d) / max(1, len(d)), len(d)
         ceiling = noise_ceiling(groups, data.gold_score)
         lines.append(f"Mean gold score of the demonstrations: {mean(gold):.2f}.")
         if n:
@@ -348,13 +377,14 @@ def main(argv=None):
     if cfg.kl_target and (not cfg.kl_coef or cfg.kl_horizon < cfg.batch_size):
         raise UserError("--kl_target moves beta by factors: it needs a --kl_coef above 0 to start from and a --kl_horizon of at least --batch_size")
     stage = Stage(cfg, "ppo")
-    pretrained_path, sft_path, rm_path = stage.parent("pretrain"), stage.parent("sft"), stage.parent("rm")
+    pretrained_path, sft_path = stage.parent("pretrain"), stage.parent("sft")
     reference, checkpoint = load_model(sft_path, stage.device)
-    first_reward_model, _ = load_model(rm_path, stage.device)
     if cfg.rounds == 2 and cfg.data:
         print(f"one round only: a second one needs an annotator to ask, and {cfg.data} has only its preferences")
-    second = cfg.rounds == 2 and not cfg.data
-    reward_model = load_model(stage.parent("rm.2"), stage.device)[0] if second else first_reward_model
+    second = ".2" * (cfg.rounds == 2 and not cfg.data)
+    reward_models = {name: load_model(stage.parent(name + second), stage.device)[0] for name in REWARD_MODELS.get(cfg.reward, (cfg.reward,))}
+    if not all(m.config.reward_head for m in reward_models.values()):
+        raise UserError(f"--reward {cfg.reward}: {stage.folder / cfg.reward}.pt is no reward model; expected {', '.join(REWARD_MODELS)} or the name of one")
     print(f"shape from {sft_path}: {checkpoint['model_config']}")
     enc = data.load_encoding(stage.folder / "tokenizer.json")
     pad, eos = data.special_id(enc, "pad"), enc.eot_token
@@ -364,21 +394,26 @@ def main(argv=None):
     rows = data.load_prompts(stage.data)
     prompts = [p["prompt"] for p in data.of_split(rows, "train", stage.data)]
     prompt_ids = [data.encode_prompt(enc, p) for p in prompts]
+    if cfg.reward == "llama2" and not any(p["unsafe"] for p in rows):
+        print("no prompt is marked as unsafe: the safety reward model counts only where its score is below 0.15")
     cut = sum(len(ids) > room for ids in prompt_ids)
     if cut:
         print(f"{cut} of {len(prompts)} prompts are longer than the {room} tokens that the answer leaves them: cut from the left")
     text, held_out_text = tokens_of(enc, data.load_text(stage.data))
 
     policy = with_heads(reference, value_head=cfg.critic == "shared")
-    critic = with_heads(reward_model, value_head=True) if cfg.critic == "separate" else policy
+    critic = with_heads(next(iter(reward_models.values())), value_head=True) if cfg.critic == "separate" else policy
     trained = {"policy": policy} | ({"critic": critic} if critic is not policy else {})
-    for model in (policy, critic, reference, reward_model):
+    for model in (policy, critic, reference, *reward_models.values()):
         model.eval()  # dropout off: a ratio must compare two policies, not two dropout masks
-    frozen = fingerprint(reference), fingerprint(reward_model)
+    frozen = [fingerprint(m) for m in (reference, *reward_models.values())]
+    reward = Reward(cfg.reward, list(reward_models.values()), {json.dumps(p["prompt"]): p["unsafe"] for p in rows})
+    some = prompts[:: max(1, len(prompts) // 300)]
+    reward.freeze(enc, some, [text for text, _, _ in answer(reference, enc, some, cfg.max_new_tokens, cfg.temperature)])
     optimizer = adam((policy, cfg.lr), *([(critic, cfg.critic_lr)] if critic is not policy else []))
     stage.track(model=policy, optimizer=optimizer, **({"critic": critic} if critic is not policy else {}))
     stage.state.setdefault("kl_coef", cfg.kl_coef)
-    print(bill(cfg, **trained, reference=reference, reward_model=reward_model, **({"first_reward_model": first_reward_model} if second else {})))
+    print(bill(cfg, **trained, reference=reference, **reward_models))
 
     for step in stage.steps(cfg.steps):
         lr = set_lr(optimizer, step, cfg.steps, cfg.warmup)
@@ -393,7 +428,7 @@ def main(argv=None):
             ended = (responses == eos).any(1)
 
             # 2. score the answers; one that was cut off has no score of its own
-            rm_scores = reward_model.reward(tokens, lengths)  # (B,), and the log shows these
+            rm_scores = reward.combine([m.reward(tokens, lengths) for m in reward.models], [prompts[i] for i in asked], cfg.whitening == "batch")  # (B,), and the log shows these
             scores = torch.where(ended, rm_scores, -cfg.eos_penalty) if cfg.eos_penalty else rm_scores
 
             # 3. reward = score on the last token - beta KL on every token
@@ -443,10 +478,10 @@ def main(argv=None):
                   **{name: sum(u[name] for u in updates) / len(updates) for name in updates[0]},
                   explained_variance=explained_variance(old_values, returns, mask).item(), entropy=entropy.item(), lr=lr)
         if step % cfg.eval_every == 0 or step + 1 == cfg.steps:
-            show(stage, enc, policy, reference, reward_model, prompts, cfg)
+            show(stage, enc, policy, reference, reward, prompts, cfg)
 
-    check((fingerprint(reference), fingerprint(reward_model)) == frozen, "the reference or the reward model changed; both must stay frozen")
-    report(stage, cfg, enc, policy, load_model(pretrained_path, stage.device)[0], reference, reward_model, first_reward_model, held_out_text, rows)
+    check([fingerprint(m) for m in (reference, *reward_models.values())] == frozen, "the reference or a reward model changed; all of them must stay frozen")
+    report(stage, cfg, enc, policy, load_model(pretrained_path, stage.device)[0], reference, reward, held_out_text, rows)
 
 
 if __name__ == "__main__":

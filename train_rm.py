@@ -1,11 +1,14 @@
 """Step 2, preferences and the reward model: learn a score of (prompt, answer) from rankings of answers.
 
-    python train_rm.py --config tiny
+    python train_rm.py --config tiny                                    one reward model for everything: rm.pt
+    python train_rm.py --config tiny --aspect helpful                   Llama 2's two: rm_helpful.pt
+    python train_rm.py --config tiny --aspect safety                    and rm_safety.pt
+    python train_rm.py --config tiny --labeler human --answers_per_prompt 4 --name mine       you rank
+    python train_rm.py --config tiny --judge_between sft ppo            you say, blind, which of two models answers better
 
-In the tiny world: samples K answers a prompt from sft.pt, has the simulated human rank them, appends the
-rankings to rankings.jsonl. With --data FOLDER: reads preferences.jsonl, K = 2. Then trains a GPT with a
-scalar head on all pairs of each ranking and writes rm.pt; beside that, the next-token loss on pretraining text
-goes on. --folds 5 adds a cross-validation on the pairs.
+In the tiny world: samples K answers a prompt from sft.pt, has the simulated human rank them, appends each ranking to
+rankings.jsonl. With --data FOLDER: reads preferences.jsonl, K = 2. Then trains a GPT with a scalar head on all
+pairs of each ranking; beside that, the next-token loss on pretraining text goes on. --folds 5 adds a cross-validation.
 
 --round 2 does the same once more with answers of the policy that PPO made of this reward model, ppo.1, and
 writes rm.2: a policy that improves leaves the answers that its judge has seen (Bai et al. 2022, section 4.5).
@@ -20,40 +23,59 @@ import torch
 import torch.nn.functional as F
 
 import data
-from experiment import Common, Stage, UserError, knob, load_model, muon, parse, run_main, set_lr, table, write_atomic
+from experiment import SCRIPTS, Common, Stage, UserError, knob, load_model, muon, parse, pick_device, run_folder, run_main, set_lr, table
 from model import answer, score, with_heads
-from preferences import SimulatedHuman, elo_scores, noise_ceiling, rank_correlation, ranking_to_pairs, wilson, wins_to_tiers
+from preferences import (Human, SimulatedHuman, elo_scores, noise_ceiling, rank_all, ranking_to_pairs, read_rankings, spearman, wilson,
+                         win_rate)
 from train_pretrain import lm_loss, tokens_of
 
 
 @dataclass
 class Config(Common):
-    round: int = knob(1, "1: the SFT model's answers; 2: rm.pt goes on learning from the answers of ppo.1, the policy that it trained", low=1, high=2)
-    answers_per_prompt: int = knob(8, "K answers a prompt are sampled and ranked (InstructGPT: 4 to 9)", low=2)
-    rankings_per_prompt: int = knob(3, "rankings collected for each training prompt, each of K new answers", low=1)
+    aspect: str = knob("overall", "what the annotator is asked for: everything at once, or Llama 2's two, helpfulness (of answers to safe prompts) and safety (to unsafe ones)", choices=("overall", "helpful", "safety"))
+    round: int = knob(1, "1: the SFT model's answers; 2: the model of round 1 goes on learning from the answers of ppo.1, the policy that it trained", low=1, high=2)
+    labeler: str = knob("auto", "who ranks: simulated; human: you, at the terminal; file: the preferences of --data; auto: file with --data, otherwise simulated", choices=("auto", "simulated", "human", "file"))
+    human_rankings: int = knob(20, "questions that --labeler human asks you", low=1)
+    only_human: bool = knob(False, "train on your rankings alone, not beside the simulated ones or the file's")
+    judge_between: tuple = knob((), "two stages, such as sft ppo: nothing is trained, you say which answers better; human_rankings questions")
+    answers_per_prompt: int = knob(8, "K answers a prompt are sampled and ranked (InstructGPT: 4 to 9)", low=2, high=9)
+    rankings_per_prompt: int = knob(6, "rankings collected for each training prompt, each of K new answers", low=1)
     temperature: float = knob(1.0, "sampling temperature of those answers", low=0.01)
     max_new_tokens: int = knob(48, "longest sampled answer", low=1)
+    noise: float = knob(0.6, "simulated human: scale of its noise, in units of the gold score", low=0)
+    tie_gap: float = knob(0.8, "simulated human: answers that feel closer than this are a tie", low=0)
+    flip_rate: float = knob(0.0, "simulated human: share of rankings that it hands in upside down", low=0, high=1)
+    position_habit: float = knob(0.0, "simulated human: what the answer shown first gains over the last one", low=0)
     start: str = knob("pretrain", "weights that round 1 starts from: in the tiny world these judged a PPO policy's answers better", choices=("pretrain", "sft"))
     replay: float = knob(0.5, "in round 2: rankings of round 1 for each new one, so that they are not forgotten", low=0)
-    loss: str = knob("bradley_terry", "what is learned: pairs, or by regression the Elo scores that each ranking gives its answers", choices=("bradley_terry", "regression"))
+    helpful_share: float = knob(0.1, "share of helpfulness rankings among those that the safety model learns from (Llama 2: 10 %)", low=0, high=0.9)
+    leave_out: str = knob("", "subjects or topics of the tiny world (cake,why) that no training prompt may have: how does the model judge them?")
+    loss: str = knob("bradley_terry", "what is learned: pairs, or by regression the Elo scores that each ranking gives its answers (for thumbs: 1 up, 0 down)", choices=("bradley_terry", "regression"))
+    ties: str = knob("drop", "pairs that the annotator found equal: left out, or learned as a probability of 0.5", choices=("drop", "half"))
+    margin: str = knob("none", "Llama 2's margin, larger the further two answers are apart in the ranking (at most 3 tiers): 0; a third a tier; 1 a tier", choices=("none", "small", "large"))
     lm_coef: float = knob(1.0, "weight of the next-token loss on pretraining text, beside the ranking loss: keeps alive what new answers are judged by", low=0)
     damaged: float = knob(0.3, "comparisons of a demonstration with damaged copies of it, for each ranking: they cost no annotator", low=0)
-    epochs: int = knob(1, "passes over the rankings; more than one overfits (InstructGPT)", low=1)
-    batch_size: int = knob(3, "prompts in a step, each with all its answers", low=1)
-    lr: float = knob(1e-3, "peak learning rate", low=0)
+    epochs: int = knob(2, "passes over the rankings", low=1)
+    batch_size: int = knob(16, "prompts in a step, each with all its answers", low=1)
+    lr: float = knob(3e-3, "peak learning rate", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
     dropout: float = knob(0.0, "dropout in training", low=0, high=0.9)
     clip_grad: float = knob(1.0, "largest gradient norm (0: no clipping)", low=0)
     folds: int = knob(0, "cross-validate with that many folds before the training proper (0: not)", low=0)
-    eval_every: int = knob(100, "steps between measurements of the held-out accuracy", low=1)
+    eval_every: int = knob(50, "steps between measurements of the held-out accuracy", low=1)
     eval_split: str = knob("test", "prompts of the final figures: dev while tuning, test for those that count", choices=("dev", "test"))
 
 
 PRESETS = {
     "tiny": {},
-    "small": dict(damaged=0.0, batch_size=8, lr=5e-4, dropout=0.1),
+    "small": dict(damaged=0.0, batch_size=8, epochs=1, lr=5e-4, dropout=0.1),
 }
+
+
+# ------------------------------------------------------------------------------------------------
+# The formulas
+# ------------------------------------------------------------------------------------------------
 
 
 def bradley_terry_loss(chosen, rejected, margin=None, p_chosen=None):
@@ -72,85 +94,113 @@ def bradley_terry_loss(chosen, rejected, margin=None, p_chosen=None):
 
 
 def regression_loss(scores, targets):
-    """Mean of (score - target)^2: the score is learned as a number, not as an order. scores, targets: (N,), targets standardised."""
+    """Mean of (score - target)^2: the score is learned as a number, not as an order. scores, targets: (N,), targets standardised Elo
+    scores, or 1 for thumbs up and 0 for thumbs down."""
     return (scores - targets).pow(2).mean()
+
+
+def llama2_reward(helpful, safety, is_safety_prompt, mean=None, std=None, threshold=0.15, eps=1e-4):
+    """Llama 2's reward before the KL term: the safety score where the prompt asks for it or the answer is unsafe, otherwise the
+    helpfulness score; its logit, whitened. (Touvron et al. 2023, section 3.2.3, eqs. 3 and 4.)
+
+    R_c = R_s if is_safety_prompt or R_s < threshold else R_h;   R = (logit(R_c) - mean) / std
+    helpful, safety, is_safety_prompt: (B,), scores between 0 and 1 (kept eps away from both, so that the logit is finite)
+    mean, std: frozen statistics of logit(R_c); None takes those of this batch, as the paper does. Returns (B,).
+    Example: logit of (.02, .3, .6, .9, .97) is (-3.892, -.847, .405, 2.197, 3.476), whitened (-1.630, -.437, .054, .756, 1.257).
+    """
+    combined = torch.where(is_safety_prompt | (safety < threshold), safety, helpful)
+    return whiten_scores(torch.logit(combined, eps), mean, std)
+
+
+def whiten_scores(scores, mean=None, std=None):
+    """(scores - mean) / std, (B,); without the two with those of the batch, biased standard deviation."""
+    mean, std = (scores.mean(), scores.std(correction=0)) if mean is None else (mean, std)
+    return (scores - mean) / (std + 1e-8)
 
 
 def elo_targets(groups):
     """What regression learns for each ranking: the Elo scores of its answers (one pass over its pairs), all together with mean 0 and
-    standard deviation 1. Returns a tensor (K,) a group."""
+    standard deviation 1; for thumbs 1 and 0. Returns a tensor (K,) a group."""
+    if "label" in groups[0]:
+        return [torch.tensor([float(g["label"])]) for g in groups]
     scores = [torch.tensor(elo_scores([g["tiers"]])) for g in groups]
     mean, std = torch.cat(scores).mean(), torch.cat(scores).std()
     return [(s - mean) / std for s in scores]
 
 
-def batch_pairs(batch):
-    """Rankings of a batch -> (winners, losers): indices into all answers of the batch laid end to end."""
-    winners, losers, start = [], [], 0
+def calibration_slope(differences):
+    """The factor b that makes score differences of (better, worse) pairs into log-odds: the b with the largest likelihood under
+    P(better) = sigmoid(b d). 1: calibrated; below: the scores are too sure; above: not sure enough. differences: list of floats.
+    (Platt 1999; the slope of a logistic regression through the origin.)"""
+    d, low, high = torch.tensor(differences, dtype=torch.float64), 0.01, 100.0
+    for _ in range(60):  # the likelihood is concave in b: halve the interval around the zero of its slope
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if (d * torch.sigmoid(-middle * d)).sum() > 0 else (low, middle)
+    return middle
+
+
+# ------------------------------------------------------------------------------------------------
+# Rankings -> scores -> comparisons
+# ------------------------------------------------------------------------------------------------
+
+
+def batch_pairs(batch, ties="drop"):
+    """Rankings of a batch -> its pairs as four lists: better, worse (indices into all answers of the batch laid end to end), the
+    probability that the better one is better (0.5: a tie), and how much better it is, 0 to 3 (tiers apart, or what the row says)."""
+    pairs, start = [], 0
     for g in batch:
-        pairs = ranking_to_pairs(g["tiers"])
-        winners += [start + i for i, _ in pairs]
-        losers += [start + j for _, j in pairs]
+        pairs += [(start + i, start + j, 1.0 if apart else 0.5, float(g.get("margin", min(apart, 3)))) for i, j, apart in ranking_to_pairs(g["tiers"], ties == "half")]
         start += len(g["responses"])
-    return winners, losers
+    return tuple(map(list, zip(*pairs))) if pairs else ([], [], [], [])
 
 
-def group_scores(model, enc, batch):
+def group_scores(model, enc, batch, chunk=32):
     """Scores of all answers of a batch of rankings, laid end to end: one forward an answer, however many pairs it is in."""
     device = next(model.parameters()).device
     rows = [data.fit(data.encode_prompt(enc, g["prompt"]), data.encode_response(enc, r), model.config.block_size)[:2]
             for g in batch for r in g["responses"]]
-    tokens, lengths = data.pad_rows([p + r for p, r in rows], data.special_id(enc, "pad"))
-    return model.reward(tokens.to(device), lengths.to(device))
+    order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))  # answers of similar length together: less padding
+    scores = []
+    for start in range(0, len(order), chunk):
+        tokens, lengths = data.pad_rows([rows[i][0] + rows[i][1] for i in order[start : start + chunk]], data.special_id(enc, "pad"))
+        scores.append(model.reward(tokens.to(device), lengths.to(device)))
+    return torch.cat(scores)[torch.tensor(order).argsort().to(device)]
 
 
 @torch.no_grad()
-def accuracy(model, enc, groups, batch_size=32):
-    """Share of the pairs in which the better answer gets the higher score, and the number of pairs."""
-    was_training, right, total = model.training, 0, 0
+def scores_of(model, enc, groups, batch_size=64):
+    """The scores of each ranking's answers, a list of lists of floats."""
+    was_training, scores = model.training, []
     model.eval()
     for i in range(0, len(groups), batch_size):
-        scores = group_scores(model, enc, groups[i : i + batch_size])
-        winners, losers = batch_pairs(groups[i : i + batch_size])
-        right += (scores[winners] > scores[losers]).sum().item()
-        total += len(winners)
+        scores += group_scores(model, enc, groups[i : i + batch_size]).tolist()
     model.train(was_training)
-    return right / max(1, total), total
+    return split_like(groups, scores)
+
+
+def split_like(groups, values):
+    """A flat list of one value an answer -> a list of lists, one a group."""
+    values = iter(values)
+    return [[next(values) for _ in g["responses"]] for g in groups]
+
+
+def differences(groups, scores):
+    """Score of the better minus score of the worse answer, for each pair that the annotator told apart; of thumbs, each up with each down."""
+    if groups and "label" in groups[0]:
+        up, down = ([s for (s,), g in zip(scores, groups) if g["label"] == wanted] for wanted in (True, False))
+        return [u - d for u in up for d in down]
+    return [s[i] - s[j] for s, g in zip(scores, groups) for i, j, _ in ranking_to_pairs(g["tiers"])]
+
+
+def accuracy(model, enc, groups):
+    """Share of the pairs in which the better answer gets the higher score, and the number of pairs."""
+    d = differences(groups, scores_of(model, enc, groups))
+    return sum(x > 0 for x in d) / max(1, len(d)), len(d)
 
 
 def chance_corrected(hits, ceiling):
     """(accuracy - 0.5) / (ceiling - 0.5) as text: 0 is guessing, 1 is as good as the annotator's noise allows."""
     return f"{(hits - 0.5) / (ceiling - 0.5):.2f}" if ceiling > 0.5 else "-"
-
-
-def stored_rankings(stage, source):
-    """The rows of rankings.jsonl whose answers come from that source."""
-    path = stage.folder / "rankings.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    return [row for row in rows if row["source"] == source]
-
-
-def collect(stage, policy, enc, prompts, labeler, cfg, source):
-    """Sample K answers for each entry of `prompts`, have them ranked, append the rankings to rankings.jsonl.
-
-    source: where the answers come from, in words; rankings that are there already under that name are reused.
-    Answers that are the same are ranked once. Returns rows {"prompt", "responses", "tiers", "aspect", "labeler",
-    "round", "source", "split"}."""
-    path = stage.folder / "rankings.jsonl"
-    if rows := stored_rankings(stage, source):
-        print(f"{len(rows)} rankings in {path} are used again")
-        return rows
-    K = cfg.answers_per_prompt
-    print(f"sampling {K} answers for each of {len(prompts)} rankings", flush=True)
-    texts = [a[0] for a in answer(policy, enc, [p["prompt"] for p in prompts for _ in range(K)], cfg.max_new_tokens, cfg.temperature, batch_size=512)]
-    responses = [sorted(set(texts[i * K : (i + 1) * K])) for i in range(len(prompts))]
-    wins = labeler.label([p["prompt"] for p in prompts], responses)
-    rows = [{"prompt": p["prompt"], "responses": r, "tiers": wins_to_tiers(w), "aspect": "overall", "labeler": labeler.name,
-             "round": cfg.round, "source": source, "split": p["split"]} for p, r, w in zip(prompts, responses, wins)]
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
-    write_atomic(path, before + "".join(json.dumps(row) + "\n" for row in rows))  # all of them or none: a kill leaves no half a collection
-    print(f"{len(rows)} rankings of {K} answers in {path}; {len(rows) * K - sum(map(len, responses))} duplicates left out")
-    return rows
 
 
 def damaged_copies(demonstrations, n, seed):
@@ -182,7 +232,7 @@ def train(model, enc, groups, corpus, cfg, stage=None, held_out=()):
     """Train a reward model on rankings; all pairs of a prompt are one element of the batch. With a stage: logged and resumable.
 
     corpus: token ids (1-D) of text for the language-model loss that goes on beside (the idea: Yang et al. 2024, "Regularizing hidden states")."""
-    groups = [g for g in groups if len(g["tiers"]) > 1]  # a ranking that is one big tie holds no pair
+    groups = [g for g in groups if "label" in g or ranking_to_pairs(g["tiers"], cfg.ties == "half")]  # a ranking that is one big tie holds no pair
     per_epoch = math.ceil(len(groups) / cfg.batch_size)
     steps = cfg.epochs * per_epoch
     targets_of = elo_targets(groups) if cfg.loss == "regression" else None
@@ -195,11 +245,12 @@ def train(model, enc, groups, corpus, cfg, stage=None, held_out=()):
         drawn = order[step % per_epoch * cfg.batch_size :][: cfg.batch_size]
         batch = [groups[i] for i in drawn]
         scores = group_scores(model, enc, batch)
-        winners, losers = batch_pairs(batch)
+        better, worse, p_better, strength = batch_pairs(batch, cfg.ties)
         if targets_of:
             loss = regression_loss(scores, torch.cat([targets_of[i] for i in drawn]).to(scores.device))
         else:
-            loss = bradley_terry_loss(scores[winners], scores[losers])
+            margin = {"none": 0, "small": 1 / 3, "large": 1}[cfg.margin] * torch.tensor(strength, device=scores.device)
+            loss = bradley_terry_loss(scores[better], scores[worse], margin, torch.tensor(p_better, device=scores.device))
         optimizer.zero_grad()
         loss.backward()
         if cfg.lm_coef:
@@ -209,23 +260,64 @@ def train(model, enc, groups, corpus, cfg, stage=None, held_out=()):
         lr = set_lr(optimizer, step, steps, cfg.warmup)
         optimizer.step()
         if stage:
-            measure = step + 1 == steps or step % cfg.eval_every == 0
-            stage.log(step, ("loss",), loss=loss.item(), accuracy=(scores[winners] > scores[losers]).float().mean().item(),
-                      test_accuracy=accuracy(model, enc, held_out[:50])[0] if measure and held_out else None, grad_norm=grad_norm.item(), lr=lr)
+            measure = held_out and (step + 1 == steps or step % cfg.eval_every == 0)
+            stage.log(step, ("loss",), loss=loss.item(), accuracy=(scores[better] > scores[worse]).float().mean().item() if better else None,
+                      test_accuracy=accuracy(model, enc, held_out[:50])[0] if measure else None, grad_norm=grad_norm.item(), lr=lr)
     return model.eval()
+
+
+# ------------------------------------------------------------------------------------------------
+# What a reward model is worth
+# ------------------------------------------------------------------------------------------------
+
+
+def evaluate(model, enc, groups, gold=None):
+    """Figures of a reward model on rankings, a dict: accuracy, its interval, slope (calibration), curve (predicted probability, share that came
+    true); with gold, the true taste: ceiling, rank_correlation (mean over prompts), by_gap {gold gap: (accuracy, ceiling, pairs)}."""
+    scores = scores_of(model, enc, groups)
+    d = differences(groups, scores)
+    if not d:
+        return None
+    hits, wins = sum(x > 0 for x in d) / len(d), sorted((1 / (1 + math.exp(-min(abs(x), 50))), x > 0) for x in d)
+    size = math.ceil(len(wins) / 8)
+    bins = [list(zip(*wins[i : i + size])) for i in range(0, len(wins), size)]
+    # Pairs of one ranking share answers: the interval counts rankings.
+    result = {"accuracy": hits, "interval": wilson(hits, len(groups)), "pairs": len(d), "rankings": len(groups), "slope": calibration_slope(d),
+              "curve": [(sum(p) / len(p), sum(won) / len(won)) for p, won in bins]}
+    if gold:
+        true = [[gold(g["prompt"], r) for r in g["responses"]] for g in groups]
+        correlations = [c for c in map(spearman, scores, true) if c is not None]
+        gaps = {}
+        for x, y in zip(d, differences(groups, true)):
+            gaps.setdefault(min(5, math.ceil(abs(y))), []).append((x > 0, 0.5 if y == 0 else y > 0))
+        result |= {"ceiling": noise_ceiling(groups, gold), "rank_correlation": sum(correlations) / max(1, len(correlations)),
+                   "by_gap": {gap: (*(sum(x) / len(pairs) for x in zip(*pairs)), len(pairs)) for gap, pairs in sorted(gaps.items())}}
+    return result
+
+
+def threshold_curve(model, enc, groups, thresholds=(0.15, *(i / 50 for i in range(1, 50)))):
+    """How well "safety score below a threshold" finds the harmful answers: rows (threshold, recall, precision), Llama 2's 0.15 first; None
+    where nothing is flagged. An answer is harmful if the annotator's true taste says so."""
+    scored = [(1 / (1 + math.exp(-s)), data.safety(g["prompt"], r) <= -4) for g, row in zip(groups, scores_of(model, enc, groups))
+              for s, r in zip(row, g["responses"])]
+    harmful, rows = sum(bad for _, bad in scored), []
+    for t in thresholds:
+        flagged = [bad for p, bad in scored if p < t]
+        rows.append((t, sum(flagged) / max(1, harmful), sum(flagged) / len(flagged) if flagged else None))
+    return rows
 
 
 def bag_of_words(enc, groups, held_out, epochs=200):
     """Accuracy of a Bradley-Terry model whose score is a sum of token weights: what one gets without reading the order."""
-    def differences(groups):
+    def counts(groups):
         x = torch.zeros(sum(len(ranking_to_pairs(g["tiers"])) for g in groups), enc.n_vocab)
-        pairs = [(g["responses"][i], g["responses"][j]) for g in groups for i, j in ranking_to_pairs(g["tiers"])]
-        for row, (winner, loser) in zip(x, pairs):
-            for text, sign in ((winner, 1.0), (loser, -1.0)):
+        pairs = [(g["responses"][i], g["responses"][j]) for g in groups for i, j, _ in ranking_to_pairs(g["tiers"])]
+        for row, (better, worse) in zip(x, pairs):
+            for text, sign in ((better, 1.0), (worse, -1.0)):
                 row.index_add_(0, torch.tensor(enc.encode_ordinary(text)), torch.full((len(enc.encode_ordinary(text)),), sign))
         return x.sign() * x.abs().log1p()
 
-    x, y = differences(groups), differences(held_out)
+    x, y = counts(groups), counts(held_out)
     weights = torch.zeros(enc.n_vocab, requires_grad=True)
     optimizer = torch.optim.Adam([weights], lr=0.01)
     for _ in range(epochs):
@@ -235,8 +327,9 @@ def bag_of_words(enc, groups, held_out, epochs=200):
     return ((y @ weights.detach()) > 0).float().mean().item()
 
 
-def cross_validate(base, enc, groups, corpus, cfg):
-    """k folds over the prompts: reward model, bag of words and "the shorter answer wins", on the same held-out pairs."""
+def cross_validate(base, enc, groups, others, corpus, cfg):
+    """k folds over the prompts: reward model, bag of words and "the shorter answer wins", on the same held-out pairs.
+    others: rankings of another aspect, which are in every training part and never held out."""
     groups = [g for g in groups if len(g["tiers"]) > 1]
     keys = sorted({json.dumps(g["prompt"]) for g in groups})
     if not 2 <= cfg.folds <= len(keys):
@@ -247,8 +340,8 @@ def cross_validate(base, enc, groups, corpus, cfg):
         training = [g for g in groups if fold_of[json.dumps(g["prompt"])] != fold]
         held_out = [g for g in groups if fold_of[json.dumps(g["prompt"])] == fold]
         torch.manual_seed(cfg.seed + fold)
-        model = train(with_heads(base, reward_head=True), enc, training, corpus, cfg)
-        shorter = [len(g["responses"][i]) < len(g["responses"][j]) for g in held_out for i, j in ranking_to_pairs(g["tiers"])]
+        model = train(with_heads(base, reward_head=True), enc, training + others, corpus, cfg)
+        shorter = [len(g["responses"][i]) < len(g["responses"][j]) for g in held_out for i, j, _ in ranking_to_pairs(g["tiers"])]
         results.append((accuracy(model, enc, held_out)[0], bag_of_words(enc, training, held_out), sum(shorter) / len(shorter), len(shorter), len(held_out)))
         print(f"fold {fold + 1} of {cfg.folds}: reward model {results[-1][0]:.3f}, bag of words {results[-1][1]:.3f}, shorter wins {results[-1][2]:.3f}", flush=True)
     means = [sum(r[k] * r[3] for r in results) / sum(r[3] for r in results) for k in range(3)]
@@ -257,91 +350,223 @@ def cross_validate(base, enc, groups, corpus, cfg):
                 [[name, f"{m:.3f}", *(f"{x:.3f}" for x in wilson(m, n))] for name, m in zip(("reward model", "bag of words", "shorter answer wins"), means)]))
 
 
+# ------------------------------------------------------------------------------------------------
+# The stage
+# ------------------------------------------------------------------------------------------------
+
+
+def questions(policy, enc, prompts, cfg):
+    """K answers to each entry of `prompts`: [{"prompt", "split", "responses"}], the different ones among them, in random order."""
+    K, rng = cfg.answers_per_prompt, random.Random(cfg.seed)
+    torch.manual_seed(cfg.seed)  # the same questions again for whoever goes on with a collection that was interrupted
+    texts = [a[0] for a in answer(policy, enc, [p["prompt"] for p in prompts for _ in range(K)], cfg.max_new_tokens, cfg.temperature, batch_size=512)]
+    distinct = [sorted(set(texts[i * K : (i + 1) * K])) for i in range(len(prompts))]
+    return [{"prompt": p["prompt"], "split": p["split"], "responses": rng.sample(d, len(d))} for p, d in zip(prompts, distinct)]
+
+
+def collect(stage, enc, author, prompts, labeler, aspect, cfg):
+    """Sample K answers of a model for each entry of `prompts` and have them ranked, into rankings.jsonl; what is ranked already is used again."""
+    path, K = stage.folder / "rankings.jsonl", cfg.answers_per_prompt
+    policy, checkpoint = load_model(stage.parent(author), stage.device)
+    about = {"aspect": aspect, "round": cfg.round, "source": f"{author} {checkpoint['fingerprint']}, {len(prompts)} questions, {K} answers of up to "
+             f"{cfg.max_new_tokens} tokens at temperature {cfg.temperature}, {cfg.eval_split}, {labeler.name} {getattr(labeler, 'knobs', '')}, "
+             f"left out {cfg.leave_out or 'nothing'}, seed {cfg.seed}", "labeler": labeler.name}
+    if about not in stage.state.setdefault("sources", []):
+        stage.state["sources"].append(about)  # what this reward model was trained on: round 2 looks it up
+    rows = read_rankings(path, **about)
+    if rows:
+        print(f"{len(rows)} of {len(prompts)} rankings by the {labeler.name} labeler, {aspect}, are in {path} already")
+    if len(rows) < len(prompts):
+        print(f"sampling {K} answers for each of {len(prompts)} rankings, {aspect}", flush=True)
+        asked = questions(policy, enc, prompts, cfg)
+        rows = rank_all(path, asked, labeler, **about)
+        print(f"{len(rows)} rankings in {path}; of {len(asked) * K} answers {len(asked) * K - sum(len(q['responses']) for q in asked)} were duplicates, left out")
+    return rows
+
+
+def left_out(prompt, names):
+    """Whether a prompt of the tiny world is about one of these subjects or topics."""
+    return isinstance(prompt, str) and prompt in data.PROMPTS and bool({data.PROMPTS[prompt].subject, data.PROMPTS[prompt].topic} & set(names))
+
+
+def judge_between(cfg):
+    """You compare two checkpoints of a run, blind, prompt by prompt; the judgements are kept in judged.jsonl, the win rate is printed."""
+    folder, device = run_folder(cfg), pick_device(cfg.device)
+    if len(cfg.judge_between) != 2:
+        raise UserError("--judge_between takes two stages of a run, such as sft ppo")
+    (a, first), (b, second) = (load_model(folder / f"{name}.pt", device) for name in cfg.judge_between)
+    enc = data.load_encoding(folder / "tokenizer.json")
+    prompts = data.of_split(data.load_prompts(cfg.data or folder / "data"), cfg.eval_split, folder)
+    prompts = random.Random(cfg.seed).sample(prompts, len(prompts))[: cfg.human_rankings]
+    torch.manual_seed(cfg.seed)
+    texts = [[t for t, _, _ in answer(m, enc, [p["prompt"] for p in prompts], cfg.max_new_tokens, cfg.temperature, template=c["stage"] != "pretrain")]
+             for m, c in ((a, first), (b, second))]
+    rng, asked = random.Random(cfg.seed), []
+    for p, *pair in zip(prompts, *texts):
+        turned = rng.random() < 0.5
+        asked.append({"prompt": p["prompt"], "split": p["split"], "responses": pair[::-1] if turned else pair, "turned": turned})
+    about = {"aspect": "overall", "labeler": "human", "round": 0, "source": " against ".join(f"{n} {c['fingerprint']}" for n, c in zip(cfg.judge_between, (first, second)))
+             + f", {len(asked)} prompts, temperature {cfg.temperature}, seed {cfg.seed}"}
+    rows = [row for row in rank_all(folder / "judged.jsonl", asked, Human(), **about) if row["tiers"]]
+    if not rows:
+        raise UserError("nothing was judged")
+    rate = sum(0.5 if len(row["tiers"]) == 1 else (row["tiers"][0] == [0]) == row["turned"] for row in rows) / len(rows)
+    print("\nYou prefer {1} to {0} in {2:.2f} of {3} comparisons, ties half (95 % interval {4:.2f} to {5:.2f}).".format(
+        *cfg.judge_between, rate, len(rows), *wilson(rate, len(rows))))
+    if not cfg.data:
+        gold = [[data.gold_score(row["prompt"], r) for r in row["responses"][:: -1 if row["turned"] else 1]] for row in rows]
+        print("The gold score prefers {1} to {0} in {2:.2f} of them. ".format(*cfg.judge_between, win_rate(*reversed(list(zip(*gold))))[0]) + agreement(rows, data.gold_score))
+
+
+def preferences_of(cfg, labeler):
+    """The preferences file of --data: the rankings of the aspect that is asked for, and the share of the other that the safety model gets."""
+    rows = data.load_preferences(cfg.data)
+    if not rows and labeler == "file":
+        raise data.DataError(f"{cfg.data}: no preferences file; the reward model needs comparisons (preferences.jsonl)")
+    thumbs = [row for row in rows if "label" in row]
+    if thumbs and cfg.loss == "bradley_terry":
+        raise UserError(f"{cfg.data}: {len(thumbs)} of its preferences are thumbs up or down, no comparisons: learn them with --loss regression")
+    if thumbs and len(thumbs) < len(rows):
+        raise UserError(f"{cfg.data}: its preferences hold both thumbs and comparisons; put them into two folders")
+    safety, helpful = ([row for row in rows if (row["aspect"] == "safety") == wanted] for wanted in (True, False))
+    groups = {"overall": rows, "helpful": helpful, "safety": safety}[cfg.aspect]
+    if rows and not groups:
+        raise UserError(f'{cfg.data}: no preference has "aspect": "{cfg.aspect}"')
+    n = round(cfg.helpful_share / (1 - cfg.helpful_share) * len(safety)) if cfg.aspect == "safety" else 0
+    others = [row for row in helpful if row["split"] == "train"]
+    return groups, random.Random(cfg.seed).sample(others, min(n, len(others)))
+
+
+def agreement(rows, gold):
+    """A sentence on how often a labeler and the true taste agree, of the pairs that both tell apart."""
+    d = [x for x in differences(rows, [[gold(row["prompt"], r) for r in row["responses"]] for row in rows]) if x]
+    if not d:
+        return "No pair that both you and the gold score tell apart."
+    share = sum(x > 0 for x in d) / len(d)
+    return "You agree with the gold score on {:.2f} of {} pairs that both of you tell apart (95 % interval {:.2f} to {:.2f}).".format(share, len(d), *wilson(share, len(rows)))
+
+
 def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv)
-    if cfg.round == 2:
-        cfg.name = cfg.name or "rm.2"
-        if cfg.name == "rm":
-            raise UserError("--round 2 starts from rm.pt and must not overwrite it: leave out --name rm")
-    elif cfg.name == "rm.2":
-        raise UserError("rm.2 is the reward model of the second round: --round 2 trains it")
+    if cfg.judge_between:
+        return judge_between(cfg)
+    model_of = {"overall": "rm", "helpful": "rm_helpful", "safety": "rm_safety"}[cfg.aspect]
+    own = model_of if cfg.round == 1 else f"{model_of}.2"
+    cfg.name = cfg.name or own
+    if cfg.name != own and cfg.name in SCRIPTS and cfg.name != "rm_weak":
+        raise UserError(f"--name {cfg.name}: that is another reward model; leave it out, or train that one with: {SCRIPTS[cfg.name]}")
     stage = Stage(cfg, "rm")
-    if cfg.data and cfg.round == 2:
-        raise UserError(f"--round 2 asks an annotator about new answers; {cfg.data} has none to ask, only its preferences")
     if cfg.folds and cfg.round == 2:
         raise UserError("--folds is for round 1: in round 2 the reward model has already learned from the prompts that a fold would hold out")
     if cfg.folds and cfg.start == "sft":
         raise UserError("--folds needs --start pretrain: the SFT model was trained on the chosen answers that a fold would hold out")
+    if unknown := set(filter(None, cfg.leave_out.split(","))) - {name for p in data.PROMPTS.values() for name in (p.subject, p.topic)}:
+        raise UserError(f"--leave_out: {', '.join(sorted(unknown))} is no subject or topic of the tiny world")
+    labeler = cfg.labeler if cfg.labeler != "auto" else "file" if cfg.data else "simulated"
+    if labeler == "simulated" and cfg.data or labeler == "file" and not cfg.data:
+        raise UserError("the simulated human knows only the tiny world: with --data, --labeler is file or human" if cfg.data else "--labeler file reads the preferences of --data FOLDER")
+    if cfg.round == 2 and labeler == "file":
+        raise UserError(f"--round 2 asks an annotator about new answers; {cfg.data} has none to ask, only its preferences")
     author = "sft" if cfg.round == 1 else "ppo.1"  # whose answers are ranked
-    preferences, earlier = data.load_preferences(cfg.data) if cfg.data else [], []
-    if cfg.data and not preferences:
-        raise data.DataError(f"{cfg.data}: no preferences file; the reward model needs comparisons (preferences.jsonl)")
-    start_path = stage.parent(cfg.start if cfg.round == 1 else "rm")
+    groups, others, gold = [], [], None if cfg.data else data.TASTE[cfg.aspect]
+    if cfg.data and not (labeler == "human" and cfg.only_human):
+        groups, others = preferences_of(cfg, labeler)
+    start_path = stage.parent(cfg.start if cfg.round == 1 else model_of)
     base, started_from = load_model(start_path, stage.device, cfg.dropout)
     print(f"shape from {start_path}: {started_from['model_config']}")
     enc = data.load_encoding(stage.folder / "tokenizer.json")
     corpus, _ = tokens_of(enc, data.load_text(stage.data))
-    if not preferences and cfg.max_new_tokens >= base.config.block_size:
+    if labeler != "file" and cfg.max_new_tokens >= base.config.block_size:
         raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {base.config.block_size} tokens")
-    if cfg.round == 2:
-        earlier = stored_rankings(stage, started_from["state"]["source"])
-        if not earlier:
-            raise UserError(f"{stage.folder / 'rankings.jsonl'} has lost the rankings that {start_path} was trained on; train_rm.py --overwrite collects new ones")
-    if preferences:
-        groups = [{"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"]], "tiers": [[0], [1]], "split": r["split"]} for r in preferences]
-    else:
-        prompts = [p for p in data.load_prompts(stage.data) for _ in range(cfg.rankings_per_prompt if p["split"] == "train" else 1)
-                   if p["split"] in ("train", cfg.eval_split)]
-        policy, checkpoint = load_model(stage.parent(author), stage.device)
-        source = (f"{author} {checkpoint['fingerprint']}, {cfg.rankings_per_prompt} x {cfg.answers_per_prompt} answers of up to {cfg.max_new_tokens} tokens at "
-                  f"temperature {cfg.temperature}, {cfg.eval_split}, seed {cfg.seed}")
-        groups = collect(stage, policy, enc, prompts, SimulatedHuman(cfg.seed + 1000 * cfg.round), cfg, source)
-        stage.state["source"] = source
+    earlier = [row for about in started_from["state"].get("sources", []) for row in read_rankings(stage.folder / "rankings.jsonl", **about)] if cfg.round == 2 else []
+    if cfg.round == 2 and not earlier:
+        raise UserError(f"{stage.folder / 'rankings.jsonl'} has lost the rankings that {start_path} was trained on; train_rm.py --overwrite collects new ones")
+
+    names = list(filter(None, cfg.leave_out.split(",")))
+    prompts = [p for p in data.load_prompts(stage.data) if p["split"] in ("train", "dev", cfg.eval_split) and not (p["split"] == "train" and left_out(p["prompt"], names))]
+    asked = [p for p in prompts if cfg.aspect == "overall" or p["unsafe"] == (cfg.aspect == "safety")]
+    if labeler != "file" and not any(p["split"] == "train" for p in asked):
+        raise UserError(f"{stage.data}: no training prompt is marked as {'un' * (cfg.aspect == 'safety')}safe, and --aspect {cfg.aspect} asks about those")
+    human = SimulatedHuman(cfg.seed + 1000 * cfg.round, cfg.noise, cfg.tie_gap, cfg.flip_rate, cfg.position_habit)
+    if not cfg.data:
+        repeat = {"train": 0 if labeler == "human" and cfg.only_human else cfg.rankings_per_prompt, "dev": 3, "test": 1}
+        groups = collect(stage, enc, author, [p for p in asked for _ in range(repeat[p["split"]])], human, cfg.aspect, cfg)
+        if cfg.aspect == "safety" and cfg.helpful_share:
+            safe = [p for p in prompts if p["split"] == "train" and not p["unsafe"]]
+            n = round(cfg.helpful_share / (1 - cfg.helpful_share) * sum(g["split"] == "train" for g in groups))
+            others = collect(stage, enc, author, random.Random(cfg.seed).choices(safe, k=n), human, "helpful", cfg)
+    if labeler == "human":
+        some = [p for p in asked if p["split"] == "train"]
+        rows = collect(stage, enc, author, random.Random(cfg.seed).sample(some, len(some))[: cfg.human_rankings], Human(), cfg.aspect, cfg)
+        groups = groups + rows
+        print(f"\n{len(rows)} of {cfg.human_rankings} questions answered, {sum(not row['tiers'] for row in rows)} of them skipped; --overwrite goes on with the others."
+              + (" " + agreement(rows, gold) if gold else ""))
+    if labeler == "human" and not any(g["split"] == "train" and len(g["tiers"]) > 1 for g in groups):
+        raise UserError("no ranking to train on yet; the same command asks again")
     data.of_split(groups, "train", stage.data)
     training, seen_before = ([g for g in rows if g["split"] == "train"] for rows in (groups, earlier))
-    held_out, held_out_before = ([g for g in rows if g["split"] == cfg.eval_split and len(g["tiers"]) > 1] for rows in (groups, earlier))
+    dev, held_out, held_out_before = ([g for g in rows if g["split"] == split and ("label" in g or len(g["tiers"]) > 1)]
+                                      for rows, split in ((groups, "dev"), (groups, cfg.eval_split), (earlier, cfg.eval_split)))
     if cfg.folds:
-        cross_validate(base, enc, groups, corpus, cfg)
+        cross_validate(base, enc, groups, others, corpus, cfg)
     torch.manual_seed(cfg.seed)
     model = with_heads(base, reward_head=True)
     model.reward_gain.fill_(1.0)  # raw scores while it learns
     model.reward_bias.fill_(0.0)
     replayed = random.Random(cfg.seed).sample(seen_before, min(len(seen_before), round(cfg.replay * len(training))))
-    demonstrations = [d for d in data.load_sft(stage.data) if d["split"] == "train"] if cfg.damaged else []
-    free = damaged_copies(demonstrations, round(cfg.damaged * len(training)), cfg.seed)
-    train(model, enc, training + replayed + free, corpus, cfg, stage, held_out)
+    covered = {json.dumps(p["prompt"]) for p in asked if p["split"] == "train"}
+    demonstrations = [d for d in data.load_sft(stage.data) if d["split"] == "train" and (cfg.data or json.dumps(d["prompt"]) in covered)]
+    free = damaged_copies(demonstrations, round(cfg.damaged * len(training)), cfg.seed) if cfg.damaged else []
+    train(model, enc, training + others + replayed + free, corpus, cfg, stage, held_out)
 
-    # Scores of a known scale: mean 0 and standard deviation 1 over the SFT model's answers, from now on frozen.
-    some = (seen_before or training)[:: max(1, len(seen_before or training) // 200)]
-    raw = torch.tensor(score(model, enc, [g["prompt"] for g in some for _ in g["responses"]], [r for g in some for r in g["responses"]]))
-    model.reward_gain.fill_(1 / raw.std().item())
-    model.reward_bias.fill_(-raw.mean().item() / raw.std().item())
-    lines, stage.state["results"] = [], {}
-    for name, rows in {author: held_out, **({"sft": held_out_before} if held_out_before else {})}.items():
-        hits, n = accuracy(model, enc, rows)
-        low, high = wilson(hits, max(1, len(rows)))  # pairs of one ranking share answers: the interval counts rankings
-        line = f"held-out accuracy {hits:.3f} on {n} pairs of {len(rows)} rankings (95 % interval {low:.3f} to {high:.3f})" if n else "no held-out pairs"
-        if n and not preferences:
-            ceiling = noise_ceiling(rows, data.gold_score)
-            scores = iter(score(model, enc, [g["prompt"] for g in rows for _ in g["responses"]], [r for g in rows for r in g["responses"]]))
-            taus = [rank_correlation([next(scores) for _ in g["responses"]], [data.gold_score(g["prompt"], r) for r in g["responses"]]) for g in rows]
-            taus = [tau for tau in taus if tau is not None]
-            tau = sum(taus) / max(1, len(taus))
-            stage.state["results"][name] = {"accuracy": hits, "ceiling": ceiling, "rank_correlation": tau}
-            line = (f"answers of {name}: {line}; ceiling set by the annotator's noise {ceiling:.3f}; chance-corrected {chance_corrected(hits, ceiling)}; "
-                    f"rank correlation with the gold score, within a prompt {tau:.2f}")
-        lines.append(line)
-    line = "\n".join(lines)
-    print("\n" + line)
-    shown = max(held_out or training, key=lambda g: len(g["tiers"]))
+    # Scores of a known scale, frozen from now on: log-odds (the slope that dev rankings ask for), and demonstrations at 0 on average (InstructGPT).
+    d = differences(dev, scores_of(model, enc, dev))
+    gain = calibration_slope(d) if len(d) >= 30 else 1.0
+    some = demonstrations[:: max(1, len(demonstrations) // 300)]
+    mean = sum(score(model, enc, [x["prompt"] for x in some], [x["response"] for x in some])) / len(some)
+    model.reward_gain.fill_(gain)
+    model.reward_bias.fill_(-gain * mean)
+    report(stage, cfg, enc, model, author, gold, groups, held_out, held_out_before, names)
+
+
+def report(stage, cfg, enc, model, author, gold, groups, held_out, held_out_before, names):
+    """Figures of the reward model on held-out rankings, as table and picture; one question with its answers and their scores."""
+    parts = {f"answers of {author}": [g for g in held_out if not left_out(g["prompt"], names)],
+             "  subjects or topics left out": [g for g in held_out if left_out(g["prompt"], names)], "answers of sft, round 1": held_out_before}
+    found = {name: evaluate(model, enc, rows, gold) for name, rows in parts.items() if rows}
+    found = {name: r for name, r in found.items() if r}
+    stage.state["results"] = found
+    lines, panels = [], [("Bradley-Terry loss (log 2 = guessing)" if cfg.loss == "bradley_terry" else "Regression loss", {"training": "loss"},
+                          "nats a pair" if cfg.loss == "bradley_terry" else "squared error"),
+                         ("Share of pairs ranked right", {"training": "accuracy", "held-out": "test_accuracy"}, "accuracy")]
+    if found:
+        lines.append(table(["held-out rankings", "pairs", "accuracy", "95 % interval", *["ceiling", "chance-corrected", "rank correlation"] * bool(gold), "calibration slope"],
+                           [[name, r["pairs"], f"{r['accuracy']:.3f}", "{:.3f}-{:.3f}".format(*r["interval"]), *([f"{r['ceiling']:.3f}", chance_corrected(r["accuracy"], r["ceiling"]),
+                             r["rank_correlation"]] if gold else []), r["slope"]] for name, r in found.items()]))
+        first = next(iter(found.values()))
+        panels.append(("Calibration: what it predicts, what came true", {"pairs": first["curve"], "perfect": [(0.5, 0.5), (1, 1)]}, "share that came true", "predicted probability"))
+        if gold:
+            gaps = first["by_gap"]
+            lines.append("\n" + table(["gap of the gold scores", *("none" if gap == 0 else f"up to {gap}" if gap < 5 else "more" for gap in gaps)],
+                                      [["accuracy", *(r[0] for r in gaps.values())], ["ceiling", *(r[1] for r in gaps.values())], ["pairs", *(r[2] for r in gaps.values())]]))
+            panels.append(("Easy and hard pairs", {"reward model": [(g, r[0]) for g, r in gaps.items()], "who knew the gold score": [(g, r[1]) for g, r in gaps.items()]},
+                           "accuracy", "gap of the gold scores (5: more than 4)"))
+    else:
+        lines.append("no held-out pairs")
+    if cfg.aspect == "safety" and gold and held_out:
+        (at, recall, precision), *curve = threshold_curve(model, enc, held_out)
+        stage.state["results"]["threshold"] = {"recall": recall, "precision": precision}
+        lines.append(f"\nAn answer with a safety score below {at} counts as unsafe: this finds {recall:.2f} of the harmful answers (recall), and "
+                     + (f"{precision:.2f} of those it finds are harmful (precision)." if precision is not None else "flags none."))
+        panels.append(("Finding harmful answers", {"recall": [(t, r) for t, r, _ in curve], "precision": [(t, p) for t, _, p in curve if p is not None],
+                                                  f"Llama 2's {at}": [(at, 0), (at, 1)]},
+                       "share", "safety score below which an answer is unsafe"))
+    shown = max(held_out or [g for g in groups if g["split"] == "train"], key=lambda g: len(g["tiers"]))
     samples = sorted(zip(score(model, enc, [shown["prompt"]] * len(shown["responses"]), shown["responses"]), shown["responses"]), reverse=True)
     place = {shown["responses"][i]: t + 1 for t, tied in enumerate(shown["tiers"]) for i in tied}
-    text = f"prompt: {data.prompt_text(shown['prompt'])}\n" + table(["answer", "score", "rank by the annotator"], [[r, s, place[r]] for s, r in samples])
-    print("\n" + text)
-    stage.finish(line + "\n\n" + text, [("Bradley-Terry loss (log 2 = guessing)" if cfg.loss == "bradley_terry" else "Regression loss (1 = guessing)", {"training": "loss"},
-                         "nats a pair" if cfg.loss == "bradley_terry" else "squared error"),
-                        ("Share of pairs ranked right", {"training": "accuracy", "held-out": "test_accuracy"}, "accuracy"),
-                        ("Gradient norm", {"norm": "grad_norm"}, "before clipping")], line)
+    lines += [f"\nprompt: {data.prompt_text(shown['prompt'])}", table(["answer", "score (log-odds, demonstrations at 0)", "place by the annotator"], [[r, s, place[r]] for s, r in samples])]
+    print("\n" + "\n".join(lines))
+    stage.finish("\n".join(lines), [*panels, ("Gradient norm", {"norm": "grad_norm"}, "before clipping")], "Reward model on held-out rankings")
 
 
 if __name__ == "__main__":

@@ -231,6 +231,12 @@ def strip(rows, *keys):
     return [tuple(row[k] for k in keys) for row in rows]
 
 
+def comparisons(rows):
+    """(prompt, chosen, rejected) of preferences as they are loaded: the chosen answer first, in the first tier."""
+    assert all(row["tiers"] == [[0], [1]] for row in rows)
+    return [(row["prompt"], *row["responses"]) for row in rows]
+
+
 PAIR = [{"prompt": "Why?", "chosen": "Because, \"so\".", "rejected": "No.\nNo."},
         {"prompt": "Où?", "chosen": "Là 👍", "rejected": "Ici"}]
 
@@ -238,7 +244,7 @@ PAIR = [{"prompt": "Why?", "chosen": "Because, \"so\".", "rejected": "No.\nNo."}
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "jsonl.gz", "json.gz", "csv.gz"])
 def test_preferences_in_every_kind_of_file(tmp_path, ending):
     write(tmp_path, f"preferences.{ending}", PAIR)
-    assert strip(data.load_preferences(tmp_path), "prompt", "chosen", "rejected") == [tuple(row.values()) for row in PAIR]
+    assert comparisons(data.load_preferences(tmp_path)) == [tuple(row.values()) for row in PAIR]
 
 
 def test_preferences_as_chat_lists(tmp_path):
@@ -249,7 +255,7 @@ def test_preferences_as_chat_lists(tmp_path):
                                           {"prompt": "Why?", "chosen": [user, yes], "rejected": [user, no]},
                                           {"chosen": [*long, yes], "rejected": [*long, no]},
                                           {"prompt": long, "chosen": "Yes", "rejected": "No"}])
-    rows = strip(data.load_preferences(tmp_path), "prompt", "chosen", "rejected")
+    rows = comparisons(data.load_preferences(tmp_path))
     assert rows == [("Why?", "Yes", "No")] * 2 + [(long, "Yes", "No")] * 2
 
 
@@ -258,8 +264,27 @@ def test_preferences_as_hh_transcripts(tmp_path):
     write(tmp_path, "preferences.jsonl", [{"chosen": f"{start} Because.", "rejected": f"{start} No."},
                                           {"chosen": "\n\nHuman: Why?\n\nAssistant: a\n\nb", "rejected": "\n\nHuman: Why?\n\nAssistant: c"}])
     dialogue = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello: you"}, {"role": "user", "content": "Why?"}]
-    rows = strip(data.load_preferences(tmp_path), "prompt", "chosen", "rejected")
+    rows = comparisons(data.load_preferences(tmp_path))
     assert rows == [(dialogue, "Because.", "No."), ("Why?", "a\n\nb", "c")]
+
+
+def test_preferences_may_name_their_aspect_and_margin(tmp_path):
+    """Prompts of safety comparisons are safety prompts; without an aspect a row is of none."""
+    write(tmp_path, "preferences.jsonl", [{**PAIR[0], "aspect": "safety", "margin": 2}, {**PAIR[1], "margin": 0.5}])
+    rows = data.load_preferences(tmp_path)
+    assert [(row["aspect"], row["margin"]) for row in rows] == [("safety", 2.0), (None, 0.5)]
+    assert [p["unsafe"] for p in data.load_prompts(tmp_path)] == [True, False]
+    write(tmp_path, "preferences.jsonl", PAIR)
+    assert [(row["aspect"], "margin" in row) for row in data.load_preferences(tmp_path)] == [(None, False)] * 2
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_thumbs_up_and_down(tmp_path, ending):
+    """One answer and a boolean; thumbs up are demonstrations where there are no others, thumbs down are not."""
+    write(tmp_path, f"preferences.{ending}", [{"prompt": "Why?", "response": "So.", "label": True}, {"prompt": "Why?", "response": "No.", "label": False}])
+    rows = data.load_preferences(tmp_path)
+    assert [(row["responses"], row["tiers"], row["label"]) for row in rows] == [(["So."], [[0]], True), (["No."], [[0]], False)]
+    assert [row["response"] for row in data.load_sft(tmp_path)] == ["So."] and len(data.load_prompts(tmp_path)) == 1
 
 
 def test_rows_without_a_comparison_are_dropped_counted_and_said(tmp_path, capsys):
@@ -267,7 +292,7 @@ def test_rows_without_a_comparison_are_dropped_counted_and_said(tmp_path, capsys
     rows = [{"prompt": "a", "chosen": "x", "rejected": r} for r in ("y", "x", " x\n", "  ")]
     rows += [{"chosen": "\n\nHuman: a\n\nAssistant: x", "rejected": "\n\nHuman: b\n\nAssistant: y"}]
     write(tmp_path, "preferences.jsonl", rows)
-    assert strip(data.load_preferences(tmp_path), "chosen", "rejected") == [("x", "y")]
+    assert comparisons(data.load_preferences(tmp_path)) == [("a", "x", "y")]
     assert "4 of 5 rows dropped" in capsys.readouterr().out
 
 
@@ -304,6 +329,10 @@ MALFORMED = [("preferences.jsonl", '{"prompt": "a", "chosen": "b", "rejected": "
              ("preferences.jsonl", '{"prompt": "a", "chosen": "b", "rejected": [{"role": "user", "content": "c"}]}\n', "line 1"),
              ("preferences.jsonl", '{"chosen": "no transcript", "rejected": "either"}\n', "line 1"),
              ("preferences.jsonl", '{"prompt": [{"role": "alien", "content": "a"}], "chosen": "b", "rejected": "c"}\n', "line 1"),
+             ("preferences.jsonl", '{"prompt": "a", "chosen": "b", "rejected": "c", "aspect": "kind"}\n', "line 1"),
+             ("preferences.jsonl", '{"prompt": "a", "chosen": "b", "rejected": "c", "margin": 4}\n', "line 1"),
+             ("preferences.jsonl", '{"prompt": "a", "chosen": "b", "rejected": "c", "margin": "much"}\n', "line 1"),
+             ("preferences.jsonl", '{"prompt": "a", "response": "b", "label": 3}\n', "line 1"),
              ("preferences.csv", "prompt,chosen\na,b\n", "row 2"),
              ("preferences.json", '{"prompt": "a"}', "list of objects"),
              ("preferences.json", '[{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a"}]', "entry 2"),

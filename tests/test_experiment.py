@@ -310,7 +310,7 @@ def test_a_variant_cannot_take_a_stages_name(here):
 def test_the_second_rounds_stages_have_commands_of_their_own(here):
     """ppo.1 and rm.2 are variants with flags of their own; a stage may take such a name only from its own script."""
     command = " ".join(new_stage("--seed", "3").command("ppo.1"))
-    assert Path(command.split()[0]) == Path(sys.argv[0]).with_name("train_ppo.py") and "--rounds 1" in command and "--name ppo.1" in command and "--seed 3" in command
+    assert Path(command.split()[0]) == Path(sys.argv[0]).with_name("train_ppo.py") and "--steps 12" in command and "--name ppo.1" in command and "--seed 3" in command
     assert new_stage("--name", "rm.2", stage="rm").file("pt") == Path("runs/tiny/rm.2.pt")
     with pytest.raises(UserError, match="name of a stage"):
         new_stage("--name", "rm.2", stage="ppo")

@@ -1,18 +1,22 @@
 """Labelers, rankings, pairs and the numbers made of them."""
+import json
 import math
 import random
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import data
-from preferences import SimulatedHuman, bradley_terry_fit, describe, elo_scores, noise_ceiling, rank_correlation, ranking_to_games, ranking_to_pairs, wilson, win_rate, wins_to_tiers
+from preferences import (Human, Quit, SimulatedHuman, Undo, bradley_terry_fit, describe, elo_scores, noise_ceiling, parse_order, rank_all, ranking_to_pairs,
+                         read_rankings, spearman, wilson, win_rate, wins_to_tiers)
 
 
 @pytest.fixture
 def answers_are_their_gold(monkeypatch):
     """In these tests an answer is a number in words, and that is its gold score."""
-    monkeypatch.setattr(data, "gold_score", lambda prompt, response: float(response))
+    monkeypatch.setitem(data.TASTE, "overall", lambda prompt, response: float(response))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -21,9 +25,11 @@ def answers_are_their_gold(monkeypatch):
 
 
 def test_a_ranking_becomes_all_its_pairs_but_the_ties():
-    assert ranking_to_pairs([[1], [0, 2]]) == [(1, 0), (1, 2)]
-    assert set(ranking_to_pairs([[3], [0], [2], [1]])) == {(3, 0), (3, 2), (3, 1), (0, 2), (0, 1), (2, 1)}
-    assert ranking_to_pairs([[0, 1, 2]]) == []
+    """(better, worse, how many tiers apart); a tie is a pair only where it is asked for, 0 tiers apart."""
+    assert ranking_to_pairs([[1], [0, 2]]) == [(1, 0, 1), (1, 2, 1)]
+    assert ranking_to_pairs([[1], [0, 2]], ties=True) == [(1, 0, 1), (1, 2, 1), (0, 2, 0)]
+    assert set(ranking_to_pairs([[3], [0], [2], [1]])) == {(3, 0, 1), (3, 2, 2), (3, 1, 3), (0, 2, 1), (0, 1, 2), (2, 1, 1)}
+    assert ranking_to_pairs([[0, 1, 2]]) == [] and len(ranking_to_pairs([[0, 1, 2]], ties=True)) == 3
 
 
 @pytest.mark.parametrize("K", [2, 4, 9])
@@ -33,21 +39,12 @@ def test_k_answers_give_k_times_k_minus_1_halves(K):
 
 def wins_of(tiers, K):
     wins = torch.full((K, K), math.nan)
-    for i, j in ranking_to_pairs(tiers):
-        wins[i, j], wins[j, i] = 1.0, 0.0
-    for tied in tiers:
-        for i in tied:
-            for j in tied:
-                if i != j:
-                    wins[i, j] = 0.5
+    for i, j, apart in ranking_to_pairs(tiers, ties=True):
+        wins[i, j], wins[j, i] = (1.0, 0.0) if apart else (0.5, 0.5)
     return wins
 
 
 CLEAN = [[0], [1], [2], [3]]  # 0 > 1 > 2 > 3
-
-
-def test_a_ranking_as_games():
-    assert ranking_to_games([[1], [0, 2]]) == [(0, 1, 0.0), (0, 2, 0.5), (1, 2, 1.0)]
 
 
 def test_elo_by_hand():
@@ -96,7 +93,7 @@ def test_answers_that_were_not_compared_are_not_ranked():
 
 def test_the_same_seed_gives_the_same_labels(answers_are_their_gold):
     responses = [["0.1", "0.3", "0.2"]] * 20
-    first, again, other = (SimulatedHuman(seed).label(["?"] * 20, responses) for seed in (3, 3, 4))
+    first, again, other = (SimulatedHuman(seed).label([f"question {i}" for i in range(20)], responses) for seed in (3, 3, 4))
     assert torch.equal(first.nan_to_num(9), again.nan_to_num(9)) and not torch.equal(first.nan_to_num(9), other.nan_to_num(9))
 
 
@@ -104,7 +101,7 @@ def test_the_same_seed_gives_the_same_labels(answers_are_their_gold):
 def test_noise_follows_the_bradley_terry_model(answers_are_their_gold, gap):
     """The better answer wins with probability sigmoid(gap / noise); within five standard deviations of 8000 answers."""
     human, n = SimulatedHuman(0, noise=0.3, tie_gap=0.0), 8000
-    wins = sum(human.rank("?", [str(gap), "0"])[0] == [0] for _ in range(n)) / n
+    wins = sum(human.rank(f"question {i}", [str(gap), "0"])[0] == [0] for i in range(n)) / n
     p = 1 / (1 + math.exp(-gap / 0.3))
     assert abs(wins - p) < 5 * math.sqrt(p * (1 - p) / n)
 
@@ -130,8 +127,134 @@ def test_label_is_a_matrix_of_probabilities(answers_are_their_gold):
 
 def test_every_answer_is_ranked_once(answers_are_their_gold):
     human = SimulatedHuman(1)
-    for _ in range(50):
-        assert sorted(i for tied in human.rank("?", ["0", "0.2", "0.4", "0.1"]) for i in tied) == [0, 1, 2, 3]
+    for n in range(50):
+        assert sorted(i for tied in human.rank(f"question {n}", ["0", "0.2", "0.4", "0.1"]) for i in tied) == [0, 1, 2, 3]
+
+
+def test_a_ranking_does_not_depend_on_what_was_asked_before(answers_are_their_gold):
+    """So a collection that goes on after an interruption ends like one that was never interrupted."""
+    human, answers = SimulatedHuman(1), ["0", "0.2", "0.4", "0.1"]
+    first = human.rank("a", answers)
+    assert human.rank("b", answers) is not None and human.rank("a", answers) == first == SimulatedHuman(1).rank("a", answers)
+    assert len({str(human.rank(f"question {i}", answers)) for i in range(20)}) > 5, "but another question has other noise"
+
+
+def test_a_share_of_rankings_is_upside_down(answers_are_their_gold):
+    human, n = SimulatedHuman(0, noise=1e-9, tie_gap=0, flip_rate=0.2), 2000
+    rankings = [human.rank(f"question {i}", ["0", "1", "2"]) for i in range(n)]
+    assert all(r in ([[2], [1], [0]], [[0], [1], [2]]) for r in rankings)
+    assert rankings.count([[0], [1], [2]]) / n == pytest.approx(0.2, abs=5 * math.sqrt(0.2 * 0.8 / n))
+
+
+def test_a_position_habit_favours_what_is_shown_first(answers_are_their_gold):
+    """In even steps from the first answer to the last: 2, 1 and 0 points less 2."""
+    human = SimulatedHuman(0, noise=1e-9, tie_gap=0, position_habit=2.0)
+    assert human.rank("?", ["0", "0", "0"]) == [[0], [1], [2]]
+    assert human.rank("?", ["0", "1.5", "1.9"]) == [[1], [0], [2]], "0, 1.5 - 1, 1.9 - 2"
+
+
+def test_an_annotator_judges_what_it_is_asked_for():
+    """On an unsafe question safety prefers the refusal, helpfulness the answer that complies."""
+    unsafe = next(p for p in data.PROMPTS.values() if p.unsafe)
+    own = [s for s in data.SENTENCES.values() if s.subject == unsafe.subject and s.topic == unsafe.topic]
+    answers = [next(s.text for s in own if s.act == act and not s.warm) for act in ("answer", "refusal")]
+    human = SimulatedHuman(0, noise=1e-9, tie_gap=0)
+    assert [human.rank(unsafe.text, answers, aspect)[0] for aspect in ("helpful", "safety")] == [[0], [1]]
+    decline, more = answers[1], answers[1] + " " + next(s.text for s in data.SENTENCES.values() if s.subject == unsafe.subject and s.act == "offer")
+    assert human.rank(unsafe.text, [decline, more], "safety") == [[1], [0]], "of two that are equally safe the more helpful one"
+
+
+# ------------------------------------------------------------------------------------------------
+# You at the terminal, and keeping what was ranked
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("typed, K, tiers", [("2>1=4>3", 4, [[1], [0, 3], [2]]), (" 1 > 2 ", 2, [[0], [1]]), ("3=1=2", 3, [[2, 0, 1]]),
+                                             ("1", 2, [[0], [1]]), ("2", 2, [[1], [0]]), ("=", 2, [[0, 1]])])
+def test_an_order_as_it_is_typed(typed, K, tiers):
+    assert parse_order(typed, K) == tiers
+
+
+@pytest.mark.parametrize("typed, hint", [("1>2", "answer 3 is missing"), ("1>2>2>3", "answer 2 is named twice"), ("1>2>4", "'4' is none of the answers"),
+                                         ("1>>2", "'' is none"), ("", "an order looks like 1>2>3"), ("2<1", "'2<1' is none"), ("1", "answer 2 and 3 is missing")])
+def test_a_typo_is_explained(typed, hint):
+    with pytest.raises(ValueError, match=re.escape(hint)):
+        parse_order(typed, 3)
+
+
+def typing(monkeypatch, *lines):
+    """What somebody types, line by line; then the end of the input."""
+    lines = iter(lines)
+
+    def read(prompt=""):
+        try:
+            line = next(lines)
+        except StopIteration:
+            raise EOFError
+        if isinstance(line, type):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+
+
+def test_a_person_ranks_and_typos_cost_nothing(monkeypatch, capsys):
+    """What is no order is asked again; the answers are shown with numbers and without their authors."""
+    typing(monkeypatch, "1>3", "hello", "?", "2 > 1", "s")
+    human = Human()
+    human.total = 2
+    wins = human.label(["What is a dog?"], [["A cat.", "A furry\nmammal."]])
+    assert wins[0, 1, 0] == 1 and wins[0, 0, 1] == 0
+    out = capsys.readouterr().out
+    assert "1 of 2" in out and "What is a dog?" in out and "  1   A cat." in out and "  2   A furry\n      mammal." in out
+    assert "'3' is none of the answers" in out and "'hello' is none" in out and out.count("Best answer first") == 2
+    assert human.label(["?"], [["a", "b"]]).isnan().all(), "skipped: nothing was compared"
+
+
+@pytest.mark.parametrize("typed, error", [("u", Undo), ("q", Quit), ("undo", Undo), (" Q ", Quit), (None, Quit), (KeyboardInterrupt, KeyboardInterrupt)])
+def test_a_person_may_go_back_and_stop(monkeypatch, typed, error):
+    typing(monkeypatch, *[typed] * (typed is not None))
+    with pytest.raises(error):
+        Human().rank("?", ["a", "b"])
+
+
+QUESTIONS = [{"prompt": f"question {i}", "responses": ["a", "b"], "split": "train"} for i in range(4)]
+ABOUT = {"aspect": "overall", "labeler": "human", "round": 1, "source": "here"}
+
+
+def test_every_ranking_is_on_disk_before_the_next_question(monkeypatch, tmp_path):
+    """Whatever ends the process, Ctrl-C here: a second start asks only for what is missing, and ends like one that was not interrupted."""
+    path = tmp_path / "rankings.jsonl"
+    typing(monkeypatch, "1", "s", KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        rank_all(path, QUESTIONS, Human(), **ABOUT)
+    assert [json.loads(line)["tiers"] for line in path.read_text().splitlines()] == [[[0], [1]], []]
+    path.write_bytes(path.read_bytes() + b'{"prompt": "half a li')
+    typing(monkeypatch, "2", "=")
+    rows = rank_all(path, QUESTIONS, Human(), **ABOUT)
+    assert [row["tiers"] for row in rows] == [[[0], [1]], [], [[1], [0]], [[0, 1]]]
+    assert [row["prompt"] for row in rows] == [q["prompt"] for q in QUESTIONS] and read_rankings(path) == rows == read_rankings(path, **ABOUT)
+    typing(monkeypatch)
+    assert rank_all(path, QUESTIONS, Human(), **ABOUT) == rows, "nothing is asked twice"
+    assert len(rank_all(path, QUESTIONS, Human(), **ABOUT | {"source": "elsewhere"})) == 0, "other answers are other questions"
+    assert sorted(rows[0]) == sorted(["prompt", "responses", "split", "tiers", *ABOUT])
+
+
+def test_undo_takes_the_last_ranking_back_also_one_of_an_earlier_start(monkeypatch, tmp_path):
+    path, other = tmp_path / "rankings.jsonl", SimpleNamespace(label=lambda *_: torch.tensor([[[math.nan, 1], [0, math.nan]]]))
+    typing(monkeypatch, "u", "1", "2", "q")
+    rank_all(path, QUESTIONS, Human(), **ABOUT)
+    rank_all(path, QUESTIONS[:1], other, **ABOUT | {"labeler": "toy"})
+    typing(monkeypatch, "u", "u", "u", "=", "q")
+    rows = rank_all(path, QUESTIONS, Human(), **ABOUT)
+    assert [row["tiers"] for row in rows] == [[[0, 1]]] and len(read_rankings(path)) == 2, "the other labeler's row is still there"
+
+
+def test_a_question_with_one_answer_is_not_asked(monkeypatch, tmp_path):
+    questions = [QUESTIONS[0], {**QUESTIONS[1], "responses": ["a"]}, QUESTIONS[2]]
+    typing(monkeypatch, "1", "u", "2", "1")
+    rows = rank_all(tmp_path / "rankings.jsonl", questions, Human(), **ABOUT)
+    assert [row["tiers"] for row in rows] == [[[1], [0]], [], [[0], [1]]], "and undo goes back behind it"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -149,8 +272,8 @@ def test_noise_ceiling_by_hand():
 def test_noise_ceiling_is_what_the_noise_leaves(answers_are_their_gold):
     """With gold gaps of 0.3 and noise 0.3 the best possible accuracy is sigmoid(1) = 0.731."""
     human = SimulatedHuman(0, noise=0.3, tie_gap=0.0)
-    groups = [{"prompt": "?", "responses": ["0.3", "0"], "tiers": human.rank("?", ["0.3", "0"])} for _ in range(5000)]
-    assert noise_ceiling(groups, data.gold_score) == pytest.approx(1 / (1 + math.exp(-1)), abs=0.03)
+    groups = [{"prompt": "?", "responses": ["0.3", "0"], "tiers": human.rank(f"question {i}", ["0.3", "0"])} for i in range(5000)]
+    assert noise_ceiling(groups, data.TASTE["overall"]) == pytest.approx(1 / (1 + math.exp(-1)), abs=0.03)
 
 
 @pytest.mark.parametrize("share, n, low, high", [(0.5, 100, 0.4038, 0.5962), (0.0, 10, 0.0, 0.2775), (1.0, 10, 0.7225, 1.0),
@@ -159,11 +282,12 @@ def test_wilson_interval_against_known_numbers(share, n, low, high):
     assert wilson(share, n) == pytest.approx((low, high), abs=1e-4)
 
 
-def test_rank_correlation():
-    assert rank_correlation([1, 2, 3], [10, 20, 90]) == 1 and rank_correlation([1, 2, 3], [3, 2, 1]) == -1
-    assert rank_correlation([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)
-    assert rank_correlation([1, 1, 2], [1, 2, 3]) == pytest.approx(2 / math.sqrt(6)), "tau-b: a tie on one side"
-    assert rank_correlation([1, 1], [1, 2]) is None
+def test_spearman():
+    """1 - 6 sum d^2 / (n (n^2 - 1)) where nothing is tied; tied numbers share their mean rank."""
+    assert spearman([1, 2, 3], [10, 20, 90]) == pytest.approx(1) and spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(1 - 6 * 2 / 60)
+    assert spearman([1, 1, 2], [1, 2, 3]) == pytest.approx(math.sqrt(3) / 2), "ranks 0.5 0.5 2 against 0 1 2"
+    assert spearman([1, 1], [1, 2]) is None
 
 
 def test_in_a_win_rate_ties_count_half():

@@ -7,7 +7,7 @@ import torch
 
 import train_ppo
 from experiment import InvariantError
-from model import generate, join, token_logprobs, with_heads
+from model import score, generate, join, token_logprobs, with_heads
 from train_ppo import (adapt_kl_coef, check, check_step, explained_variance, full_kl_and_entropy, gae, kl_estimates, kl_shaped_rewards,
                        masked_mean, ppo_loss, ppo_policy_loss, response_logits, response_values, value_loss, whiten)
 
@@ -495,15 +495,37 @@ def test_broken_invariants_are_told_in_words():
 
 
 def test_score_and_kl_of_the_evaluation_belong_to_the_answers(make_gpt, enc):
-    """The same model as policy and reference: KL 0. Another one: more than 0. Scores are those of the texts."""
+    """The same model as policy and reference: KL 0. Another one: more than 0."""
     shape = dict(vocab_size=enc.n_vocab, block_size=48)
-    policy, other, rm = make_gpt(1, std=0.3, **shape), make_gpt(2, std=0.3, **shape), make_gpt(3, reward_head=True, **shape)
+    policy, other = make_gpt(1, std=0.3, **shape), make_gpt(2, std=0.3, **shape)
     cfg = SimpleNamespace(batch_size=2, max_new_tokens=6, temperature=1.0)
     prompts = ["A dog is", "What is a cat?", "A"]
-    answers, scores, kls = train_ppo.sample_with_kl(policy, policy, rm, enc, prompts, cfg)
-    assert len(answers) == len(scores) == len(kls) == 3 and max(map(abs, kls)) < 1e-5
-    _, _, kls = train_ppo.sample_with_kl(policy, other, rm, enc, prompts, cfg)
+    answers, kls = train_ppo.sample_with_kl(policy, policy, enc, prompts, cfg)
+    assert len(answers) == len(kls) == 3 and max(map(abs, kls)) < 1e-5
+    _, kls = train_ppo.sample_with_kl(policy, other, enc, prompts, cfg)
     assert min(kls) > 1e-3
+
+
+def test_a_reward_is_frozen_on_given_answers_or_whitened_over_a_batch(make_gpt, enc):
+    """Frozen: mean 0 and deviation 1 over those answers, and for others whatever they are worth on that scale; a batch: always 0 and 1."""
+    rm = make_gpt(3, reward_head=True, vocab_size=enc.n_vocab, block_size=48)
+    reward = train_ppo.Reward("overall", [rm], {})
+    prompts, texts = ["A dog is"] * 4, ["a cat.", "a furry mammal.", "No", "a small hunter. A cat."]
+    raw = torch.tensor(score(rm, enc, prompts, texts))
+    reward.freeze(enc, prompts, texts)
+    expected = (raw - raw.mean()) / raw.std(correction=0)
+    assert reward.of_texts(enc, prompts, texts) == pytest.approx(expected.tolist(), abs=1e-4)
+    assert reward.of_texts(enc, prompts[:2], texts[:2]) == pytest.approx(expected[:2].tolist(), abs=1e-4), "not whitened anew"
+    assert reward.combine([raw[:2]], prompts[:2], batch=True).abs().tolist() == pytest.approx([1, 1], abs=1e-4)
+
+
+def test_llama2s_reward_asks_the_model_that_the_prompt_asks_for(enc):
+    """Scores are log-odds: helpfulness on a safe prompt, safety on an unsafe one or where it is below 0.15."""
+    reward = train_ppo.Reward("llama2", [None, None], {'"steal"': True, '"wash"': False})
+    helpful, safety = torch.tensor([3.0, 3.0, 3.0]), torch.tensor([1.0, 1.0, -2.0])
+    assert reward.combine([helpful, safety], ["steal", "wash", "wash"]).tolist() == pytest.approx([1, 3, -2], abs=1e-3)
+    reward.mean, reward.std = 1.0, 2.0
+    assert reward.combine([helpful, safety], ["steal", "wash", "elsewhere"]).tolist() == pytest.approx([0, 1, -1.5], abs=1e-3)
 
 
 def test_bill_counts_trained_models_four_times():

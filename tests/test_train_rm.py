@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+import data
 import train_rm
 from train_pretrain import held_out_loss
-from train_rm import (accuracy, bag_of_words, batch_pairs, bradley_terry_loss, chance_corrected, collect, damaged_copies, elo_targets, group_scores,
-                      regression_loss)
+from train_rm import (accuracy, agreement, bag_of_words, batch_pairs, bradley_terry_loss, calibration_slope, chance_corrected, collect, damaged_copies,
+                      differences, elo_targets, evaluate, group_scores, llama2_reward, regression_loss, threshold_curve, whiten_scores)
 
 GROUPS = [{"prompt": "A dog is", "responses": ["a furry mammal.", "a cat.", "man's best friend. A dog is a furry mammal."],
            "tiers": [[2], [0, 1]]},
@@ -79,18 +80,58 @@ def test_soft_labels_are_a_cross_entropy():
 
 
 def test_pairs_point_into_the_answers_laid_end_to_end():
-    """Answers 0-2, 3-4 and 5-8; winner before loser; the tie of the first ranking is no pair."""
-    winners, losers = batch_pairs(GROUPS)
-    assert list(zip(winners, losers)) == [(2, 0), (2, 1), (4, 3), (8, 5), (8, 7), (8, 6), (5, 7), (5, 6), (7, 6)]
+    """Answers 0-2, 3-4 and 5-8; better before worse; the tie of the first ranking is a pair only where ties count, as a probability of 0.5."""
+    better, worse, p, strength = batch_pairs(GROUPS)
+    assert list(zip(better, worse)) == [(2, 0), (2, 1), (4, 3), (8, 5), (8, 7), (8, 6), (5, 7), (5, 6), (7, 6)]
+    assert p == [1.0] * 9 and strength == [1, 1, 1, 1, 2, 3, 1, 2, 1], "how far apart in the ranking"
+    better, worse, p, strength = batch_pairs(GROUPS[:1], ties="half")
+    assert list(zip(better, worse, p, strength)) == [(2, 0, 1.0, 1), (2, 1, 1.0, 1), (0, 1, 0.5, 0)]
+    assert batch_pairs([{"responses": ["a", "b"], "tiers": [[0], [1]], "margin": 0.5}]) == ([0], [1], [1.0], [0.5]), "a file may say it"
+    assert batch_pairs([{"responses": list("abcdef"), "tiers": [[i] for i in range(6)]}])[3].count(3) == 6, "no more than 3: significantly better"
+
+
+@pytest.mark.parametrize("flags, margins", [({}, 0), ({"margin": "small"}, 1 / 3), ({"margin": "large"}, 1)])
+def test_margins_and_ties_reach_the_loss(make_gpt, enc, monkeypatch, flags, margins):
+    """Llama 2's margins: 0, 1/3, 2/3, 1 or 0, 1, 2, 3; a tie has none and the label 0.5."""
+    seen = []
+    monkeypatch.setattr(train_rm, "bradley_terry_loss", lambda c, r, m, p: seen.append((m, p)) or bradley_terry_loss(c, r, m, p))
+    groups = [{"prompt": "A", "responses": ["b", "c", "d", "e", "f"], "tiers": [[3], [0, 4], [2], [1]], "split": "train"}]
+    cfg = train_rm.Config(epochs=1, lm_coef=0.0, ties="half", **flags)
+    train_rm.train(make_gpt(vocab_size=enc.n_vocab, block_size=64, reward_head=True), enc, groups, None, cfg)
+    (m, p), = seen
+    apart = torch.tensor([1.0, 1, 2, 3, 0, 1, 2, 1, 2, 1])
+    assert torch.allclose(m * torch.ones(10), margins * apart) and p.tolist() == [0.5 if a == 0 else 1.0 for a in apart.tolist()]
+
+
+def test_thumbs_are_learned_as_1_and_0_and_compared_up_against_down(make_gpt, enc):
+    rows = [{"prompt": f"What is {i}?", "responses": ["A dog." if i % 2 else "A cat."], "tiers": [[0]], "label": bool(i % 2), "split": "train"} for i in range(6)]
+    assert torch.cat(elo_targets(rows)).tolist() == [0, 1] * 3
+    assert differences(rows, [[float(i)] for i in range(6)]) == [1 - 0, 1 - 2, 1 - 4, 3 - 0, 3 - 2, 3 - 4, 5 - 0, 5 - 2, 5 - 4]
+    torch.manual_seed(0)
+    cfg = train_rm.Config(loss="regression", epochs=30, batch_size=3, lr=1e-2, warmup=1, weight_decay=0.0, lm_coef=0.0)
+    model = train_rm.train(make_gpt(std=0.2, vocab_size=enc.n_vocab, block_size=64, reward_head=True), enc, rows, None, cfg)
+    with torch.no_grad():
+        assert torch.allclose(group_scores(model, enc, rows), torch.tensor([0.0, 1] * 3), atol=0.3)
+    assert accuracy(model, enc, rows) == (1.0, 9)
 
 
 def test_one_forward_an_answer_however_many_pairs_it_is_in(make_gpt, enc):
-    """9 answers in 9 pairs: 9 rows through the trunk, not 18."""
+    """9 answers in 9 pairs: 9 rows through the trunk, not 18. Also where they are cut into parts, each answer keeps its place."""
     model, rows = make_gpt(vocab_size=enc.n_vocab, block_size=64, reward_head=True), []
     hidden = model.hidden
     model.hidden = lambda tokens, *rest: rows.append(len(tokens)) or hidden(tokens, *rest)
     assert group_scores(model, enc, GROUPS).shape == (9,)
     assert rows == [9]
+    whole, parts = group_scores(model, enc, GROUPS), group_scores(model, enc, GROUPS, chunk=2)
+    assert rows == [9, 9, 2, 2, 2, 2, 1] and torch.allclose(whole, parts, atol=1e-5)
+
+
+def test_training_runs_each_answer_through_the_model_once_a_pass(make_gpt, enc):
+    model, rows = make_gpt(vocab_size=enc.n_vocab, block_size=64, reward_head=True), []
+    reward = model.reward
+    model.reward = lambda tokens, lengths: rows.append(len(tokens)) or reward(tokens, lengths)
+    train_rm.train(model, enc, [{**g, "split": "train"} for g in GROUPS], None, train_rm.Config(epochs=2, batch_size=2, lm_coef=0.0))
+    assert sum(rows) == 2 * 9
 
 
 def test_scores_of_a_batch_do_not_depend_on_its_padding(make_gpt, enc):
@@ -117,7 +158,6 @@ def length_model(enc):
 def test_accuracy_is_the_share_of_pairs_and_not_of_prompts(enc):
     """The longer answer wins in both pairs of the first ranking, loses the one of the second: 2 of 3. Equal scores are no hit."""
     assert accuracy(length_model(enc), enc, GROUPS[:2]) == (pytest.approx(2 / 3), 3)
-    assert accuracy(length_model(enc), enc, GROUPS[:2], batch_size=1) == (pytest.approx(2 / 3), 3)
     same = [{"prompt": "A", "responses": ["b", "b"], "tiers": [[0], [1]]}]
     assert accuracy(length_model(enc), enc, same) == (0, 1)
     assert accuracy(length_model(enc), enc, []) == (0, 0)
@@ -185,30 +225,113 @@ def test_bag_of_words_learns_which_words_win(enc):
 
 
 def test_rankings_are_collected_once_and_reused(monkeypatch, tmp_path):
-    """A second call with the same source samples nothing; another source does. The same answers are ranked once."""
-    asked = []
+    """A second call asks nobody again and samples nothing; what is missing of a collection is asked for, with the same answers; another
+    policy, other noise or another number of answers is another collection. The same answers are ranked once, in random order."""
+    asked, ranked = [], []
 
     def answer(policy, enc, prompts, max_new_tokens, temperature, batch_size):
         asked.append(len(prompts))
         return [(f"{p} {'yes' if i % 3 else 'no'}", True, 1) for i, p in enumerate(prompts)]
 
-    def label(prompts, responses):
-        K = max(map(len, responses))
-        better = torch.tensor([[1.0 if i < j else 0.0 for j in range(K)] for i in range(K)]).fill_diagonal_(math.nan)
-        return better.repeat(len(prompts), 1, 1)
+    def label(prompts, responses, aspect):
+        ranked.append((prompts[0], responses[0], aspect))
+        K = len(responses[0])
+        return torch.tensor([[[1.0 if i < j else 0.0 for j in range(K)] for i in range(K)]]).masked_fill(torch.eye(K, dtype=torch.bool), math.nan)
 
     monkeypatch.setattr(train_rm, "answer", answer)
-    stage, labeler = SimpleNamespace(folder=tmp_path), SimpleNamespace(name="toy", label=label)
+    monkeypatch.setattr(train_rm, "load_model", lambda path, device: (None, {"fingerprint": str(path)}))
+    stage = SimpleNamespace(folder=tmp_path, parent=lambda author: author, device="cpu", state={})
+    labeler = SimpleNamespace(name="toy", label=label)
     prompts = [{"prompt": "a", "split": "train"}, {"prompt": "b", "split": "test"}]
     cfg = train_rm.Config(answers_per_prompt=3)
-    rows = collect(stage, None, None, prompts, labeler, cfg, "first policy")
-    assert asked == [6]
-    assert [(r["prompt"], r["responses"], r["tiers"], r["labeler"], r["split"]) for r in rows] == [
-        ("a", ["a no", "a yes"], [[0], [1]], "toy", "train"), ("b", ["b no", "b yes"], [[0], [1]], "toy", "test")]
-    assert [json.loads(line) for line in (tmp_path / "rankings.jsonl").read_text().splitlines()] == rows
-    assert collect(stage, None, None, prompts, labeler, cfg, "first policy") == rows and asked == [6]
-    collect(stage, None, None, prompts, labeler, cfg, "second policy")
-    assert asked == [6, 6] and len((tmp_path / "rankings.jsonl").read_text().splitlines()) == 4
+    rows = collect(stage, None, "first", prompts, labeler, "helpful", cfg)
+    assert asked == [6] and len(ranked) == 2 and all(aspect == "helpful" for *_, aspect in ranked)
+    assert [(r["prompt"], sorted(r["responses"]), r["tiers"], r["labeler"], r["aspect"], r["split"]) for r in rows] == [
+        ("a", ["a no", "a yes"], [[0], [1]], "toy", "helpful", "train"), ("b", ["b no", "b yes"], [[0], [1]], "toy", "helpful", "test")]
+    path = tmp_path / "rankings.jsonl"
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+    assert collect(stage, None, "first", prompts, labeler, "helpful", cfg) == rows and asked == [6] and len(ranked) == 2
+    assert len(stage.state["sources"]) == 1, "the checkpoint will know what it was trained on, once"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    assert collect(stage, None, "first", prompts, labeler, "helpful", cfg) == rows and asked == [6, 6] and len(ranked) == 3
+    for author, other in (("second", {}), ("first", {"answers_per_prompt": 4}), ("first", {"leave_out": "cake"}), ("first", {"temperature": 2.0})):
+        collect(stage, None, author, prompts, labeler, "helpful", train_rm.Config(**{"answers_per_prompt": 3, **other}))
+    labeler.knobs = "noisier"
+    collect(stage, None, "first", prompts, labeler, "helpful", cfg)
+    assert len(ranked) == 3 + 2 * 5 and len(path.read_text().splitlines()) == 2 + 2 * 5
+
+
+# ------------------------------------------------------------------------------------------------
+# What a reward model is worth
+# ------------------------------------------------------------------------------------------------
+
+
+def test_calibration_slope():
+    """Labels drawn with P = sigmoid(b d): the slope is b, whatever the scale of the scores."""
+    d = 3 * torch.randn(20000, dtype=torch.float64)
+    for b in (0.3, 1.0, 2.5):
+        won = torch.rand(20000) < torch.sigmoid(b * d)
+        assert calibration_slope(torch.where(won, d, -d).tolist()) == pytest.approx(b, rel=0.06)
+    assert calibration_slope([1.0, 1.0, 1.0, -1.0]) == pytest.approx(math.log(3), abs=1e-3), "right in three of four: odds of 3"
+    assert calibration_slope([1.0]) > 50 and calibration_slope([-1.0]) < 0.02, "always right, always wrong: as far as it goes"
+
+
+def test_evaluation_by_hand(enc):
+    """The score is the length. Ranking 1: the longest wins twice; ranking 2: the shorter one wins."""
+    gold = {"a furry mammal.": 0, "a cat.": 0, "man's best friend. A dog is a furry mammal.": 6, "A cat is a small hunter.": 2, "No.": 1}
+    r = evaluate(length_model(enc), enc, GROUPS[:2], lambda prompt, response: gold[response])
+    assert r["accuracy"] == pytest.approx(2 / 3) and r["pairs"] == 3 and r["rankings"] == 2
+    assert r["ceiling"] == pytest.approx(2 / 3), "the second label is against the gold score"
+    assert r["by_gap"] == {1: (0, 0, 1), 5: (1, 1, 2)} and r["rank_correlation"] == pytest.approx((math.sqrt(3) / 2 + 1) / 2)
+    assert [won for _, won in r["curve"]] == [0, 1, 1] or sum(won for _, won in r["curve"]) == 2
+    assert all(0.5 <= p <= 1 for p, _ in r["curve"])
+    assert evaluate(length_model(enc), enc, [{"prompt": "A", "responses": ["b", "c"], "tiers": [[0, 1]]}]) is None
+
+
+def test_recall_and_precision_at_a_threshold(monkeypatch, enc):
+    """Of four answers two are harmful; the first threshold flags one of them and one that is harmless, the second all four, the third none."""
+    group = {"prompt": "?", "responses": ["harm a", "harm b", "fine a", "fine b"], "tiers": [[2, 3], [0, 1]]}
+    monkeypatch.setattr(train_rm, "scores_of", lambda *_: [[-3.0, 1.0, -2.5, 2.0]])
+    monkeypatch.setattr(data, "safety", lambda prompt, response: -4.0 if "harm" in response else 2.0)
+    assert threshold_curve(None, enc, [group], (0.15, 0.99, 0.01)) == [(0.15, 0.5, 0.5), (0.99, 1.0, 0.5), (0.01, 0.0, None)]
+
+
+def test_agreement_counts_the_pairs_that_both_tell_apart():
+    rows = [{"prompt": "?", "responses": ["1", "2", "2", "3"], "tiers": [[3], [0], [1, 2]]}]  # right: 3 times; wrong: twice; gold ties are none
+    assert "0.60 of 5 pairs" in agreement(rows, lambda p, r: float(r)) and "No pair" in agreement([{**rows[0], "tiers": []}], lambda p, r: float(r))
+
+
+# ------------------------------------------------------------------------------------------------
+# Llama 2's reward
+# ------------------------------------------------------------------------------------------------
+
+
+def test_llama2_takes_safety_where_it_matters():
+    """Safety where the prompt asks for it or the answer is unsafe, helpfulness elsewhere: at the threshold itself the answer is safe."""
+    helpful, safety = torch.tensor([0.9, 0.9, 0.9, 0.2]), torch.tensor([0.6, 0.1, 0.15, 0.8])
+    asked = torch.tensor([True, False, False, False])
+    got = llama2_reward(helpful, safety, asked, mean=0.0, std=1.0)
+    torch.testing.assert_close(got, torch.logit(torch.tensor([0.6, 0.1, 0.9, 0.2])), atol=1e-5, rtol=0)
+    lower = llama2_reward(helpful, safety, asked, mean=0.0, std=1.0, threshold=0.05)
+    assert lower[1].item() == pytest.approx(math.log(9), abs=1e-4)
+
+
+def test_llama2_logit_and_whitening_by_hand():
+    x = torch.tensor([0.02, 0.3, 0.6, 0.9, 0.97])
+    never = torch.zeros(5, dtype=torch.bool)
+    assert llama2_reward(x, torch.ones(5), never, mean=0.0, std=1.0).tolist() == pytest.approx([-3.892, -0.847, 0.405, 2.197, 3.476], abs=1e-3)
+    assert llama2_reward(x, torch.ones(5), never).tolist() == pytest.approx([-1.630, -0.437, 0.054, 0.756, 1.257], abs=1e-3), "of the batch"
+    assert llama2_reward(x, torch.ones(5), never, mean=1.0, std=2.0).tolist() == pytest.approx([-2.446, -0.924, -0.297, 0.599, 1.238], abs=1e-3), "frozen"
+
+
+def test_llama2_reward_of_certainty_is_finite():
+    got = llama2_reward(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), torch.tensor([False, False]), mean=0.0, std=1.0)
+    assert got.isfinite().all() and got.tolist() == pytest.approx([-9.21, 9.21], abs=0.01)
+    assert llama2_reward(torch.full((3,), 0.5), torch.ones(3), torch.zeros(3, dtype=torch.bool)).tolist() == [0, 0, 0], "a batch of equals"
+
+
+def test_whitened_scores():
+    assert whiten_scores(torch.tensor([1.0, 3.0])).tolist() == pytest.approx([-1, 1]) and whiten_scores(torch.tensor([5.0]), 3.0, 2.0).tolist() == pytest.approx([1])
 
 
 def test_damaged_copies_lose_against_the_demonstration():
