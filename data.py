@@ -318,7 +318,7 @@ def preference_row(where, row):
 
     The prompt may be implicit: then chosen and rejected are whole dialogues, and all but their last
     turn must be the same (where they differ, the row holds no comparison: None)."""
-    aspect, margin = (isinstance(row, dict) and row.get(key) or None for key in ("aspect", "margin"))
+    aspect, margin = (row.get(key) if isinstance(row, dict) and row.get(key) != "" else None for key in ("aspect", "margin"))
     if aspect not in (None, "helpful", "safety"):
         raise DataError(f'{where}: "aspect" must be helpful or safety, found {json.dumps(aspect)[:40]}')
     try:
@@ -411,9 +411,12 @@ def load_prompts(folder):
     else:
         rows = load_preferences(folder) or load_sft(folder)
         say_once(f"{folder}: no prompts file; the prompts of its {len(rows)} other rows are used")
-    unique = {json.dumps(row["prompt"]): row for row in rows}
-    return [{"prompt": r["prompt"], "split": r["split"] or split_of(r["prompt"]),
-             "unsafe": str(r.get("unsafe")).lower() in ("true", "1") or r.get("aspect") == "safety"} for r in unique.values()]
+    unique, unsafe = {}, set()
+    for row in rows:
+        unique[json.dumps(row["prompt"])] = row
+        if str(row.get("unsafe")).lower() in ("true", "1") or row.get("aspect") == "safety":
+            unsafe.add(json.dumps(row["prompt"]))
+    return [{"prompt": r["prompt"], "split": r["split"] or split_of(r["prompt"]), "unsafe": key in unsafe} for key, r in unique.items()]
 
 
 def of_split(rows, split, folder):
@@ -685,8 +688,8 @@ def gold_score(prompt, response):
 
 
 def safety_first(prompt, response):
-    """What an annotator prefers who is asked which answer is safer: safety; of two equally safe answers the more helpful one."""
-    return safety(prompt, response) + 0.5 * helpfulness(prompt, response)
+    """The taste of an annotator who is asked which answer is safer: safety counts double; of two equally safe answers the more helpful one wins."""
+    return 2 * safety(prompt, response) + helpfulness(prompt, response)
 
 
 TASTE = {"overall": gold_score, "helpful": helpfulness, "safety": safety_first}  # what an annotator may be asked for
@@ -877,7 +880,7 @@ def show_folder(folder, enc):
                 show_text(key, text)
                 response = encode_response(enc, text)
                 show_tokens(enc, (response, " " * (len(response) - 1) + "^"))
-    elif (rankings := Path(folder).parent / "rankings.jsonl").exists():
+    elif (rankings := Path(folder).parent / "rankings.jsonl").exists() and rankings.stat().st_size:
         where, row = next(read_rows(rankings))
         print(f"\n{where}, in place of a preferences file: answers of the SFT model as the annotator ranked them.")
         show_text("prompt", row["prompt"])

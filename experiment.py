@@ -28,8 +28,7 @@ from tqdm import tqdm
 from data import DataError
 from model import GPT, GPTConfig
 
-# The stages of a run in their order, and the command that trains each. ppo.1 and what ends in .2 are there for the second round.
-ROUND_2 = "--round 2 --rankings_per_prompt 2 --answers_per_prompt 6 --damaged 0.8"
+# The stages of a run in their order, and the command that trains each. ppo.1 and rm.2 are there for the second round.
 SCRIPTS = {
     "pretrain": "train_pretrain.py",
     "sft": "train_sft.py",
@@ -38,9 +37,7 @@ SCRIPTS = {
     "rm_safety": "train_rm.py --aspect safety --rankings_per_prompt 3",
     "rm_weak": "train_rm.py --name rm_weak --rankings_per_prompt 1 --epochs 1",
     "ppo.1": "train_ppo.py --name ppo.1 --steps 12 --eval_answers 1",
-    "rm.2": f"train_rm.py {ROUND_2}",
-    "rm_helpful.2": f"train_rm.py --aspect helpful {ROUND_2}",
-    "rm_safety.2": f"train_rm.py --aspect safety {ROUND_2}",
+    "rm.2": "train_rm.py --round 2 --rankings_per_prompt 2 --answers_per_prompt 6 --damaged 0.8",
     "ppo": "train_ppo.py",
 }
 
@@ -351,7 +348,7 @@ class Stage:
         torch.manual_seed(cfg.seed)
         self.checkpoint = None
         path = self.file("pt")
-        taken = {"rankings", "tokenizer"} | {s for s, command in SCRIPTS.items() if command.split()[0] != SCRIPTS[stage]}
+        taken = {"rankings", "judged", "tokenizer"} | {s for s, command in SCRIPTS.items() if command.split()[0] != SCRIPTS[stage]}
         if self.name in taken or not re.fullmatch(r"\w[\w.-]*", self.name):
             raise UserError(f"--name {self.name}: choose a word of letters, digits, _, - and . that is not the name of a stage or a file")
         old = load_checkpoint(path) if path.exists() else None
@@ -389,10 +386,9 @@ class Stage:
     def parent(self, stage):
         """Path of a parent stage's finished checkpoint; where there is none, its script is run first (in this process: starting Python takes seconds)."""
         path = self.folder / f"{stage}.pt"
-        if stage not in SCRIPTS and not path.exists():
-            near = difflib.get_close_matches(stage, [*SCRIPTS, *(s.removeprefix("rm_") for s in SCRIPTS)], 1)
-            raise UserError(f"{path}: no such checkpoint" + (f"; did you mean {near[0]}?" if near else ""))
         if not path.exists() or not load_checkpoint(path)["finished"]:
+            if stage not in SCRIPTS:
+                raise UserError(f"{path}: {'its training is not finished; complete it with --resume' if path.exists() else 'no such checkpoint'}")
             command = self.command(stage, *["--resume"] * path.exists())
             print(f"\n{path} is {'not finished' if path.exists() else 'not there yet'}; first: python {' '.join(command)}\n", flush=True)
             state = random_state()

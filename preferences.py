@@ -4,6 +4,7 @@ A labeler has one call, label(prompts, responses, aspect) -> (B, K, K): the prob
 prompt beats its answer j; 0.5 is a tie, NaN means not compared (also the diagonal, and where a prompt has
 fewer than K answers). The aspect is what is asked for: overall, helpful or safety.
 """
+import contextlib
 import json
 import math
 import os
@@ -32,6 +33,8 @@ class Labeler:
 
     done, total = 0, 0  # where rank_all is, for a line of progress
 
+    failings = ""  # in words, for the "source" of its rankings
+
     def label(self, prompts, responses, aspect="overall"):
         """prompts: B prompts; responses: B lists of up to K texts. Returns (B, K, K)."""
         K = max(map(len, responses))
@@ -56,6 +59,7 @@ class SimulatedHuman(Labeler):
 
     def __init__(self, seed, noise=0.6, tie_gap=0.8, flip_rate=0.0, position_habit=0.0):
         self.seed, self.noise, self.tie_gap, self.flip_rate, self.position_habit = seed, noise, tie_gap, flip_rate, position_habit
+        self.failings = f"noise {noise}, tie gap {tie_gap}, flip rate {flip_rate}, position habit {position_habit}"
 
     def rank(self, prompt, responses, aspect="overall"):
         rng = random.Random(f"{self.seed} {aspect} {prompt} {responses}")
@@ -103,6 +107,8 @@ class Human(Labeler):
     def rank(self, prompt, responses, aspect="overall"):
         if self.began is None:
             self.began, self.first = time.time(), self.done
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  (arrow keys and history while typing, where the system has it)
             print(self.HELP)
         width = min(100, shutil.get_terminal_size().columns)
         pace = (time.time() - self.began) / (self.done - self.first) if self.done > self.first else None
@@ -112,10 +118,10 @@ class Human(Labeler):
         print(bold + textwrap.indent(data.prompt_text(prompt), "  ") + plain + "\n")
         for number, text in enumerate(responses, 1):
             lines = [line for part in text.split("\n") for line in textwrap.wrap(part, width - 6) or [""]]
-            print(textwrap.indent("\n".join(lines), " " * 6).replace(" " * 6, f"  {bold}{number}{plain}   ", 1))
+            print(f"  {bold}{number}{plain}   " + "\n      ".join(lines))
         while True:
             try:
-                typed = input("\norder> ").strip().lower()
+                typed = input("\nbetter (1, 2 or =)> " if len(responses) == 2 else "\norder> ").strip().lower()
             except EOFError:
                 raise Quit
             if typed in ("q", "quit"):

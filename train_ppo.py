@@ -9,6 +9,7 @@ writes ppo.pt; pretrain.pt and its text are for the comparison at the end.
 The objective: final reward = reward-model score - beta KL(policy || reference), Ziegler et al. 2019;
 generalised advantages, Schulman et al. 2016; the clipped objective, Schulman et al. 2017.
 """
+import difflib
 import json
 import statistics
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 import torch
 
 import data
-from experiment import Common, InvariantError, Stage, UserError, adam, fingerprint, knob, load_model, parse, random_state, run_main, set_lr, set_random_state, table
+from experiment import (SCRIPTS, Common, InvariantError, Stage, UserError, adam, fingerprint, knob, load_model, parse, random_state, run_folder, run_main, set_lr,
+                        set_random_state, table)
 from model import answer, generate, join, response_hidden, score, token_logprobs, with_heads
 from preferences import SimulatedHuman, describe, noise_ceiling, win_rate, wins_to_tiers
 from train_pretrain import held_out_loss, lm_loss, tokens_of
@@ -41,7 +43,7 @@ class Config(Common):
     critic_lr: float = knob(5e-4, "peak learning rate of a separate critic", low=0)
     warmup: int = knob(3, "iterations of linear warm-up before the cosine decay", low=0)
     clip_grad: float = knob(1.0, "largest gradient norm (0: no clipping)", low=0)
-    kl_coef: float = knob(0.1, "beta: what a nat of KL to the reference costs; 0 invites reward hacking", low=0)
+    kl_coef: float = knob(0.15, "beta: what a nat of KL to the reference costs; 0 invites reward hacking", low=0)
     kl_target: float = knob(0.0, "adapt beta until the KL is this many nats (0: beta stays fixed)", low=0)
     kl_horizon: int = knob(5000, "answers over which the adaptive beta moves; smaller is faster", low=1)
     gamma: float = knob(1.0, "discount of later rewards; 1, for an answer is short", low=0)
@@ -189,7 +191,7 @@ class Reward:
         """From now on rewards of these answers have mean 0 and standard deviation 1."""
         self.mean, self.std = 0.0, 1.0
         rewards = self.of_texts(enc, prompts, responses)
-        self.mean, self.std = statistics.fmean(rewards), statistics.pstdev(rewards)
+        self.mean, self.std = statistics.fmean(rewards), statistics.pstdev(rewards) or 1.0
 
 
 # ------------------------------------------------------------------------------------------------
@@ -376,6 +378,11 @@ def main(argv=None):
         raise UserError("ppo.1 is the policy of the first round: --rounds 1 trains it")
     if cfg.kl_target and (not cfg.kl_coef or cfg.kl_horizon < cfg.batch_size):
         raise UserError("--kl_target moves beta by factors: it needs a --kl_coef above 0 to start from and a --kl_horizon of at least --batch_size")
+    if cfg.reward not in (*REWARD_MODELS, *(s for s in SCRIPTS if s.startswith("rm"))) and not (run_folder(cfg) / f"{cfg.reward}.pt").exists():
+        near = difflib.get_close_matches(cfg.reward, REWARD_MODELS, 1)
+        raise UserError(f"--reward {cfg.reward}: expected {', '.join(REWARD_MODELS)} or the name of a reward model of this run" + (f": did you mean {near[0]}?" if near else ""))
+    if cfg.rounds == 2 and cfg.reward != "overall":
+        raise UserError(f"--rounds 2 renews rm, the reward model for everything: it goes with --reward overall, not {cfg.reward}")
     stage = Stage(cfg, "ppo")
     pretrained_path, sft_path = stage.parent("pretrain"), stage.parent("sft")
     reference, checkpoint = load_model(sft_path, stage.device)
@@ -408,8 +415,11 @@ def main(argv=None):
         model.eval()  # dropout off: a ratio must compare two policies, not two dropout masks
     frozen = [fingerprint(m) for m in (reference, *reward_models.values())]
     reward = Reward(cfg.reward, list(reward_models.values()), {json.dumps(p["prompt"]): p["unsafe"] for p in rows})
-    some = prompts[:: max(1, len(prompts) // 300)]
-    reward.freeze(enc, some, [text for text, _, _ in answer(reference, enc, some, cfg.max_new_tokens, cfg.temperature)])
+    if "whitening" not in stage.state:
+        some = (prompts[:: max(1, len(prompts) // 300)] * 300)[:300]
+        reward.freeze(enc, some, [text for text, _, _ in answer(reference, enc, some, cfg.max_new_tokens, cfg.temperature)])
+        stage.state["whitening"] = [reward.mean, reward.std]
+    reward.mean, reward.std = stage.state["whitening"]
     optimizer = adam((policy, cfg.lr), *([(critic, cfg.critic_lr)] if critic is not policy else []))
     stage.track(model=policy, optimizer=optimizer, **({"critic": critic} if critic is not policy else {}))
     stage.state.setdefault("kl_coef", cfg.kl_coef)
@@ -428,7 +438,8 @@ def main(argv=None):
             ended = (responses == eos).any(1)
 
             # 2. score the answers; one that was cut off has no score of its own
-            rm_scores = reward.combine([m.reward(tokens, lengths) for m in reward.models], [prompts[i] for i in asked], cfg.whitening == "batch")  # (B,), and the log shows these
+            raw = [m.reward(tokens, lengths) for m in reward.models]  # (B,) each
+            rm_scores = reward.combine(raw, [prompts[i] for i in asked], cfg.whitening == "batch")  # (B,)
             scores = torch.where(ended, rm_scores, -cfg.eos_penalty) if cfg.eos_penalty else rm_scores
 
             # 3. reward = score on the last token - beta KL on every token
@@ -473,7 +484,7 @@ def main(argv=None):
             stage.state["kl_coef"] = adapt_kl_coef(kl_coef, k1.item(), cfg.kl_target, cfg.batch_size, cfg.kl_horizon)
         texts = [data.decode_response(enc, r, m) for r, m in zip(responses.tolist(), mask.tolist())]
         about = describe([prompts[i] for i in asked], list(zip(texts, ended.tolist(), mask.sum(1).tolist())))
-        stage.log(step, ("score", "gold", "kl"), score=rm_scores.mean().item(), gold=about["gold"] and sum(about["gold"]) / cfg.batch_size,
+        stage.log(step, ("score", "gold", "kl"), score=reward.combine(raw, [prompts[i] for i in asked]).mean().item(), gold=about["gold"] and sum(about["gold"]) / cfg.batch_size,
                   kl=k1.item(), kl_k3=k3.item(), kl_full=full_kl.mean().item(), kl_coef=kl_coef, length=about["length"], ends=about["ends"],
                   **{name: sum(u[name] for u in updates) / len(updates) for name in updates[0]},
                   explained_variance=explained_variance(old_values, returns, mask).item(), entropy=entropy.item(), lr=lr)

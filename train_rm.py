@@ -2,7 +2,7 @@
 
     python train_rm.py --config tiny                                    one reward model for everything: rm.pt
     python train_rm.py --config tiny --aspect helpful                   Llama 2's two: rm_helpful.pt
-    python train_rm.py --config tiny --aspect safety                    and rm_safety.pt
+    python train_rm.py --config tiny --aspect safety --rankings_per_prompt 3             and rm_safety.pt
     python train_rm.py --config tiny --labeler human --answers_per_prompt 4 --name mine       you rank
     python train_rm.py --config tiny --judge_between sft ppo            you say, blind, which of two models answers better
 
@@ -35,6 +35,7 @@ class Config(Common):
     aspect: str = knob("overall", "what the annotator is asked for: everything at once, or Llama 2's two, helpfulness (of answers to safe prompts) and safety (to unsafe ones)", choices=("overall", "helpful", "safety"))
     round: int = knob(1, "1: the SFT model's answers; 2: the model of round 1 goes on learning from the answers of ppo.1, the policy that it trained", low=1, high=2)
     labeler: str = knob("auto", "who ranks: simulated; human: you, at the terminal; file: the preferences of --data; auto: file with --data, otherwise simulated", choices=("auto", "simulated", "human", "file"))
+    answers_of: str = knob("", "stage or variant of this run whose answers are ranked (default: sft, in round 2 ppo.1)")
     human_rankings: int = knob(20, "questions that --labeler human asks you", low=1)
     only_human: bool = knob(False, "train on your rankings alone, not beside the simulated ones or the file's")
     judge_between: tuple = knob((), "two stages, such as sft ppo: nothing is trained, you say which answers better; human_rankings questions")
@@ -187,7 +188,7 @@ def split_like(groups, values):
 def differences(groups, scores):
     """Score of the better minus score of the worse answer, for each pair that the annotator told apart; of thumbs, each up with each down."""
     if groups and "label" in groups[0]:
-        up, down = ([s for (s,), g in zip(scores, groups) if g["label"] == wanted] for wanted in (True, False))
+        up, down = ([s for (s,), g in zip(scores, groups) if g["label"] == wanted][:150] for wanted in (True, False))  # 22,500 pairs say enough
         return [u - d for u in up for d in down]
     return [s[i] - s[j] for s, g in zip(scores, groups) for i, j, _ in ranking_to_pairs(g["tiers"])]
 
@@ -340,7 +341,8 @@ def cross_validate(base, enc, groups, others, corpus, cfg):
         training = [g for g in groups if fold_of[json.dumps(g["prompt"])] != fold]
         held_out = [g for g in groups if fold_of[json.dumps(g["prompt"])] == fold]
         torch.manual_seed(cfg.seed + fold)
-        model = train(with_heads(base, reward_head=True), enc, training + others, corpus, cfg)
+        seen = [g for g in others if fold_of.get(json.dumps(g["prompt"])) != fold]
+        model = train(with_heads(base, reward_head=True), enc, training + seen, corpus, cfg)
         shorter = [len(g["responses"][i]) < len(g["responses"][j]) for g in held_out for i, j, _ in ranking_to_pairs(g["tiers"])]
         results.append((accuracy(model, enc, held_out)[0], bag_of_words(enc, training, held_out), sum(shorter) / len(shorter), len(shorter), len(held_out)))
         print(f"fold {fold + 1} of {cfg.folds}: reward model {results[-1][0]:.3f}, bag of words {results[-1][1]:.3f}, shorter wins {results[-1][2]:.3f}", flush=True)
@@ -368,9 +370,10 @@ def collect(stage, enc, author, prompts, labeler, aspect, cfg):
     """Sample K answers of a model for each entry of `prompts` and have them ranked, into rankings.jsonl; what is ranked already is used again."""
     path, K = stage.folder / "rankings.jsonl", cfg.answers_per_prompt
     policy, checkpoint = load_model(stage.parent(author), stage.device)
-    about = {"aspect": aspect, "round": cfg.round, "source": f"{author} {checkpoint['fingerprint']}, {len(prompts)} questions, {K} answers of up to "
-             f"{cfg.max_new_tokens} tokens at temperature {cfg.temperature}, {cfg.eval_split}, {labeler.name} {getattr(labeler, 'knobs', '')}, "
-             f"left out {cfg.leave_out or 'nothing'}, seed {cfg.seed}", "labeler": labeler.name}
+    about = {"aspect": aspect, "round": cfg.round, "source": f"{author} {checkpoint['fingerprint']}, {K} answers of up to {cfg.max_new_tokens} tokens at "
+             f"temperature {cfg.temperature}, left out {cfg.leave_out or 'nothing'}, seed {cfg.seed}", "labeler": labeler.name}
+    if labeler.name != "human":  # whose questions come one by one, the same ones however many there are to be
+        about["source"] += f", {len(prompts)} questions, {cfg.eval_split}, {labeler.failings}"
     if about not in stage.state.setdefault("sources", []):
         stage.state["sources"].append(about)  # what this reward model was trained on: round 2 looks it up
     rows = read_rankings(path, **about)
@@ -384,6 +387,33 @@ def collect(stage, enc, author, prompts, labeler, aspect, cfg):
     return rows
 
 
+def gather(stage, enc, author, labeler, names, cfg):
+    """Have the answers ranked that this reward model is to learn from: by the simulated human in the tiny world, by you with --labeler human.
+    Returns the rankings of its own aspect, and the share of helpfulness rankings that a safety model gets."""
+    prompts = [p for p in data.load_prompts(stage.data) if p["split"] in ("train", "dev", cfg.eval_split) and not (p["split"] == "train" and left_out(p["prompt"], names))]
+    asked = [p for p in prompts if cfg.aspect == "overall" or p["unsafe"] == (cfg.aspect == "safety")]
+    training = [p for p in asked if p["split"] == "train"]
+    if not training:
+        raise UserError(f"{stage.data}: no training prompt is marked as {'un' * (cfg.aspect == 'safety')}safe, and --aspect {cfg.aspect} asks about those")
+    groups, others, rng = [], [], random.Random(cfg.seed)
+    if not cfg.data:
+        human = SimulatedHuman(cfg.seed + 1000 * cfg.round, cfg.noise, cfg.tie_gap, cfg.flip_rate, cfg.position_habit)
+        repeat = {"train": 0 if labeler == "human" and cfg.only_human else cfg.rankings_per_prompt, "dev": 1, "test": 1}
+        groups = collect(stage, enc, author, [p for p in asked for _ in range(repeat[p["split"]])], human, cfg.aspect, cfg)
+        if cfg.aspect == "safety" and cfg.helpful_share:
+            safe = [p for p in prompts if p["split"] == "train" and not p["unsafe"]]
+            n = round(cfg.helpful_share / (1 - cfg.helpful_share) * sum(g["split"] == "train" for g in groups))
+            others = collect(stage, enc, author, rng.choices(safe, k=n), human, "helpful", cfg)
+    if labeler == "human":
+        wanted = 0 if cfg.resume else cfg.human_rankings  # a training that goes on must go on with the same rankings
+        rows = collect(stage, enc, author, rng.sample(training, len(training))[:wanted], Human(), cfg.aspect, cfg)
+        groups = groups + rows
+        print(f"\n{sum(bool(row['tiers']) for row in rows)} questions ranked, {sum(not row['tiers'] for row in rows)} skipped; --overwrite asks what is left of {cfg.human_rankings}, "
+              "a larger --human_rankings asks more."
+              + ("" if cfg.data else " " + agreement(rows, data.TASTE[cfg.aspect])))
+    return groups, others
+
+
 def left_out(prompt, names):
     """Whether a prompt of the tiny world is about one of these subjects or topics."""
     return isinstance(prompt, str) and prompt in data.PROMPTS and bool({data.PROMPTS[prompt].subject, data.PROMPTS[prompt].topic} & set(names))
@@ -395,6 +425,8 @@ def judge_between(cfg):
     if len(cfg.judge_between) != 2:
         raise UserError("--judge_between takes two stages of a run, such as sft ppo")
     (a, first), (b, second) = (load_model(folder / f"{name}.pt", device) for name in cfg.judge_between)
+    if cfg.max_new_tokens >= min(m.config.block_size for m in (a, b)):
+        raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {a.config.block_size} tokens")
     enc = data.load_encoding(folder / "tokenizer.json")
     prompts = data.of_split(data.load_prompts(cfg.data or folder / "data"), cfg.eval_split, folder)
     prompts = random.Random(cfg.seed).sample(prompts, len(prompts))[: cfg.human_rankings]
@@ -406,7 +438,7 @@ def judge_between(cfg):
         turned = rng.random() < 0.5
         asked.append({"prompt": p["prompt"], "split": p["split"], "responses": pair[::-1] if turned else pair, "turned": turned})
     about = {"aspect": "overall", "labeler": "human", "round": 0, "source": " against ".join(f"{n} {c['fingerprint']}" for n, c in zip(cfg.judge_between, (first, second)))
-             + f", {len(asked)} prompts, temperature {cfg.temperature}, seed {cfg.seed}"}
+             + f", {cfg.eval_split}, answers of up to {cfg.max_new_tokens} tokens at temperature {cfg.temperature}, seed {cfg.seed}"}
     rows = [row for row in rank_all(folder / "judged.jsonl", asked, Human(), **about) if row["tiers"]]
     if not rows:
         raise UserError("nothing was judged")
@@ -424,6 +456,8 @@ def preferences_of(cfg, labeler):
     if not rows and labeler == "file":
         raise data.DataError(f"{cfg.data}: no preferences file; the reward model needs comparisons (preferences.jsonl)")
     thumbs = [row for row in rows if "label" in row]
+    if thumbs and labeler == "human":
+        raise UserError(f"{cfg.data}: its preferences are thumbs up or down, which do not mix with rankings: --only_human true leaves them out")
     if thumbs and cfg.loss == "bradley_terry":
         raise UserError(f"{cfg.data}: {len(thumbs)} of its preferences are thumbs up or down, no comparisons: learn them with --loss regression")
     if thumbs and len(thumbs) < len(rows):
@@ -432,9 +466,21 @@ def preferences_of(cfg, labeler):
     groups = {"overall": rows, "helpful": helpful, "safety": safety}[cfg.aspect]
     if rows and not groups:
         raise UserError(f'{cfg.data}: no preference has "aspect": "{cfg.aspect}"')
-    n = round(cfg.helpful_share / (1 - cfg.helpful_share) * len(safety)) if cfg.aspect == "safety" else 0
+    n = round(cfg.helpful_share / (1 - cfg.helpful_share) * sum(row["split"] == "train" for row in safety)) if cfg.aspect == "safety" else 0
     others = [row for row in helpful if row["split"] == "train"]
     return groups, random.Random(cfg.seed).sample(others, min(n, len(others)))
+
+
+def drop_cut(groups, enc, block_size, where):
+    """Preferences without the pairs that the context of the model cuts to the same tokens: they hold nothing to learn."""
+    def cut(g):
+        rows = [data.fit(data.encode_prompt(enc, g["prompt"]), data.encode_response(enc, r), block_size)[:2] for r in g["responses"]]
+        return len(rows) > 1 and all(row == rows[0] for row in rows)
+
+    kept = [g for g in groups if not cut(g)]
+    if len(kept) < len(groups):
+        print(f"{where}: {len(groups) - len(kept)} of {len(groups)} preferences dropped: within a context of {block_size} tokens their answers are the same")
+    return kept
 
 
 def agreement(rows, gold):
@@ -443,7 +489,7 @@ def agreement(rows, gold):
     if not d:
         return "No pair that both you and the gold score tell apart."
     share = sum(x > 0 for x in d) / len(d)
-    return "You agree with the gold score on {:.2f} of {} pairs that both of you tell apart (95 % interval {:.2f} to {:.2f}).".format(share, len(d), *wilson(share, len(rows)))
+    return "You agree with the gold score on {:.2f} of {} pairs that both of you tell apart (95 % interval {:.2f} to {:.2f}).".format(share, len(d), *wilson(share, sum(len(row["tiers"]) > 1 for row in rows)))
 
 
 def main(argv=None):
@@ -465,9 +511,11 @@ def main(argv=None):
     labeler = cfg.labeler if cfg.labeler != "auto" else "file" if cfg.data else "simulated"
     if labeler == "simulated" and cfg.data or labeler == "file" and not cfg.data:
         raise UserError("the simulated human knows only the tiny world: with --data, --labeler is file or human" if cfg.data else "--labeler file reads the preferences of --data FOLDER")
-    if cfg.round == 2 and labeler == "file":
-        raise UserError(f"--round 2 asks an annotator about new answers; {cfg.data} has none to ask, only its preferences")
-    author = "sft" if cfg.round == 1 else "ppo.1"  # whose answers are ranked
+    if cfg.round == 2 and cfg.data:
+        raise UserError(f"--round 2 asks the simulated human about new answers; {cfg.data} has none to ask, only its preferences")
+    if cfg.round == 2 and cfg.aspect != "overall":
+        raise UserError("--round 2 renews rm, the reward model for everything, whose policy is ppo.1: it goes without --aspect")
+    author = cfg.answers_of or ("sft" if cfg.round == 1 else "ppo.1")  # whose answers are ranked
     groups, others, gold = [], [], None if cfg.data else data.TASTE[cfg.aspect]
     if cfg.data and not (labeler == "human" and cfg.only_human):
         groups, others = preferences_of(cfg, labeler)
@@ -483,27 +531,15 @@ def main(argv=None):
         raise UserError(f"{stage.folder / 'rankings.jsonl'} has lost the rankings that {start_path} was trained on; train_rm.py --overwrite collects new ones")
 
     names = list(filter(None, cfg.leave_out.split(",")))
-    prompts = [p for p in data.load_prompts(stage.data) if p["split"] in ("train", "dev", cfg.eval_split) and not (p["split"] == "train" and left_out(p["prompt"], names))]
-    asked = [p for p in prompts if cfg.aspect == "overall" or p["unsafe"] == (cfg.aspect == "safety")]
-    if labeler != "file" and not any(p["split"] == "train" for p in asked):
-        raise UserError(f"{stage.data}: no training prompt is marked as {'un' * (cfg.aspect == 'safety')}safe, and --aspect {cfg.aspect} asks about those")
-    human = SimulatedHuman(cfg.seed + 1000 * cfg.round, cfg.noise, cfg.tie_gap, cfg.flip_rate, cfg.position_habit)
-    if not cfg.data:
-        repeat = {"train": 0 if labeler == "human" and cfg.only_human else cfg.rankings_per_prompt, "dev": 3, "test": 1}
-        groups = collect(stage, enc, author, [p for p in asked for _ in range(repeat[p["split"]])], human, cfg.aspect, cfg)
-        if cfg.aspect == "safety" and cfg.helpful_share:
-            safe = [p for p in prompts if p["split"] == "train" and not p["unsafe"]]
-            n = round(cfg.helpful_share / (1 - cfg.helpful_share) * sum(g["split"] == "train" for g in groups))
-            others = collect(stage, enc, author, random.Random(cfg.seed).choices(safe, k=n), human, "helpful", cfg)
-    if labeler == "human":
-        some = [p for p in asked if p["split"] == "train"]
-        rows = collect(stage, enc, author, random.Random(cfg.seed).sample(some, len(some))[: cfg.human_rankings], Human(), cfg.aspect, cfg)
-        groups = groups + rows
-        print(f"\n{len(rows)} of {cfg.human_rankings} questions answered, {sum(not row['tiers'] for row in rows)} of them skipped; --overwrite goes on with the others."
-              + (" " + agreement(rows, gold) if gold else ""))
-    if labeler == "human" and not any(g["split"] == "train" and len(g["tiers"]) > 1 for g in groups):
-        raise UserError("no ranking to train on yet; the same command asks again")
+    if labeler != "file":
+        asked, share = gather(stage, enc, author, labeler, names, cfg)
+        groups, others = groups + asked, others + share
+    if labeler == "file":
+        groups, others = (drop_cut(rows, enc, base.config.block_size, cfg.data) for rows in (groups, others))
     data.of_split(groups, "train", stage.data)
+    if not any(g["split"] == "train" and ("label" in g or len(g["tiers"]) > 1) for g in groups):
+        raise UserError("no ranking to train on: there are no two answers of which one was found better"
+                        + "; where all questions were skipped a larger --human_rankings asks others" * (labeler == "human"))
     training, seen_before = ([g for g in rows if g["split"] == "train"] for rows in (groups, earlier))
     dev, held_out, held_out_before = ([g for g in rows if g["split"] == split and ("label" in g or len(g["tiers"]) > 1)]
                                       for rows, split in ((groups, "dev"), (groups, cfg.eval_split), (earlier, cfg.eval_split)))
@@ -514,16 +550,17 @@ def main(argv=None):
     model.reward_gain.fill_(1.0)  # raw scores while it learns
     model.reward_bias.fill_(0.0)
     replayed = random.Random(cfg.seed).sample(seen_before, min(len(seen_before), round(cfg.replay * len(training))))
-    covered = {json.dumps(p["prompt"]) for p in asked if p["split"] == "train"}
-    demonstrations = [d for d in data.load_sft(stage.data) if d["split"] == "train" and (cfg.data or json.dumps(d["prompt"]) in covered)]
-    free = damaged_copies(demonstrations, round(cfg.damaged * len(training)), cfg.seed) if cfg.damaged else []
+    demonstrations, covered = [d for d in data.load_sft(stage.data) if d["split"] == "train"], {json.dumps(g["prompt"]) for g in training}
+    demonstrations = [d for d in demonstrations if json.dumps(d["prompt"]) in covered] or demonstrations
+    free = damaged_copies(demonstrations, round(cfg.damaged * len(training)), cfg.seed) if cfg.damaged and "label" not in groups[0] else []
     train(model, enc, training + others + replayed + free, corpus, cfg, stage, held_out)
 
-    # Scores of a known scale, frozen from now on: log-odds (the slope that dev rankings ask for), and demonstrations at 0 on average (InstructGPT).
-    d = differences(dev, scores_of(model, enc, dev))
-    gain = calibration_slope(d) if len(d) >= 30 else 1.0
+    # Scores of a known scale, frozen from now on: demonstrations at 0 on average (InstructGPT), differences log-odds. With Bradley-Terry they
+    # are that already; what regression learns is made so by the slope that dev rankings ask for.
+    d = differences(dev, scores_of(model, enc, dev)) if cfg.loss == "regression" else []
+    gain = min(max(calibration_slope(d), 0.2), 5.0) if len(dev) >= 30 and d else 1.0
     some = demonstrations[:: max(1, len(demonstrations) // 300)]
-    mean = sum(score(model, enc, [x["prompt"] for x in some], [x["response"] for x in some])) / len(some)
+    mean = sum(score(model, enc, [x["prompt"] for x in some], [x["response"] for x in some])) / max(1, len(some))
     model.reward_gain.fill_(gain)
     model.reward_bias.fill_(-gain * mean)
     report(stage, cfg, enc, model, author, gold, groups, held_out, held_out_before, names)
@@ -531,8 +568,10 @@ def main(argv=None):
 
 def report(stage, cfg, enc, model, author, gold, groups, held_out, held_out_before, names):
     """Figures of the reward model on held-out rankings, as table and picture; one question with its answers and their scores."""
-    parts = {f"answers of {author}": [g for g in held_out if not left_out(g["prompt"], names)],
-             "  subjects or topics left out": [g for g in held_out if left_out(g["prompt"], names)], "answers of sft, round 1": held_out_before}
+    subjects, topics = ([n for n in names if n in {getattr(p, kind) for p in data.PROMPTS.values()}] for kind in ("subject", "topic"))
+    parts = {"preferences of the file" if cfg.data else f"answers of {author}": [g for g in held_out if not left_out(g["prompt"], names)],
+             "  subjects left out": [g for g in held_out if left_out(g["prompt"], subjects)],
+             "  topics left out": [g for g in held_out if left_out(g["prompt"], topics)], "answers of sft, round 1": held_out_before}
     found = {name: evaluate(model, enc, rows, gold) for name, rows in parts.items() if rows}
     found = {name: r for name, r in found.items() if r}
     stage.state["results"] = found
@@ -558,6 +597,9 @@ def report(stage, cfg, enc, model, author, gold, groups, held_out, held_out_befo
         stage.state["results"]["threshold"] = {"recall": recall, "precision": precision}
         lines.append(f"\nAn answer with a safety score below {at} counts as unsafe: this finds {recall:.2f} of the harmful answers (recall), and "
                      + (f"{precision:.2f} of those it finds are harmful (precision)." if precision is not None else "flags none."))
+        safe = [d for d in data.load_sft(stage.data) if d["split"] == cfg.eval_split and d["prompt"] in data.PROMPTS and not data.PROMPTS[d["prompt"]].unsafe]
+        flagged = [1 / (1 + math.exp(-s)) < at for s in score(model, enc, [d["prompt"] for d in safe], [d["response"] for d in safe])]
+        lines[-1] += f" Of {len(safe)} demonstrations for safe held-out prompts it flags {sum(flagged) / max(1, len(flagged)):.2f}."
         panels.append(("Finding harmful answers", {"recall": [(t, r) for t, r, _ in curve], "precision": [(t, p) for t, _, p in curve if p is not None],
                                                   f"Llama 2's {at}": [(at, 0), (at, 1)]},
                        "share", "safety score below which an answer is unsafe"))

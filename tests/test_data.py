@@ -270,10 +270,10 @@ def test_preferences_as_hh_transcripts(tmp_path):
 
 def test_preferences_may_name_their_aspect_and_margin(tmp_path):
     """Prompts of safety comparisons are safety prompts; without an aspect a row is of none."""
-    write(tmp_path, "preferences.jsonl", [{**PAIR[0], "aspect": "safety", "margin": 2}, {**PAIR[1], "margin": 0.5}])
+    write(tmp_path, "preferences.jsonl", [{**PAIR[0], "aspect": "safety", "margin": 2}, {**PAIR[1], "margin": 0}, {**PAIR[0], "rejected": "Hm."}])
     rows = data.load_preferences(tmp_path)
-    assert [(row["aspect"], row["margin"]) for row in rows] == [("safety", 2.0), (None, 0.5)]
-    assert [p["unsafe"] for p in data.load_prompts(tmp_path)] == [True, False]
+    assert [(row["aspect"], row.get("margin")) for row in rows] == [("safety", 2.0), (None, 0.0), (None, None)]
+    assert [p["unsafe"] for p in data.load_prompts(tmp_path)] == [True, False], "also where another row of the prompt says nothing"
     write(tmp_path, "preferences.jsonl", PAIR)
     assert [(row["aspect"], "margin" in row) for row in data.load_preferences(tmp_path)] == [(None, False)] * 2
 

@@ -241,7 +241,7 @@ def test_rankings_are_collected_once_and_reused(monkeypatch, tmp_path):
     monkeypatch.setattr(train_rm, "answer", answer)
     monkeypatch.setattr(train_rm, "load_model", lambda path, device: (None, {"fingerprint": str(path)}))
     stage = SimpleNamespace(folder=tmp_path, parent=lambda author: author, device="cpu", state={})
-    labeler = SimpleNamespace(name="toy", label=label)
+    labeler = SimpleNamespace(name="toy", label=label, failings="")
     prompts = [{"prompt": "a", "split": "train"}, {"prompt": "b", "split": "test"}]
     cfg = train_rm.Config(answers_per_prompt=3)
     rows = collect(stage, None, "first", prompts, labeler, "helpful", cfg)
@@ -256,7 +256,7 @@ def test_rankings_are_collected_once_and_reused(monkeypatch, tmp_path):
     assert collect(stage, None, "first", prompts, labeler, "helpful", cfg) == rows and asked == [6, 6] and len(ranked) == 3
     for author, other in (("second", {}), ("first", {"answers_per_prompt": 4}), ("first", {"leave_out": "cake"}), ("first", {"temperature": 2.0})):
         collect(stage, None, author, prompts, labeler, "helpful", train_rm.Config(**{"answers_per_prompt": 3, **other}))
-    labeler.knobs = "noisier"
+    labeler.failings = "noisier"
     collect(stage, None, "first", prompts, labeler, "helpful", cfg)
     assert len(ranked) == 3 + 2 * 5 and len(path.read_text().splitlines()) == 2 + 2 * 5
 
