@@ -33,7 +33,7 @@ SCRIPTS = {
     "pretrain": "train_pretrain.py",
     "sft": "train_sft.py",
     "rm": "train_rm.py",
-    "rm_helpful": "train_rm.py --aspect helpful",
+    "rm_helpful": "train_rm.py --aspect helpful --rankings_per_prompt 8",
     "rm_safety": "train_rm.py --aspect safety --rankings_per_prompt 3",
     "rm_weak": "train_rm.py --name rm_weak --rankings_per_prompt 1 --epochs 1",
     "ppo.1": "train_ppo.py --name ppo.1 --steps 12 --eval_answers 1",

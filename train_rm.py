@@ -1,7 +1,7 @@
 """Step 2, preferences and the reward model: learn a score of (prompt, answer) from rankings of answers.
 
     python train_rm.py --config tiny                                    one reward model for everything: rm.pt
-    python train_rm.py --config tiny --aspect helpful                   Llama 2's two: rm_helpful.pt
+    python train_rm.py --config tiny --aspect helpful --rankings_per_prompt 8            Llama 2's two: rm_helpful.pt
     python train_rm.py --config tiny --aspect safety --rankings_per_prompt 3             and rm_safety.pt
     python train_rm.py --config tiny --labeler human --answers_per_prompt 4 --name mine       you rank
     python train_rm.py --config tiny --judge_between sft ppo            you say, blind, which of two models answers better
@@ -606,7 +606,7 @@ def report(stage, cfg, enc, model, author, gold, groups, held_out, held_out_befo
     shown = max(held_out or [g for g in groups if g["split"] == "train"], key=lambda g: len(g["tiers"]))
     samples = sorted(zip(score(model, enc, [shown["prompt"]] * len(shown["responses"]), shown["responses"]), shown["responses"]), reverse=True)
     place = {shown["responses"][i]: t + 1 for t, tied in enumerate(shown["tiers"]) for i in tied}
-    lines += [f"\nprompt: {data.prompt_text(shown['prompt'])}", table(["answer", "score (log-odds, demonstrations at 0)", "place by the annotator"], [[r, s, place[r]] for s, r in samples])]
+    lines += [f"\nprompt: {data.prompt_text(shown['prompt'])}", table(["answer", "score (log-odds)", "place by the annotator"], [[r, s, place[r]] for s, r in samples])]
     print("\n" + "\n".join(lines))
     stage.finish("\n".join(lines), [*panels, ("Gradient norm", {"norm": "grad_norm"}, "before clipping")], "Reward model on held-out rankings")
 

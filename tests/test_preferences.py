@@ -70,6 +70,7 @@ def test_bradley_terry_fit():
     """Known minimum; every win and loss counts once, whatever their order; without games between two, the prior says equal."""
     assert bradley_terry_fit([CLEAN]).tolist() == pytest.approx([2.288, 0.7102, -0.7102, -2.288], abs=1e-3)
     assert bradley_terry_fit([[[1], [0]], [[0], [1]]]).tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert bradley_terry_fit([[[0, 1]]]).tolist() == pytest.approx([0, 0], abs=1e-6), "a tie is half a win for each"
     s = bradley_terry_fit([[[0], [1]]] * 30 + [[[1], [0]]] * 10, prior=1e-6)
     assert (s[0] - s[1]).item() == pytest.approx(math.log(3), abs=1e-3), "odds of 3 to 1"
     rankings = [[[2], [0, 1]], [[1], [2], [0]]]
