@@ -28,7 +28,7 @@ from tqdm import tqdm
 from data import DataError
 from model import GPT, GPTConfig
 
-# The stages of a run in their order, and the command that trains each. ppo.1 and rm.2 are there for the second round.
+# The stages of a run in their order, and the command that trains each.
 SCRIPTS = {
     "pretrain": "train_pretrain.py",
     "sft": "train_sft.py",
@@ -36,8 +36,6 @@ SCRIPTS = {
     "rm_helpful": "train_rm.py --aspect helpful --rankings_per_prompt 8",
     "rm_safety": "train_rm.py --aspect safety --rankings_per_prompt 3",
     "rm_weak": "train_rm.py --name rm_weak --rankings_per_prompt 1 --epochs 1",
-    "ppo.1": "train_ppo.py --name ppo.1 --steps 12 --eval_answers 1",
-    "rm.2": "train_rm.py --round 2 --rankings_per_prompt 2 --answers_per_prompt 6 --damaged 0.8",
     "ppo": "train_ppo.py",
 }
 
@@ -81,6 +79,7 @@ class WhichRun:
     run: str = knob("", "run folder under runs/ (default: the preset, with the data folder's name and the seed)")
     seed: int = knob(0, "one seed, one result; other seeds get a run folder of their own", low=0)
     data: str = knob("", "folder with your own pretrain, sft, preferences or prompts file")
+    argv = ()  # the flags as they were given; no knob
 
 
 @dataclass
@@ -124,7 +123,7 @@ def parse(config_class, presets, doc, argv=None):
         near = difflib.get_close_matches(unknown[0].split("=")[0].lstrip("-"), names, 1, 0.5)
         parser.error(f"unknown {unknown[0]}" + (f"; did you mean --{near[0]}?" if near else ""))
     config = config_class(**vars(args))
-    config.config = preset
+    config.config, config.argv = preset, argv
     return config
 
 
@@ -318,6 +317,11 @@ def run_folder(cfg):
     return Path("runs") / (cfg.run or "-".join(parts))
 
 
+def command_again(*words):
+    """A command as text, without --resume and --overwrite."""
+    return re.sub(r" --(resume|overwrite)([ =](true|false))?\b", "", shlex.join(words), flags=re.I)
+
+
 class Stage:
     """One stage in its run folder. In the order of use:
 
@@ -376,20 +380,21 @@ class Stage:
         """Path of this stage's file with that ending."""
         return self.folder / f"{self.name}.{suffix}"
 
-    def command(self, stage=None, *extra):
-        """The command that runs a stage of this run."""
-        script, *args = SCRIPTS[stage or self.stage].split()
+    def command(self, stage):
+        """The command that runs a stage of this run, from what SCRIPTS has for it or from such a text."""
+        script, *args = SCRIPTS.get(stage, stage).split()
         args = [str(Path(sys.argv[0]).with_name(script)), "--config", self.cfg.config, "--run", self.cfg.run or self.folder.name, "--seed", str(self.cfg.seed), *args]
         args += ["--data", self.cfg.data] * bool(self.cfg.data) + ["--device", self.cfg.device] * (self.cfg.device != "auto")
-        return args + list(extra)
+        return args
 
-    def parent(self, stage):
-        """Path of a parent stage's finished checkpoint; where there is none, its script is run first (in this process: starting Python takes seconds)."""
+    def parent(self, stage, command=None):
+        """Path of a parent stage's finished checkpoint; where there is none, its script is run first (in this process: starting Python takes
+        seconds). command: script and flags of a stage that SCRIPTS does not have."""
         path = self.folder / f"{stage}.pt"
         if not path.exists() or not load_checkpoint(path)["finished"]:
-            if stage not in SCRIPTS:
+            if stage not in SCRIPTS and not command:
                 raise UserError(f"{path}: {'its training is not finished; complete it with --resume' if path.exists() else 'no such checkpoint'}")
-            command = self.command(stage, *["--resume"] * path.exists())
+            command = self.command(command or stage) + ["--resume"] * path.exists()
             print(f"\n{path} is {'not finished' if path.exists() else 'not there yet'}; first: python {' '.join(command)}\n", flush=True)
             state = random_state()
             importlib.import_module(Path(command[0]).stem).main(command[1:])
@@ -406,10 +411,8 @@ class Stage:
         """A checkpoint whose parents have been trained again since is reported, never silently used."""
         for file, print_then in checkpoint["parents"].items():
             if (self.folder / file).exists() and load_checkpoint(self.folder / file)["fingerprint"] != print_then:
-                own = path.stem if path.stem in SCRIPTS else checkpoint["stage"]
-                name = ["--name", path.stem] * (path.stem != own)
                 raise UserError(f"{path} was trained from an earlier {file}, which has been trained again since; "
-                                f"train it again, too, with any knobs of your own that it had: python {' '.join(self.command(own, *name, '--overwrite'))}")
+                                f"train it again, too: python {checkpoint['command']} --overwrite")
 
     def track(self, **objects):
         """Modules and optimizers (anything with a state_dict) that a checkpoint holds; `model` is the main one."""
@@ -422,7 +425,7 @@ class Stage:
     def save(self, step, finished):
         model = self.tracked["model"]
         content = {name: thing.state_dict() for name, thing in self.tracked.items()}
-        content |= {"stage": self.stage, "model_config": asdict(model.config), "knobs": self.knobs, "step": step, "finished": finished,
+        content |= {"stage": self.stage, "command": command_again(SCRIPTS[self.stage].split()[0], *self.cfg.argv), "model_config": asdict(model.config), "knobs": self.knobs, "step": step, "finished": finished,
                     "state": self.state, "random": random_state(), "parents": self.parents, "fingerprint": fingerprint(model)}
         buffer = io.BytesIO()
         torch.save(content, buffer)
@@ -443,8 +446,7 @@ class Stage:
                     saved = time.time()
                 if stop:
                     self.bar.close()
-                    again = re.sub(r" --(resume|overwrite)([ =](true|false))?\b", "", shlex.join(sys.argv), flags=re.I) + " --resume"
-                    print(f"\nStopped after step {step + 1} of {total}; nothing is lost. Continue with:\npython {again}", flush=True)
+                    print(f"\nStopped after step {step + 1} of {total}; nothing is lost. Continue with:\npython {command_again(*sys.argv)} --resume", flush=True)
                     sys.exit(130)
         finally:
             self.bar.close()

@@ -5,6 +5,7 @@ prompt beats its answer j; 0.5 is a tie, NaN means not compared (also the diagon
 fewer than K answers). The aspect is what is asked for: overall, helpful or safety.
 """
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -73,6 +74,30 @@ class SimulatedHuman(Labeler):
             else:
                 tiers[-1].append(i)
         return tiers[::-1] if rng.random() < self.flip_rate else tiers
+
+
+class FromFile(Labeler):
+    """The annotators of a preferences file: of two answers that it compares, the share of its rows that put the first above the second,
+    a tie half; of others it knows nothing. rows: as data.load_preferences gives them."""
+
+    name = "file"
+
+    def __init__(self, rows):
+        self.votes = {}
+        for row in rows:
+            for i, j, apart in ranking_to_pairs(row["tiers"], ties=True):
+                for aspect, (a, b, won) in itertools.product({row["aspect"], "overall"}, ((i, j, 1.0), (j, i, 0.0))):
+                    key = aspect, json.dumps(row["prompt"]), row["responses"][a], row["responses"][b]
+                    self.votes.setdefault(key, []).append(won if apart else 0.5)
+
+    def label(self, prompts, responses, aspect="overall"):
+        K = max(map(len, responses))
+        wins = torch.full((len(prompts), K, K), torch.nan)
+        for b, (prompt, answers) in enumerate(zip(prompts, responses)):
+            for i, j in itertools.permutations(range(len(answers)), 2):
+                votes = self.votes.get((aspect, json.dumps(prompt), answers[i], answers[j]))
+                wins[b, i, j] = sum(votes) / len(votes) if votes else torch.nan
+        return wins
 
 
 def parse_order(text, K):

@@ -29,7 +29,6 @@ REWARD_MODELS = {"overall": ("rm",), "helpful": ("rm_helpful",), "safety": ("rm_
 
 @dataclass
 class Config(Common):
-    rounds: int = knob(1, "1: the textbook order; 2: a short PPO run (ppo.1), fresh rankings of its answers and a reward model that has learned from them (rm.2) go before", low=1, high=2)
     reward: str = knob("overall", "one reward model for everything (overall), for one aspect (helpful, safety), Llama 2's combination of those two (llama2), or the --name of any reward model of this run; rm_weak has seen few rankings")
     whitening: str = knob("frozen", "scores get mean 0 and standard deviation 1 over answers of the SFT model, or, as in Llama 2, over each batch", choices=("frozen", "batch"))
     steps: int = knob(90, "iterations: each samples answers, scores them and updates the policy", low=1)
@@ -374,22 +373,15 @@ def report(stage, cfg, enc, policy, pretrained, reference, reward, held_out_text
 
 def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv)
-    if cfg.name == "ppo.1" and cfg.rounds == 2:
-        raise UserError("ppo.1 is the policy of the first round: --rounds 1 trains it")
     if cfg.kl_target and (not cfg.kl_coef or cfg.kl_horizon < cfg.batch_size):
         raise UserError("--kl_target moves beta by factors: it needs a --kl_coef above 0 to start from and a --kl_horizon of at least --batch_size")
     if cfg.reward not in (*REWARD_MODELS, *(s for s in SCRIPTS if s.startswith("rm"))) and not (run_folder(cfg) / f"{cfg.reward}.pt").exists():
         near = difflib.get_close_matches(cfg.reward, REWARD_MODELS, 1)
         raise UserError(f"--reward {cfg.reward}: expected {', '.join(REWARD_MODELS)} or the name of a reward model of this run" + (f": did you mean {near[0]}?" if near else ""))
-    if cfg.rounds == 2 and cfg.reward != "overall":
-        raise UserError(f"--rounds 2 renews rm, the reward model for everything: it goes with --reward overall, not {cfg.reward}")
     stage = Stage(cfg, "ppo")
     pretrained_path, sft_path = stage.parent("pretrain"), stage.parent("sft")
     reference, checkpoint = load_model(sft_path, stage.device)
-    if cfg.rounds == 2 and cfg.data:
-        print(f"one round only: a second one needs an annotator to ask, and {cfg.data} has only its preferences")
-    second = ".2" * (cfg.rounds == 2 and not cfg.data)
-    reward_models = {name: load_model(stage.parent(name + second), stage.device)[0] for name in REWARD_MODELS.get(cfg.reward, (cfg.reward,))}
+    reward_models = {name: load_model(stage.parent(name), stage.device)[0] for name in REWARD_MODELS.get(cfg.reward, (cfg.reward,))}
     if not all(m.config.reward_head for m in reward_models.values()):
         raise UserError(f"--reward {cfg.reward}: {stage.folder / cfg.reward}.pt is no reward model; expected {', '.join(REWARD_MODELS)} or the name of one")
     print(f"shape from {sft_path}: {checkpoint['model_config']}")

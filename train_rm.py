@@ -10,8 +10,8 @@ In the tiny world: samples K answers a prompt from sft.pt, has the simulated hum
 rankings.jsonl. With --data FOLDER: reads preferences.jsonl, K = 2. Then trains a GPT with a scalar head on all
 pairs of each ranking; beside that, the next-token loss on pretraining text goes on. --folds 5 adds a cross-validation.
 
---round 2 does the same once more with answers of the policy that PPO made of this reward model, ppo.1, and
-writes rm.2: a policy that improves leaves the answers that its judge has seen (Bai et al. 2022, section 4.5).
+--start rm --answers_of ppo --name rm.2 goes on with a reward model and new answers: a policy that improves leaves the
+answers that its judge has seen (Bai et al. 2022, section 4.5). rejection_sampling.py does so in every round.
 """
 import json
 import math
@@ -25,17 +25,16 @@ import torch.nn.functional as F
 import data
 from experiment import SCRIPTS, Common, Stage, UserError, knob, load_model, muon, parse, pick_device, run_folder, run_main, set_lr, table
 from model import answer, score, with_heads
-from preferences import (Human, SimulatedHuman, elo_scores, noise_ceiling, rank_all, ranking_to_pairs, read_rankings, spearman, wilson,
-                         win_rate)
+from preferences import (FromFile, Human, SimulatedHuman, elo_scores, noise_ceiling, rank_all, ranking_to_pairs, read_rankings, spearman, wilson,
+                         win_rate, wins_to_tiers)
 from train_pretrain import lm_loss, tokens_of
 
 
 @dataclass
 class Config(Common):
     aspect: str = knob("overall", "what the annotator is asked for: everything at once, or Llama 2's two, helpfulness (of answers to safe prompts) and safety (to unsafe ones)", choices=("overall", "helpful", "safety"))
-    round: int = knob(1, "1: the SFT model's answers; 2: the model of round 1 goes on learning from the answers of ppo.1, the policy that it trained", low=1, high=2)
     labeler: str = knob("auto", "who ranks: simulated; human: you, at the terminal; file: the preferences of --data; auto: file with --data, otherwise simulated", choices=("auto", "simulated", "human", "file"))
-    answers_of: str = knob("", "stage or variant of this run whose answers are ranked (default: sft, in round 2 ppo.1)")
+    answers_of: str = knob("sft", "stage or variant of this run whose answers are ranked")
     human_rankings: int = knob(20, "questions that --labeler human asks you", low=1)
     only_human: bool = knob(False, "train on your rankings alone, not beside the simulated ones or the file's")
     judge_between: tuple = knob((), "two stages, such as sft ppo: nothing is trained, you say which answers better; human_rankings questions")
@@ -47,8 +46,8 @@ class Config(Common):
     tie_gap: float = knob(0.8, "simulated human: answers that feel closer than this are a tie", low=0)
     flip_rate: float = knob(0.0, "simulated human: share of rankings that it hands in upside down", low=0, high=1)
     position_habit: float = knob(0.0, "simulated human: what the answer shown first gains over the last one", low=0)
-    start: str = knob("pretrain", "weights that round 1 starts from: in the tiny world these judged a PPO policy's answers better", choices=("pretrain", "sft"))
-    replay: float = knob(0.5, "in round 2: rankings of round 1 for each new one, so that they are not forgotten", low=0)
+    start: str = knob("pretrain", "weights to start from: pretrain (in the tiny world a better judge of a PPO policy than sft), sft, or a reward model of this run, which then goes on learning")
+    replay: float = knob(0.5, "where a reward model goes on learning: earlier rankings for each new one, so that they are not forgotten", low=0)
     helpful_share: float = knob(0.1, "share of helpfulness rankings among those that the safety model learns from (Llama 2: 10 %)", low=0, high=0.9)
     leave_out: str = knob("", "subjects or topics of the tiny world (cake,why) that no training prompt may have: how does the model judge them?")
     loss: str = knob("bradley_terry", "what is learned: pairs, or by regression the Elo scores that each ranking gives its answers (for thumbs: 1 up, 0 down)", choices=("bradley_terry", "regression"))
@@ -366,16 +365,16 @@ def questions(policy, enc, prompts, cfg):
     return [{"prompt": p["prompt"], "split": p["split"], "responses": rng.sample(d, len(d))} for p, d in zip(prompts, distinct)]
 
 
-def collect(stage, enc, author, prompts, labeler, aspect, cfg):
-    """Sample K answers of a model for each entry of `prompts` and have them ranked, into rankings.jsonl; what is ranked already is used again."""
+def collect(stage, enc, prompts, labeler, aspect, cfg):
+    """Sample K answers of a model (--answers_of) for each entry of `prompts` and have them ranked, into rankings.jsonl; what is ranked already is used again."""
     path, K = stage.folder / "rankings.jsonl", cfg.answers_per_prompt
-    policy, checkpoint = load_model(stage.parent(author), stage.device)
-    about = {"aspect": aspect, "round": cfg.round, "source": f"{author} {checkpoint['fingerprint']}, {K} answers of up to {cfg.max_new_tokens} tokens at "
+    policy, checkpoint = load_model(stage.parent(cfg.answers_of), stage.device)
+    about = {"aspect": aspect, "round": stage.state["round"], "source": f"{cfg.answers_of} {checkpoint['fingerprint']}, {K} answers of up to {cfg.max_new_tokens} tokens at "
              f"temperature {cfg.temperature}, left out {cfg.leave_out or 'nothing'}, seed {cfg.seed}", "labeler": labeler.name}
     if labeler.name != "human":  # whose questions come one by one, the same ones however many there are to be
         about["source"] += f", {len(prompts)} questions, {cfg.eval_split}, {labeler.failings}"
     if about not in stage.state.setdefault("sources", []):
-        stage.state["sources"].append(about)  # what this reward model was trained on: round 2 looks it up
+        stage.state["sources"].append(about)  # what this reward model was trained on: one that goes on from it looks it up
     rows = read_rankings(path, **about)
     if rows:
         print(f"{len(rows)} of {len(prompts)} rankings by the {labeler.name} labeler, {aspect}, are in {path} already")
@@ -387,7 +386,7 @@ def collect(stage, enc, author, prompts, labeler, aspect, cfg):
     return rows
 
 
-def gather(stage, enc, author, labeler, names, cfg):
+def gather(stage, enc, labeler, names, cfg):
     """Have the answers ranked that this reward model is to learn from: by the simulated human in the tiny world, by you with --labeler human.
     Returns the rankings of its own aspect, and the share of helpfulness rankings that a safety model gets."""
     prompts = [p for p in data.load_prompts(stage.data) if p["split"] in ("train", "dev", cfg.eval_split) and not (p["split"] == "train" and left_out(p["prompt"], names))]
@@ -397,16 +396,16 @@ def gather(stage, enc, author, labeler, names, cfg):
         raise UserError(f"{stage.data}: no training prompt is marked as {'un' * (cfg.aspect == 'safety')}safe, and --aspect {cfg.aspect} asks about those")
     groups, others, rng = [], [], random.Random(cfg.seed)
     if not cfg.data:
-        human = SimulatedHuman(cfg.seed + 1000 * cfg.round, cfg.noise, cfg.tie_gap, cfg.flip_rate, cfg.position_habit)
+        human = SimulatedHuman(cfg.seed + 1000 * stage.state["round"], cfg.noise, cfg.tie_gap, cfg.flip_rate, cfg.position_habit)
         repeat = {"train": 0 if labeler == "human" and cfg.only_human else cfg.rankings_per_prompt, "dev": 1, "test": 1}
-        groups = collect(stage, enc, author, [p for p in asked for _ in range(repeat[p["split"]])], human, cfg.aspect, cfg)
+        groups = collect(stage, enc, [p for p in asked for _ in range(repeat[p["split"]])], human, cfg.aspect, cfg)
         if cfg.aspect == "safety" and cfg.helpful_share:
             safe = [p for p in prompts if p["split"] == "train" and not p["unsafe"]]
             n = round(cfg.helpful_share / (1 - cfg.helpful_share) * sum(g["split"] == "train" for g in groups))
-            others = collect(stage, enc, author, rng.choices(safe, k=n), human, "helpful", cfg)
+            others = collect(stage, enc, rng.choices(safe, k=n), human, "helpful", cfg)
     if labeler == "human":
         wanted = 0 if cfg.resume else cfg.human_rankings  # a training that goes on must go on with the same rankings
-        rows = collect(stage, enc, author, rng.sample(training, len(training))[:wanted], Human(), cfg.aspect, cfg)
+        rows = collect(stage, enc, rng.sample(training, len(training))[:wanted], Human(), cfg.aspect, cfg)
         groups = groups + rows
         print(f"\n{sum(bool(row['tiers']) for row in rows)} questions ranked, {sum(not row['tiers'] for row in rows)} skipped; --overwrite asks what is left of {cfg.human_rankings}, "
               "a larger --human_rankings asks more."
@@ -417,6 +416,18 @@ def gather(stage, enc, author, labeler, names, cfg):
 def left_out(prompt, names):
     """Whether a prompt of the tiny world is about one of these subjects or topics."""
     return isinstance(prompt, str) and prompt in data.PROMPTS and bool({data.PROMPTS[prompt].subject, data.PROMPTS[prompt].topic} & set(names))
+
+
+def earlier_rankings(stage, path, checkpoint):
+    """The rankings that the reward model at `path` has learned from, where this one goes on from it; [] for other weights to start from."""
+    if checkpoint["stage"] == "rm" and checkpoint["knobs"]["aspect"] != stage.cfg.aspect:
+        raise UserError(f"--start {path.stem} was asked for {checkpoint['knobs']['aspect']}, not for {stage.cfg.aspect}: give it the same --aspect")
+    stage.state["round"] = 1 + checkpoint["state"].get("round", 0)
+    sources = checkpoint["state"].get("sources", [])
+    rows = [row for about in sources for row in read_rankings(stage.folder / "rankings.jsonl", **about)]
+    if sources and not rows:
+        raise UserError(f"{stage.folder / 'rankings.jsonl'} has lost the rankings that {path} was trained on; train_rm.py --overwrite collects new ones")
+    return rows
 
 
 def judge_between(cfg):
@@ -466,6 +477,10 @@ def preferences_of(cfg, labeler):
     groups = {"overall": rows, "helpful": helpful, "safety": safety}[cfg.aspect]
     if rows and not groups:
         raise UserError(f'{cfg.data}: no preference has "aspect": "{cfg.aspect}"')
+    if not thumbs:
+        annotators = FromFile(rows)
+        for row in rows:
+            row["tiers"] = wins_to_tiers(annotators.label([row["prompt"]], [row["responses"]], row["aspect"] or "overall")[0])
     n = round(cfg.helpful_share / (1 - cfg.helpful_share) * sum(row["split"] == "train" for row in safety)) if cfg.aspect == "safety" else 0
     others = [row for row in helpful if row["split"] == "train"]
     return groups, random.Random(cfg.seed).sample(others, min(n, len(others)))
@@ -492,50 +507,48 @@ def agreement(rows, gold):
     return "You agree with the gold score on {:.2f} of {} pairs that both of you tell apart (95 % interval {:.2f} to {:.2f}).".format(share, len(d), *wilson(share, sum(len(row["tiers"]) > 1 for row in rows)))
 
 
+def check_flags(cfg):
+    """Raises UserError for flags that do not go together."""
+    if cfg.folds and cfg.start != "pretrain":
+        raise UserError(f"--folds needs --start pretrain: {cfg.start} has already learned from the answers that a fold would hold out")
+    if unknown := set(filter(None, cfg.leave_out.split(","))) - {name for p in data.PROMPTS.values() for name in (p.subject, p.topic)}:
+        raise UserError(f"--leave_out: {', '.join(sorted(unknown))} is no subject or topic of the tiny world")
+    if cfg.labeler == "simulated" and cfg.data:
+        raise UserError("the simulated human knows only the tiny world: with --data, --labeler is file or human")
+    if cfg.labeler == "file" and not cfg.data:
+        raise UserError("--labeler file reads the preferences of --data FOLDER")
+
+
 def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv)
     if cfg.judge_between:
         return judge_between(cfg)
-    model_of = {"overall": "rm", "helpful": "rm_helpful", "safety": "rm_safety"}[cfg.aspect]
-    own = model_of if cfg.round == 1 else f"{model_of}.2"
+    own = {"overall": "rm", "helpful": "rm_helpful", "safety": "rm_safety"}[cfg.aspect]
     cfg.name = cfg.name or own
     if cfg.name != own and cfg.name in SCRIPTS and cfg.name != "rm_weak":
         raise UserError(f"--name {cfg.name}: that is another reward model; leave it out, or train that one with: {SCRIPTS[cfg.name]}")
+    check_flags(cfg)
     stage = Stage(cfg, "rm")
-    if cfg.folds and cfg.round == 2:
-        raise UserError("--folds is for round 1: in round 2 the reward model has already learned from the prompts that a fold would hold out")
-    if cfg.folds and cfg.start == "sft":
-        raise UserError("--folds needs --start pretrain: the SFT model was trained on the chosen answers that a fold would hold out")
-    if unknown := set(filter(None, cfg.leave_out.split(","))) - {name for p in data.PROMPTS.values() for name in (p.subject, p.topic)}:
-        raise UserError(f"--leave_out: {', '.join(sorted(unknown))} is no subject or topic of the tiny world")
     labeler = cfg.labeler if cfg.labeler != "auto" else "file" if cfg.data else "simulated"
-    if labeler == "simulated" and cfg.data or labeler == "file" and not cfg.data:
-        raise UserError("the simulated human knows only the tiny world: with --data, --labeler is file or human" if cfg.data else "--labeler file reads the preferences of --data FOLDER")
-    if cfg.round == 2 and cfg.data:
-        raise UserError(f"--round 2 asks the simulated human about new answers; {cfg.data} has none to ask, only its preferences")
-    if cfg.round == 2 and cfg.aspect != "overall":
-        raise UserError("--round 2 renews rm, the reward model for everything, whose policy is ppo.1: it goes without --aspect")
-    author = cfg.answers_of or ("sft" if cfg.round == 1 else "ppo.1")  # whose answers are ranked
     groups, others, gold = [], [], None if cfg.data else data.TASTE[cfg.aspect]
     if cfg.data and not (labeler == "human" and cfg.only_human):
         groups, others = preferences_of(cfg, labeler)
-    start_path = stage.parent(cfg.start if cfg.round == 1 else model_of)
+    start_path = stage.parent(cfg.start)
     base, started_from = load_model(start_path, stage.device, cfg.dropout)
     print(f"shape from {start_path}: {started_from['model_config']}")
     enc = data.load_encoding(stage.folder / "tokenizer.json")
     corpus, _ = tokens_of(enc, data.load_text(stage.data))
     if labeler != "file" and cfg.max_new_tokens >= base.config.block_size:
         raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {base.config.block_size} tokens")
-    earlier = [row for about in started_from["state"].get("sources", []) for row in read_rankings(stage.folder / "rankings.jsonl", **about)] if cfg.round == 2 else []
-    if cfg.round == 2 and not earlier:
-        raise UserError(f"{stage.folder / 'rankings.jsonl'} has lost the rankings that {start_path} was trained on; train_rm.py --overwrite collects new ones")
+    earlier = earlier_rankings(stage, start_path, started_from)
 
     names = list(filter(None, cfg.leave_out.split(",")))
-    if labeler != "file":
-        asked, share = gather(stage, enc, author, labeler, names, cfg)
-        groups, others = groups + asked, others + share
     if labeler == "file":
         groups, others = (drop_cut(rows, enc, base.config.block_size, cfg.data) for rows in (groups, others))
+    else:
+        asked, share = gather(stage, enc, labeler, names, cfg)
+        groups, others = groups + asked, others + share
+    stage.state["sources"] = stage.state.get("sources", []) + [s for s in started_from["state"].get("sources", []) if s not in stage.state.get("sources", [])]
     data.of_split(groups, "train", stage.data)
     if not any(g["split"] == "train" and ("label" in g or len(g["tiers"]) > 1) for g in groups):
         raise UserError("no ranking to train on: there are no two answers of which one was found better"
@@ -547,6 +560,7 @@ def main(argv=None):
         cross_validate(base, enc, groups, others, corpus, cfg)
     torch.manual_seed(cfg.seed)
     model = with_heads(base, reward_head=True)
+    before = evaluate(model, enc, held_out, gold) if earlier and held_out else None
     model.reward_gain.fill_(1.0)  # raw scores while it learns
     model.reward_bias.fill_(0.0)
     replayed = random.Random(cfg.seed).sample(seen_before, min(len(seen_before), round(cfg.replay * len(training))))
@@ -563,16 +577,16 @@ def main(argv=None):
     mean = sum(score(model, enc, [x["prompt"] for x in some], [x["response"] for x in some])) / max(1, len(some))
     model.reward_gain.fill_(gain)
     model.reward_bias.fill_(-gain * mean)
-    report(stage, cfg, enc, model, author, gold, groups, held_out, held_out_before, names)
+    report(stage, cfg, enc, model, gold, groups, held_out, held_out_before, before, names)
 
 
-def report(stage, cfg, enc, model, author, gold, groups, held_out, held_out_before, names):
+def report(stage, cfg, enc, model, gold, groups, held_out, held_out_before, before, names):
     """Figures of the reward model on held-out rankings, as table and picture; one question with its answers and their scores."""
     subjects, topics = ([n for n in names if n in {getattr(p, kind) for p in data.PROMPTS.values()}] for kind in ("subject", "topic"))
-    parts = {"preferences of the file" if cfg.data else f"answers of {author}": [g for g in held_out if not left_out(g["prompt"], names)],
+    parts = {"preferences of the file" if cfg.data else f"answers of {cfg.answers_of}": [g for g in held_out if not left_out(g["prompt"], names)],
              "  subjects left out": [g for g in held_out if left_out(g["prompt"], subjects)],
-             "  topics left out": [g for g in held_out if left_out(g["prompt"], topics)], "answers of sft, round 1": held_out_before}
-    found = {name: evaluate(model, enc, rows, gold) for name, rows in parts.items() if rows}
+             "  topics left out": [g for g in held_out if left_out(g["prompt"], topics)], "answers of earlier rounds": held_out_before}
+    found = {name: evaluate(model, enc, rows, gold) for name, rows in parts.items() if rows} | {f"{cfg.start} on answers of {cfg.answers_of}": before}
     found = {name: r for name, r in found.items() if r}
     stage.state["results"] = found
     lines, panels = [], [("Bradley-Terry loss (log 2 = guessing)" if cfg.loss == "bradley_terry" else "Regression loss", {"training": "loss"},

@@ -307,13 +307,14 @@ def test_a_variant_cannot_take_a_stages_name(here):
         new_stage("--name", "ppo")
 
 
-def test_the_second_rounds_stages_have_commands_of_their_own(here):
-    """ppo.1 and rm.2 are variants with flags of their own; a stage may take such a name only from its own script."""
-    command = " ".join(new_stage("--seed", "3").command("ppo.1"))
-    assert Path(command.split()[0]) == Path(sys.argv[0]).with_name("train_ppo.py") and "--steps 12" in command and "--name ppo.1" in command and "--seed 3" in command
-    assert new_stage("--name", "rm.2", stage="rm").file("pt") == Path("runs/tiny/rm.2.pt")
+def test_variants_that_others_need_have_commands_of_their_own(here):
+    """rm_weak is a variant with flags of its own; a stage may take such a name only from its own script. Other flags may be given."""
+    for command in (new_stage("--seed", "3").command("rm_weak"), new_stage("--seed", "3").command("train_rm.py --name rm_weak --epochs 1")):
+        command = " ".join(command)
+        assert Path(command.split()[0]) == Path(sys.argv[0]).with_name("train_rm.py") and "--epochs 1" in command and "--name rm_weak" in command and "--seed 3" in command
+    assert new_stage("--name", "rm_weak", stage="rm").file("pt") == Path("runs/tiny/rm_weak.pt")
     with pytest.raises(UserError, match="name of a stage"):
-        new_stage("--name", "rm.2", stage="ppo")
+        new_stage("--name", "rm_weak", stage="ppo")
 
 
 def test_run_folders_are_named_after_preset_data_and_seed(here):

@@ -32,9 +32,8 @@ SMALL = {
     "pretrain": "--n_layer 1 --n_embd 32 --n_head 2 --vocab_size 500 --block_size 64 --steps 12 --batch_size 4 --warmup 2",
     "sft": "--epochs 1 --batch_size 100 --max_new_tokens 12 --eval_split dev",
     "rm": RM,
-    "ppo.1": f"{THREE} --name ppo.1",
-    "rm.2": f"{RM} --round 2 --damaged 0.5 --name rm.2",
-    "ppo": f"{THREE} --rounds 2",
+    "ppo": THREE,
+    "rm.2": f"{RM} --start rm --answers_of ppo --damaged 0.5 --name rm.2",
 }
 PPO = "--steps 2 --batch_size 8 --minibatch_size 4 --micro_batch_size 4 --max_new_tokens 8 --warmup 0"
 
@@ -146,7 +145,7 @@ def test_metrics_have_the_same_keys_in_every_row(tiny):
         rows = rows_of(tiny / f"runs/tiny/{stage}.jsonl")
         assert [r["step"] for r in rows] == list(range(len(rows))) and len(rows) == load_checkpoint(tiny / f"runs/tiny/{stage}.pt")["step"]
         assert all(list(r) == list(rows[0]) for r in rows)
-    assert len(rows) == 3
+    assert len(rows_of(tiny / "runs/tiny/ppo.jsonl")) == 3
 
 
 def test_every_stage_has_a_progress_bar_with_time_left(tiny):
@@ -178,7 +177,7 @@ def test_kl_is_zero_before_the_first_update_and_not_after(tiny):
 
 def test_ppo_changes_the_policy_and_leaves_its_parents_alone(tiny):
     run = tiny / "runs/tiny"
-    now = {f"{s}.pt": fingerprint(load_model(run / f"{s}.pt")[0]) for s in ("sft", "rm.2", "pretrain")}
+    now = {f"{s}.pt": fingerprint(load_model(run / f"{s}.pt")[0]) for s in ("sft", "rm", "pretrain")}
     assert load_checkpoint(run / "ppo.pt")["parents"] == now, "the fingerprints were taken before the training"
     policy, sft = weights(run / "ppo.pt"), weights(run / "sft.pt")
     assert policy.keys() == sft.keys() and any(not torch.equal(policy[k], sft[k]) for k in sft)
@@ -248,7 +247,7 @@ def mine(tmp_path_factory):
     rows.append({**rows[0], "rejected": rows[0]["chosen"]})
     (folder / "mine/preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = command(folder, "train_pretrain.py", "--data", "mine", *SMALL["pretrain"].split())
-    out += command(folder, "train_ppo.py", "--data", "mine", *PPO.split(), "--rounds", "2")
+    out += command(folder, "train_ppo.py", "--data", "mine", *PPO.split())
     (folder / "ppo.out").write_text(out, encoding="utf-8")
     return folder
 
@@ -262,22 +261,18 @@ def test_missing_parents_are_trained_first_each_by_its_own_command(mine):
 
 def test_what_is_derived_dropped_or_cut_is_said(mine):
     for words in ("no sft file; the 40 chosen answers", "no prompts file", "no pretrain file", "1 of 41 rows dropped",
-                  "longer than the context of 64 tokens: prompts cut from the left", "longer than the 56 tokens that the answer leaves them", "one round only: a second one needs an annotator"):
+                  "longer than the context of 64 tokens: prompts cut from the left", "longer than the 56 tokens that the answer leaves them"):
         assert words in printed(mine)
 
 
-def test_a_second_round_needs_an_annotator(mine, call):
-    code, _ = call(mine, "train_rm.py", "--data mine --round 2 --name rm.2")
-    assert "--round 2 asks the simulated human" in code and "mine" in code and not (mine / "runs/tiny-mine/ppo.1.pt").exists()
-
-
-def test_the_second_round_ranks_the_first_policys_answers(tiny):
-    """rm.2 learns on from rm, and its rankings are of another source; ppo starts from the SFT model again."""
+def test_a_reward_model_goes_on_with_another_models_answers(tiny):
+    """rm.2 learns on from rm, and its rankings are of another source; it knows the sources of both, for whoever goes on from it."""
     run = tiny / "runs/tiny"
-    rows, sources = rows_of(run / "rankings.jsonl"), [load_checkpoint(run / f"{rm}.pt")["state"]["sources"][0]["source"] for rm in ("rm", "rm.2")]
-    assert [{r["source"] for r in rows if r["round"] == n} for n in (1, 2)] == [{source} for source in sources]
-    assert sources[0].startswith("sft ") and sources[1].startswith("ppo.1 ")
-    assert {"rm.pt", "ppo.1.pt"} <= load_checkpoint(run / "rm.2.pt")["parents"].keys()
+    rows, (first, *_), (second, *earlier) = rows_of(run / "rankings.jsonl"), *(load_checkpoint(run / f"{rm}.pt")["state"]["sources"] for rm in ("rm", "rm.2"))
+    assert [{r["source"] for r in rows if r["round"] == n} for n in (1, 2)] == [{first["source"]}, {second["source"]}] and earlier == [first]
+    assert first["source"].startswith("sft ") and second["source"].startswith("ppo ")
+    assert {"rm.pt", "ppo.pt"} == load_checkpoint(run / "rm.2.pt")["parents"].keys()
+    assert "answers of earlier rounds" in printed(tiny, "rm.2") and "rm on answers of ppo" in printed(tiny, "rm.2"), "it is compared with what it was"
 
 
 def test_regression_learns_from_the_same_rankings(copy, call):
@@ -290,9 +285,9 @@ def test_regression_learns_from_the_same_rankings(copy, call):
     assert slope == pytest.approx(1, abs=0.02) or not 0.011 < model.reward_gain < 99, "its differences were made log-odds, or as far as it goes"
 
 
-@pytest.mark.parametrize("flags, start", [("", "pretrain"), ("--start sft", "sft"), ("--round 2", "rm")])
+@pytest.mark.parametrize("flags, start", [("", "pretrain"), ("--start sft", "sft"), ("--start rm", "rm")])
 def test_where_a_reward_model_starts(copy, call, flags, start):
-    """With a learning rate of 0 the weights stay what they were: the pretrained model's, the SFT model's, in round 2 the first rm's."""
+    """With a learning rate of 0 the weights stay what they were: the pretrained model's, the SFT model's, an earlier reward model's."""
     code, out = call(copy, "train_rm.py", f"{RM} {flags} --lr 0 --name still")
     assert code == 0 and f"shape from {os.path.join('runs', 'tiny', start)}.pt" in out, out
     now, then = weights(copy / "runs/tiny/still.pt"), weights(copy / f"runs/tiny/{start}.pt")
@@ -300,26 +295,25 @@ def test_where_a_reward_model_starts(copy, call, flags, start):
     assert trained and all(torch.equal(now[k], then[k]) for k in trained)
 
 
-def test_what_the_second_round_learns_from(copy, call):
-    """Its own rankings, with --replay 1 as many of the first round, with --damaged 1 as many damaged demonstrations; one step a ranking here."""
+def test_what_a_reward_model_learns_that_goes_on(copy, call):
+    """Its own rankings, with --replay 1 as many earlier ones, with --damaged 1 as many damaged demonstrations; one step a ranking here."""
     rows = [r for r in rows_of(copy / "runs/tiny/rankings.jsonl") if r["split"] == "train"]
     first, second = ([r for r in rows if r["round"] == n] for n in (1, 2))
     training = [d for d in data.load_sft(copy / "runs/tiny/data") if d["split"] == "train"]
     pairs = [sum(len(r["tiers"]) > 1 for r in group) for group in (second, first, train_rm.damaged_copies(training, len(second), seed=0))]
     assert len(first) == len(second) and min(pairs) > 0
     for i, (replay, damaged, expected) in enumerate([(0, 0, pairs[0]), (1, 0, pairs[0] + pairs[1]), (0, 1, pairs[0] + pairs[2])]):
-        code, out = call(copy, "train_rm.py", f"{RM} --batch_size 1 --round 2 --replay {replay} --damaged {damaged} --eval_every 9999 --name mix{i}")
+        code, out = call(copy, "train_rm.py", f"{RM} --batch_size 1 --start rm --answers_of ppo --replay {replay} --damaged {damaged} --eval_every 9999 --name mix{i}")
         assert code == 0, out
         assert load_checkpoint(copy / f"runs/tiny/mix{i}.pt")["step"] == expected
 
 
-def test_the_second_round_needs_what_the_first_one_learned_from(copy, call):
+def test_whoever_goes_on_needs_what_was_learned_before(copy, call):
     """Without the first rankings there would be no replay, and the scores would be normalised on another model's answers."""
     before = (copy / "runs/tiny/rm.pt").read_bytes()
-    assert "that is another reward model" in call(copy, "train_rm.py", f"{RM} --round 2 --name rm --overwrite")[0]
     rankings = copy / "runs/tiny/rankings.jsonl"
     rankings.write_text("".join(json.dumps(r) + "\n" for r in rows_of(rankings) if r["round"] == 2))
-    assert "has lost the rankings" in call(copy, "train_rm.py", f"{RM} --round 2 --name again")[0]
+    assert "has lost the rankings" in call(copy, "train_rm.py", f"{RM} --start rm --answers_of ppo --name again")[0]
     assert (copy / "runs/tiny/rm.pt").read_bytes() == before and not (copy / "runs/tiny/again.pt").exists()
 
 
@@ -351,31 +345,29 @@ def test_scores_are_log_odds_with_the_demonstrations_at_0(tiny):
         assert abs(sum(score(model, enc, [d["prompt"] for d in some], [d["response"] for d in some])) / len(some)) < 1e-3
 
 
-def test_a_stale_second_round_names_its_own_command(copy, call):
-    assert call(copy, "train_rm.py", f"{RM} --lr 0.004 --overwrite")[0] == 0
-    code, _ = call(copy, "train_ppo.py", "--steps 1 --rounds 2 --name late")
-    assert "rm.2.pt was trained from an earlier rm.pt" in code and "--round 2" in code and "--overwrite" in code
-
-
-def test_folds_belong_to_the_first_round(copy, call):
-    code, _ = call(copy, "train_rm.py", "--round 2 --folds 2 --name late")
-    assert "--folds is for round 1" in code
+def test_a_stale_variant_names_its_own_command(copy, call):
+    """The one that it was trained with, to be typed again as it stands."""
+    code, out = call(copy, "train_rm.py", f"{RM} --start rm --answers_of sft --name again")
+    assert code == 0 and call(copy, "train_rm.py", f"{RM} --lr 0.004 --overwrite")[0] == 0, out
+    code, _ = call(copy, "train_ppo.py", f"{THREE} --reward again --name late")
+    own = f"train_rm.py {RM} --start rm --answers_of sft --name again --overwrite"
+    assert "again.pt was trained from an earlier rm.pt" in code and f"python {own}" in code
+    code, out = call(copy, "train_rm.py", own.split(maxsplit=1)[1])
+    assert code == 0 and call(copy, "train_ppo.py", f"{THREE} --reward again --name late")[0] == 0, out
 
 
 def test_folds_do_not_start_from_a_model_that_has_seen_the_chosen_answers(copy, call):
-    code, _ = call(copy, "train_rm.py", "--start sft --folds 2 --name leaky")
-    assert "--folds needs --start pretrain" in code
+    for start in ("sft", "rm"):
+        code, _ = call(copy, "train_rm.py", f"--start {start} --folds 2 --name leaky")
+        assert "--folds needs --start pretrain" in code
     code, _ = call(copy, "train_rm.py", f"{RM} --folds 1 --name one")
     assert "--folds 1: choose 2 to" in code
 
 
-def test_the_rounds_keep_their_names(copy, call):
-    """Round 2 never writes rm.pt, round 1 never rm.2.pt; the policy of round 1 is ppo.1."""
-    code, out = call(copy, "train_rm.py", f"{RM} --round 2 --damaged 0.5")
-    assert code == 0 and "rm.2.pt is finished" in out
-    for name in ("rm.2", "rm_safety"):
-        assert "that is another reward model" in call(copy, "train_rm.py", f"{RM} --name {name} --overwrite")[0]
-    assert "--rounds 1 trains it" in call(copy, "train_ppo.py", f"{THREE} --rounds 2 --name ppo.1 --overwrite")[0]
+def test_a_reward_model_keeps_its_name_and_what_it_was_asked_for(copy, call):
+    assert "that is another reward model" in call(copy, "train_rm.py", f"{RM} --name rm_safety --overwrite")[0]
+    assert "rm was asked for overall, not for safety" in call(copy, "train_rm.py", f"{RM} --start rm --aspect safety --name two")[0]
+    assert "nothing.pt: no such checkpoint" in call(copy, "train_rm.py", f"{RM} --start nothing --name two")[0]
 
 
 def test_rankings_are_reused_only_for_the_same_answers(copy, call):
@@ -425,8 +417,6 @@ def test_two_reward_models_and_llama2s_combination(copy, call):
     assert same(copy / "runs/tiny/with_safety.pt", copy / "runs/tiny/with_rm_safety.pt") and not same(copy / "runs/tiny/with_safety.pt", copy / "runs/tiny/with_llama2.pt")
     assert "did you mean llama2?" in call(copy, "train_ppo.py", f"{THREE} --reward lama2 --name typo")[0]
     assert "is no reward model" in call(copy, "train_ppo.py", f"{THREE} --reward sft --name no_rm")[0]
-    assert "goes with --reward overall" in call(copy, "train_ppo.py", f"{THREE} --rounds 2 --reward llama2 --name two")[0]
-    assert "goes without --aspect" in call(copy, "train_rm.py", f"{RM} --round 2 --aspect safety --name two")[0]
 
 
 def test_a_person_ranks_in_place_of_the_simulated_human(copy, call, monkeypatch):
@@ -507,7 +497,7 @@ def test_a_users_preferences_by_aspect(user, call):
 RM_KNOBS = ["--aspect helpful", "--aspect safety", "--aspect safety --helpful_share 0.5", "--answers_per_prompt 4", "--rankings_per_prompt 2", "--temperature 0.5",
             "--max_new_tokens 6", "--noise 3", "--tie_gap 3", "--flip_rate 0.5", "--position_habit 5", "--start sft", "--leave_out cake,dog,why", "--loss regression",
             "--ties half", "--margin small", "--margin large", "--lm_coef 0", "--damaged 0", "--epochs 2", "--batch_size 9", "--lr 0.02", "--warmup 1", "--weight_decay 3",
-            "--dropout 0.3", "--clip_grad 0.01", "--seed 1 --run tiny", "--answers_of ppo", "--round 2", "--round 2 --replay 0"]
+            "--dropout 0.3", "--clip_grad 0.01", "--seed 1 --run tiny", "--answers_of ppo", "--start rm", "--start rm --replay 0"]
 
 
 def test_every_knob_of_the_reward_model_changes_what_is_learned(copy, call):

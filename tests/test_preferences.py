@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import data
-from preferences import (Human, Quit, SimulatedHuman, Undo, bradley_terry_fit, describe, elo_scores, noise_ceiling, parse_order, rank_all, ranking_to_pairs,
+from preferences import (FromFile, Human, Quit, SimulatedHuman, Undo, bradley_terry_fit, describe, elo_scores, noise_ceiling, parse_order, rank_all, ranking_to_pairs,
                          read_rankings, spearman, wilson, win_rate, wins_to_tiers)
 
 
@@ -220,6 +220,19 @@ def test_a_person_may_go_back_and_stop(monkeypatch, typed, error):
 
 
 QUESTIONS = [{"prompt": f"question {i}", "responses": ["a", "b"], "split": "train"} for i in range(4)]
+def test_a_file_is_a_labeler_too():
+    """Its votes as shares, whatever order the answers are asked in; what it never compared is NaN; a skipped question has no votes."""
+    rows = [{"prompt": "p", "responses": ["a", "b"], "tiers": [[0], [1]], "aspect": "helpful"}, {"prompt": "p", "responses": ["b", "a"], "tiers": [[1], [0]], "aspect": "helpful"},
+            {"prompt": "p", "responses": ["b", "a"], "tiers": [[0], [1]], "aspect": "helpful"}, {"prompt": "p", "responses": ["a", "b"], "tiers": [[1], [0]], "aspect": "safety"},
+            {"prompt": "q", "responses": ["a", "b", "c"], "tiers": [[2], [0, 1]], "aspect": None}]
+    annotators, nan = FromFile(rows), math.nan
+    helpful = annotators.label(["p", "r"], [["b", "a", "never seen"], ["a", "b"]], "helpful")
+    expected = torch.tensor([[[nan, 1 / 3, nan], [2 / 3, nan, nan], [nan] * 3], [[nan] * 3] * 3])
+    torch.testing.assert_close(helpful, expected, equal_nan=True)
+    assert annotators.label(["p"], [["a", "b"]], "safety")[0, 0, 1] == 0 and annotators.label(["p"], [["a", "b"]])[0, 0, 1] == 0.5, "overall: all four"
+    assert wins_to_tiers(annotators.label(["q"], [["a", "b", "c"]])[0]) == [[2], [0, 1]]
+
+
 ABOUT = {"aspect": "overall", "labeler": "human", "round": 1, "source": "here"}
 
 

@@ -240,24 +240,24 @@ def test_rankings_are_collected_once_and_reused(monkeypatch, tmp_path):
 
     monkeypatch.setattr(train_rm, "answer", answer)
     monkeypatch.setattr(train_rm, "load_model", lambda path, device: (None, {"fingerprint": str(path)}))
-    stage = SimpleNamespace(folder=tmp_path, parent=lambda author: author, device="cpu", state={})
+    stage = SimpleNamespace(folder=tmp_path, parent=lambda author: author, device="cpu", state={"round": 1})
     labeler = SimpleNamespace(name="toy", label=label, failings="")
     prompts = [{"prompt": "a", "split": "train"}, {"prompt": "b", "split": "test"}]
-    cfg = train_rm.Config(answers_per_prompt=3)
-    rows = collect(stage, None, "first", prompts, labeler, "helpful", cfg)
+    cfg = train_rm.Config(answers_of="first", answers_per_prompt=3)
+    rows = collect(stage, None, prompts, labeler, "helpful", cfg)
     assert asked == [6] and len(ranked) == 2 and all(aspect == "helpful" for *_, aspect in ranked)
     assert [(r["prompt"], sorted(r["responses"]), r["tiers"], r["labeler"], r["aspect"], r["split"]) for r in rows] == [
         ("a", ["a no", "a yes"], [[0], [1]], "toy", "helpful", "train"), ("b", ["b no", "b yes"], [[0], [1]], "toy", "helpful", "test")]
     path = tmp_path / "rankings.jsonl"
     assert [json.loads(line) for line in path.read_text().splitlines()] == rows
-    assert collect(stage, None, "first", prompts, labeler, "helpful", cfg) == rows and asked == [6] and len(ranked) == 2
+    assert collect(stage, None, prompts, labeler, "helpful", cfg) == rows and asked == [6] and len(ranked) == 2
     assert len(stage.state["sources"]) == 1, "the checkpoint will know what it was trained on, once"
     path.write_text(path.read_text().splitlines(keepends=True)[0])
-    assert collect(stage, None, "first", prompts, labeler, "helpful", cfg) == rows and asked == [6, 6] and len(ranked) == 3
+    assert collect(stage, None, prompts, labeler, "helpful", cfg) == rows and asked == [6, 6] and len(ranked) == 3
     for author, other in (("second", {}), ("first", {"answers_per_prompt": 4}), ("first", {"leave_out": "cake"}), ("first", {"temperature": 2.0})):
-        collect(stage, None, author, prompts, labeler, "helpful", train_rm.Config(**{"answers_per_prompt": 3, **other}))
+        collect(stage, None, prompts, labeler, "helpful", train_rm.Config(**{"answers_of": author, "answers_per_prompt": 3, **other}))
     labeler.failings = "noisier"
-    collect(stage, None, "first", prompts, labeler, "helpful", cfg)
+    collect(stage, None, prompts, labeler, "helpful", cfg)
     assert len(ranked) == 3 + 2 * 5 and len(path.read_text().splitlines()) == 2 + 2 * 5
 
 
