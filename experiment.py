@@ -34,9 +34,10 @@ SCRIPTS = {
     "sft": "train_sft.py",
     "rm": "train_rm.py",
     "rm_helpful": "train_rm.py --aspect helpful --rankings_per_prompt 8",
-    "rm_safety": "train_rm.py --aspect safety --rankings_per_prompt 3",
+    "rm_safety": "train_rm.py --aspect safety --rankings_per_prompt 5",
     "rm_weak": "train_rm.py --name rm_weak --rankings_per_prompt 1 --epochs 1",
     "ppo": "train_ppo.py",
+    "rejection_sampling": "rejection_sampling.py",
 }
 
 
@@ -92,7 +93,7 @@ class Common(WhichRun):
     overwrite: bool = knob(False, "train this stage again although its checkpoint exists")
 
 
-NOT_KNOBS = ("run", "name", "device", "resume", "overwrite", "judge_between")  # do not change what is learned
+NOT_KNOBS = ("run", "name", "device", "resume", "overwrite", "judge_between", "rounds", "then_ppo")  # do not change what is learned
 
 
 class Parser(argparse.ArgumentParser):
@@ -317,6 +318,29 @@ def run_folder(cfg):
     return Path("runs") / (cfg.run or "-".join(parts))
 
 
+def command_of(cfg, stage):
+    """The command that runs a stage of the run that cfg belongs to, from what SCRIPTS has for it or from such a text."""
+    script, *args = shlex.split(SCRIPTS.get(stage, stage))
+    args = [str(Path(sys.argv[0]).with_name(script)), "--config", cfg.config, "--run", cfg.run or run_folder(cfg).name, "--seed", str(cfg.seed), *args]
+    return args + ["--data", cfg.data] * bool(cfg.data) + ["--device", cfg.device] * (cfg.device != "auto")
+
+
+def train_if_missing(cfg, stage, command=None):
+    """(path of a stage's finished checkpoint in the run that cfg belongs to, whether it was trained just now: in this process, for starting
+    Python takes seconds). command: script and flags of a stage that SCRIPTS does not have."""
+    path = run_folder(cfg) / f"{stage}.pt"
+    if path.exists() and load_checkpoint(path)["finished"]:
+        return path, False
+    if stage not in SCRIPTS and not command:
+        raise UserError(f"{path}: {'its training is not finished; complete it with --resume' if path.exists() else 'no such checkpoint'}")
+    command = command_of(cfg, command or stage) + ["--resume"] * path.exists()
+    print(f"\n{path} is {'not finished' if path.exists() else 'not there yet'}; first: python {' '.join(command)}\n", flush=True)
+    state = random_state()
+    importlib.import_module(Path(command[0]).stem).main(command[1:])
+    set_random_state(state)
+    return path, True
+
+
 def command_again(*words):
     """A command as text, without --resume and --overwrite."""
     return re.sub(r" --(resume|overwrite)([ =](true|false))?\b", "", shlex.join(words), flags=re.I)
@@ -380,25 +404,10 @@ class Stage:
         """Path of this stage's file with that ending."""
         return self.folder / f"{self.name}.{suffix}"
 
-    def command(self, stage):
-        """The command that runs a stage of this run, from what SCRIPTS has for it or from such a text."""
-        script, *args = SCRIPTS.get(stage, stage).split()
-        args = [str(Path(sys.argv[0]).with_name(script)), "--config", self.cfg.config, "--run", self.cfg.run or self.folder.name, "--seed", str(self.cfg.seed), *args]
-        args += ["--data", self.cfg.data] * bool(self.cfg.data) + ["--device", self.cfg.device] * (self.cfg.device != "auto")
-        return args
-
-    def parent(self, stage, command=None):
-        """Path of a parent stage's finished checkpoint; where there is none, its script is run first (in this process: starting Python takes
-        seconds). command: script and flags of a stage that SCRIPTS does not have."""
-        path = self.folder / f"{stage}.pt"
-        if not path.exists() or not load_checkpoint(path)["finished"]:
-            if stage not in SCRIPTS and not command:
-                raise UserError(f"{path}: {'its training is not finished; complete it with --resume' if path.exists() else 'no such checkpoint'}")
-            command = self.command(command or stage) + ["--resume"] * path.exists()
-            print(f"\n{path} is {'not finished' if path.exists() else 'not there yet'}; first: python {' '.join(command)}\n", flush=True)
-            state = random_state()
-            importlib.import_module(Path(command[0]).stem).main(command[1:])
-            set_random_state(state)
+    def parent(self, stage):
+        """Path of a parent stage's finished checkpoint, which is trained first if it is missing."""
+        path, trained = train_if_missing(self.cfg, stage)
+        if trained:
             self.clock = time.time()
         checkpoint = load_checkpoint(path)
         self.check_parents(path, checkpoint)

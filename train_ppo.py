@@ -27,11 +27,18 @@ from train_rm import chance_corrected, differences, llama2_reward, split_like, w
 REWARD_MODELS = {"overall": ("rm",), "helpful": ("rm_helpful",), "safety": ("rm_safety",), "llama2": ("rm_helpful", "rm_safety")}
 
 
+def reward_models(reward):
+    """The names of the reward models that --reward stands for: llama2.rs.4 -> rm_helpful.rs.4, rm_safety.rs.4; rm_weak -> rm_weak."""
+    kind, dot, newer = reward.partition(".")
+    return [name + dot + newer for name in REWARD_MODELS.get(kind, (kind,))]
+
+
 @dataclass
 class Config(Common):
-    reward: str = knob("overall", "one reward model for everything (overall), for one aspect (helpful, safety), Llama 2's combination of those two (llama2), or the --name of any reward model of this run; rm_weak has seen few rankings")
+    start: str = knob("sft", "policy to start from, and frozen reference: the SFT model or, as in Llama 2, one that rejection sampling trained (rs.4)")
+    reward: str = knob("overall", "one reward model for everything (overall), for one aspect (helpful, safety), Llama 2's combination of those two (llama2), or the --name of any reward model of this run; rm_weak has seen few rankings; .rs.4 behind it: the models that went on with answers of rs.4")
     whitening: str = knob("frozen", "scores get mean 0 and standard deviation 1 over answers of the SFT model, or, as in Llama 2, over each batch", choices=("frozen", "batch"))
-    steps: int = knob(90, "iterations: each samples answers, scores them and updates the policy", low=1)
+    steps: int = knob(80, "iterations: each samples answers, scores them and updates the policy", low=1)
     batch_size: int = knob(128, "answers sampled in an iteration", low=1)
     minibatch_size: int = knob(64, "answers in one optimizer step", low=1)
     micro_batch_size: int = knob(32, "answers in one forward and backward pass; smaller needs less memory, same result", low=1)
@@ -168,7 +175,7 @@ def adapt_kl_coef(kl_coef, kl, target, n, horizon):
 class Reward:
     """What is maximised: the score of one reward model, or Llama 2's combination of two, whitened so that beta means the same for all.
 
-    kind: overall, helpful, safety or llama2; models: its frozen reward models; unsafe: {prompt as JSON: whether it asks for harm}.
+    kind: as --reward; models: its frozen reward models; unsafe: {prompt as JSON: whether it asks for harm}.
     mean, std: of the unwhitened reward over answers of the SFT model (freeze), or None for those of each batch."""
 
     def __init__(self, kind, models, unsafe):
@@ -177,7 +184,7 @@ class Reward:
     def combine(self, scores, prompts, batch=False):
         """scores: a tensor (B,) for each model; prompts: B prompts; batch: whiten with the statistics of this batch. Returns (B,)."""
         mean, std = (None, None) if batch else (self.mean, self.std)
-        if self.kind != "llama2":
+        if len(self.models) == 1:
             return whiten_scores(scores[0], mean, std)
         unsafe = torch.tensor([self.unsafe.get(json.dumps(p), False) for p in prompts], device=scores[0].device)
         return llama2_reward(*(s.sigmoid() for s in scores), unsafe, mean, std)
@@ -191,6 +198,35 @@ class Reward:
         self.mean, self.std = 0.0, 1.0
         rewards = self.of_texts(enc, prompts, responses)
         self.mean, self.std = statistics.fmean(rewards), statistics.pstdev(rewards) or 1.0
+
+
+    def on_own_answers(self, enc, prompts, answers, seed):
+        """How well it tells a policy's own answers apart: (accuracy, ceiling, pairs), by labels of the simulated human on which nothing is
+        trained. answers: one or more rounds of an answer to each of the prompts, [(text, ...)]."""
+        responses = [sorted({text for text, *_ in answers[i :: len(prompts)]}) for i in range(len(prompts))]
+        tiers = [wins_to_tiers(w) for w in SimulatedHuman(seed + 3000).label(prompts, responses)]  # noise of its own
+        groups = [{"prompt": p, "responses": r, "tiers": t} for p, r, t in zip(prompts, responses, tiers)]
+        d = differences(groups, split_like(groups, self.of_texts(enc, [p for p, r in zip(prompts, responses) for _ in r], sum(responses, []))))
+        return sum(x > 0 for x in d) / max(1, len(d)), noise_ceiling(groups, data.gold_score), len(d)
+
+
+def check_reward(cfg):
+    """Raises UserError where --reward names nothing that exists or could be trained."""
+    kind = cfg.reward.partition(".")[0]
+    if cfg.reward not in (*REWARD_MODELS, *(s for s in SCRIPTS if s.startswith("rm"))) and not all((run_folder(cfg) / f"{name}.pt").exists() for name in reward_models(cfg.reward)):
+        near = difflib.get_close_matches(kind, REWARD_MODELS, 1)
+        raise UserError(f"--reward {cfg.reward}: expected {', '.join(REWARD_MODELS)} or the name of a reward model of this run"
+                        + (f": did you mean {near[0]}?" if near and near[0] != kind else ""))
+
+
+def load_reward(stage, name, rows):
+    """The Reward that --reward names, its models trained first where they are missing. rows: of prompts.jsonl."""
+    models = [load_model(stage.parent(model), stage.device)[0] for model in reward_models(name)]
+    if not all(m.config.reward_head for m in models):
+        raise UserError(f"--reward {name}: {stage.folder / name}.pt is no reward model; expected {', '.join(REWARD_MODELS)} or the name of one")
+    if len(models) > 1 and not any(p["unsafe"] for p in rows):
+        print("no prompt is marked as unsafe: the safety reward model counts only where its score is below 0.15")
+    return Reward(name, models, {json.dumps(p["prompt"]): p["unsafe"] for p in rows})
 
 
 # ------------------------------------------------------------------------------------------------
@@ -268,14 +304,13 @@ def check_step(step, drift, full_kl, k3, entropy, rewards, scores, kl_coef, k1):
 
 
 @torch.no_grad()
-def sample_with_kl(policy, reference, enc, prompts, cfg, temperature=None):
+def sample_with_kl(policy, reference, enc, prompts, max_new_tokens, temperature, batch_size=128):
     """Sample one answer a prompt. Returns [(text, ended, length)] and KLs to the reference (a list, nats an answer)."""
-    device, pad, temperature = next(policy.parameters()).device, data.special_id(enc, "pad"), cfg.temperature if temperature is None else temperature
-    answers, kls = [], []
-    for start in range(0, len(prompts), cfg.batch_size):
-        ids = [data.encode_prompt(enc, p)[-(policy.config.block_size - cfg.max_new_tokens) :] for p in prompts[start : start + cfg.batch_size]]
+    device, pad, answers, kls = next(policy.parameters()).device, data.special_id(enc, "pad"), [], []
+    for start in range(0, len(prompts), batch_size):
+        ids = [data.encode_prompt(enc, p)[-(policy.config.block_size - max_new_tokens) :] for p in prompts[start : start + batch_size]]
         padded, prompt_lengths = (x.to(device) for x in data.pad_rows(ids, pad))
-        responses, mask, _ = generate(policy, padded, prompt_lengths, cfg.max_new_tokens, temperature, enc.eot_token, pad)
+        responses, mask, _ = generate(policy, padded, prompt_lengths, max_new_tokens, temperature, enc.eot_token, pad)
         tokens, _ = join(padded, prompt_lengths, responses, mask, pad)
         logits, ref_logits = (response_logits(m, tokens, prompt_lengths, responses.shape[1], temperature or 1.0) for m in (policy, reference))
         kls += full_kl_and_entropy(logits, ref_logits, mask)[0].tolist()
@@ -287,29 +322,31 @@ def show(stage, enc, policy, reference, reward, prompts, cfg):
     """Print three answers of the policy as it is now, with their score and KL; `A dog is` first in the tiny world."""
     state = random_state()  # looking must not change the run
     three = (["A dog is"] if "A dog is" in data.PROMPTS and not cfg.data else []) + prompts[:: max(1, len(prompts) // 3)][:3]
-    answers, kls = sample_with_kl(policy, reference, enc, three[:3], cfg)
+    answers, kls = sample_with_kl(policy, reference, enc, three[:3], cfg.max_new_tokens, cfg.temperature)
     for p, (text, _, _), s, kl in zip(three, answers, reward.of_texts(enc, three[:3], [text for text, _, _ in answers]), kls):
         stage.say(f"  score {s:+.2f}, KL {kl:.2f}: {data.prompt_text(p)[-200:]} -> {text[:300]}")
     set_random_state(state)
 
 
-def report(stage, cfg, enc, policy, pretrained, reference, reward, held_out_text, rows):
-    """Compare pretrained, SFT and PPO on held-out prompts; write the table, the answers and the pictures."""
+def report(stage, cfg, enc, models, reward, held_out_text, rows):
+    """Compare models {"pretrained", "SFT", "PPO", where it is another one also the model that PPO started from} on held-out prompts; write the
+    table, the answers and the pictures."""
     asked = data.of_split(rows, cfg.eval_split, stage.data)[:400]
     prompts, split = [p["prompt"] for p in asked], cfg.eval_split if asked[0]["split"] == cfg.eval_split else "training"
     torch.manual_seed(cfg.seed)
-    sampled = {"pretrained": (answer(pretrained, enc, prompts, cfg.max_new_tokens, cfg.temperature, template=False), None)}
-    for name, model, temperature, n in (("SFT", reference, None, cfg.eval_answers), ("PPO", policy, None, cfg.eval_answers),
-                                        ("SFT greedy", reference, 0, 1), ("PPO greedy", policy, 0, 1)):
-        sampled[name] = sample_with_kl(model, reference, enc, prompts * n, cfg, temperature)
+    sampled = {"pretrained": (answer(models["pretrained"], enc, prompts, cfg.max_new_tokens, cfg.temperature, template=False), None)}
+    tuned = {name: m for name, m in models.items() if name != "pretrained"}
+    for name, model, temperature, n in (*((name, m, cfg.temperature, cfg.eval_answers) for name, m in tuned.items()),
+                                        *((f"{name} greedy", m, 0, 1) for name, m in tuned.items())):
+        sampled[name] = sample_with_kl(model, models["SFT"], enc, prompts * n, cfg.max_new_tokens, temperature)
     # Every answer is scored as a text, also one that was cut off.
     results = {name: (answers, reward.of_texts(enc, prompts * (len(answers) // len(prompts)), [text for text, _, _ in answers]), kls)
                for name, (answers, kls) in sampled.items()}
     about = {name: describe(prompts * (len(answers) // len(prompts)), answers) for name, (answers, _, _) in results.items()}
-    text_loss = {name: held_out_loss(m, held_out_text, m.config.block_size) for name, m in (("pretrained", pretrained), ("SFT", reference), ("PPO", policy))}
+    text_loss = {name: held_out_loss(m, held_out_text, m.config.block_size) for name, m in models.items()}
 
     def rate(name, key):
-        baseline = "SFT greedy" if name == "PPO greedy" else "SFT"
+        baseline = "SFT greedy" if name.endswith("greedy") else "SFT"
         if name.startswith("SFT"):
             return None
         ours, theirs = (about[n]["gold"] if key == "gold" else results[n][1] for n in (name, baseline))
@@ -339,26 +376,19 @@ def report(stage, cfg, enc, policy, pretrained, reference, reward, held_out_text
     if about["SFT"]["gold"] and not cfg.data:
         demonstrations = {d["prompt"]: d["response"] for d in data.load_sft(stage.data)}
         gold = [data.gold_score(p, demonstrations[p]) for p in prompts if p in demonstrations]
-        responses = [sorted({text for text, _, _ in results["PPO"][0][i :: len(prompts)]}) for i in range(len(prompts))]
-        tiers = [wins_to_tiers(w) for w in SimulatedHuman(cfg.seed + 3000).label(prompts, responses)]  # noise of its own
-        groups = [{"prompt": p, "responses": r, "tiers": t} for p, r, t in zip(prompts, responses, tiers)]
-        scores = split_like(groups, reward.of_texts(enc, [p for p, r in zip(prompts, responses) for _ in r], sum(responses, [])))
-        d = differences(groups, scores)
-        hits, n = sum(x > 0 for x in d) / max(1, len(d)), len(d)
-        ceiling = noise_ceiling(groups, data.gold_score)
+        hits, ceiling, n = reward.on_own_answers(enc, prompts, results["PPO"][0], cfg.seed)
         lines.append(f"Mean gold score of the demonstrations: {mean(gold):.2f}.")
         if n:
             lines.append(f"Reward model on the PPO policy's own answers: accuracy {hits:.3f} on {n} pairs, ceiling {ceiling:.3f}, chance-corrected "
                          f"{chance_corrected(hits, ceiling)} (labels for this figure only, nothing was trained on them).")
         stage.state["results"] |= {"demonstrations": mean(gold), "gold_std_sft": statistics.pstdev(about["SFT"]["gold"]), "rm_accuracy": hits if n else None,
-                                   "rm_ceiling": ceiling if n else None}
+                                   "rm_ceiling": ceiling if n else None, "gold of each answer": {name: about[name]["gold"] for name in tuned}}
     order = range(0, len(prompts), max(1, len(prompts) // 8))[:8]
     if not cfg.data:
-        dog = {n: answer(m, enc, ["A dog is"], cfg.max_new_tokens, 0, template=n != "pretrained")[0][0]
-               for n, m in (("pretrained", pretrained), ("SFT", reference), ("PPO", policy))}
+        dog = {n: answer(m, enc, ["A dog is"], cfg.max_new_tokens, 0, template=n != "pretrained")[0][0] for n, m in models.items()}
         lines += ["", "prompt:     A dog is   (greedy)"] + [f"{n + ':':<12}{text}" for n, text in dog.items()]
     for i in order:
-        lines += ["", f"prompt:     {data.prompt_text(prompts[i])}"] + [f"{n + ':':<12}{results[n][0][i][0]}" for n in ("pretrained", "SFT", "PPO")]
+        lines += ["", f"prompt:     {data.prompt_text(prompts[i])}"] + [f"{n + ':':<12}{results[n][0][i][0]}" for n in models]
     print("\n" + "\n".join(lines))
     stage.finish("\n".join(lines), [
         ("Scores: proxy and truth", {"reward model (trained on)": "score", "gold (never seen)": "gold"}, "score"),
@@ -375,47 +405,41 @@ def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv)
     if cfg.kl_target and (not cfg.kl_coef or cfg.kl_horizon < cfg.batch_size):
         raise UserError("--kl_target moves beta by factors: it needs a --kl_coef above 0 to start from and a --kl_horizon of at least --batch_size")
-    if cfg.reward not in (*REWARD_MODELS, *(s for s in SCRIPTS if s.startswith("rm"))) and not (run_folder(cfg) / f"{cfg.reward}.pt").exists():
-        near = difflib.get_close_matches(cfg.reward, REWARD_MODELS, 1)
-        raise UserError(f"--reward {cfg.reward}: expected {', '.join(REWARD_MODELS)} or the name of a reward model of this run" + (f": did you mean {near[0]}?" if near else ""))
+    check_reward(cfg)
     stage = Stage(cfg, "ppo")
-    pretrained_path, sft_path = stage.parent("pretrain"), stage.parent("sft")
-    reference, checkpoint = load_model(sft_path, stage.device)
-    reward_models = {name: load_model(stage.parent(name), stage.device)[0] for name in REWARD_MODELS.get(cfg.reward, (cfg.reward,))}
-    if not all(m.config.reward_head for m in reward_models.values()):
-        raise UserError(f"--reward {cfg.reward}: {stage.folder / cfg.reward}.pt is no reward model; expected {', '.join(REWARD_MODELS)} or the name of one")
-    print(f"shape from {sft_path}: {checkpoint['model_config']}")
+    pretrained_path, sft_path, start_path = (stage.parent(name) for name in ("pretrain", "sft", cfg.start))
+    reference, checkpoint = load_model(start_path, stage.device)
+    sft = reference if cfg.start == "sft" else load_model(sft_path, stage.device)[0]
+    rows = data.load_prompts(stage.data)
+    reward = load_reward(stage, cfg.reward, rows)
+    print(f"shape from {start_path}: {checkpoint['model_config']}")
     enc = data.load_encoding(stage.folder / "tokenizer.json")
     pad, eos = data.special_id(enc, "pad"), enc.eot_token
     room = reference.config.block_size - cfg.max_new_tokens
     if room < 1:
         raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {reference.config.block_size} tokens")
-    rows = data.load_prompts(stage.data)
     prompts = [p["prompt"] for p in data.of_split(rows, "train", stage.data)]
     prompt_ids = [data.encode_prompt(enc, p) for p in prompts]
-    if cfg.reward == "llama2" and not any(p["unsafe"] for p in rows):
-        print("no prompt is marked as unsafe: the safety reward model counts only where its score is below 0.15")
     cut = sum(len(ids) > room for ids in prompt_ids)
     if cut:
         print(f"{cut} of {len(prompts)} prompts are longer than the {room} tokens that the answer leaves them: cut from the left")
     text, held_out_text = tokens_of(enc, data.load_text(stage.data))
 
     policy = with_heads(reference, value_head=cfg.critic == "shared")
-    critic = with_heads(next(iter(reward_models.values())), value_head=True) if cfg.critic == "separate" else policy
+    critic = with_heads(reward.models[0], value_head=True) if cfg.critic == "separate" else policy
     trained = {"policy": policy} | ({"critic": critic} if critic is not policy else {})
-    for model in (policy, critic, reference, *reward_models.values()):
+    for model in (policy, critic, reference, *reward.models):
         model.eval()  # dropout off: a ratio must compare two policies, not two dropout masks
-    frozen = [fingerprint(m) for m in (reference, *reward_models.values())]
-    reward = Reward(cfg.reward, list(reward_models.values()), {json.dumps(p["prompt"]): p["unsafe"] for p in rows})
+    frozen = [fingerprint(m) for m in (reference, *reward.models)]
     if "whitening" not in stage.state:
         some = (prompts[:: max(1, len(prompts) // 300)] * 300)[:300]
-        reward.freeze(enc, some, [text for text, _, _ in answer(reference, enc, some, cfg.max_new_tokens, cfg.temperature)])
+        reward.freeze(enc, some, [text for text, _, _ in answer(sft, enc, some, cfg.max_new_tokens, cfg.temperature)])
         stage.state["whitening"] = [reward.mean, reward.std]
     reward.mean, reward.std = stage.state["whitening"]
     optimizer = adam((policy, cfg.lr), *([(critic, cfg.critic_lr)] if critic is not policy else []))
     stage.track(model=policy, optimizer=optimizer, **({"critic": critic} if critic is not policy else {}))
     stage.state.setdefault("kl_coef", cfg.kl_coef)
-    print(bill(cfg, **trained, reference=reference, **reward_models))
+    print(bill(cfg, **trained, reference=reference, **dict(zip(reward_models(cfg.reward), reward.models))))
 
     for step in stage.steps(cfg.steps):
         lr = set_lr(optimizer, step, cfg.steps, cfg.warmup)
@@ -483,8 +507,9 @@ def main(argv=None):
         if step % cfg.eval_every == 0 or step + 1 == cfg.steps:
             show(stage, enc, policy, reference, reward, prompts, cfg)
 
-    check([fingerprint(m) for m in (reference, *reward_models.values())] == frozen, "the reference or a reward model changed; all of them must stay frozen")
-    report(stage, cfg, enc, policy, load_model(pretrained_path, stage.device)[0], reference, reward, held_out_text, rows)
+    check([fingerprint(m) for m in (reference, *reward.models)] == frozen, "the reference or a reward model changed; all of them must stay frozen")
+    models = {"pretrained": load_model(pretrained_path, stage.device)[0], "SFT": sft} | ({} if reference is sft else {cfg.start: reference}) | {"PPO": policy}
+    report(stage, cfg, enc, models, reward, held_out_text, rows)
 
 
 if __name__ == "__main__":

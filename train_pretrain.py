@@ -28,7 +28,7 @@ class Config(Common):
     n_head: int = knob(3, "attention heads", low=1)
     n_embd: int = knob(96, "width of the residual stream", low=1)
     dropout: float = knob(0.0, "dropout in training; off where the text is plentiful for the model", low=0, high=0.9)
-    steps: int = knob(2200, "optimizer steps", low=1)
+    steps: int = knob(1800, "optimizer steps", low=1)
     batch_size: int = knob(16, "windows of block_size tokens in a step", low=1)
     lr: float = knob(5e-3, "peak learning rate; small models bear large ones", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)

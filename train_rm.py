@@ -2,7 +2,7 @@
 
     python train_rm.py --config tiny                                    one reward model for everything: rm.pt
     python train_rm.py --config tiny --aspect helpful --rankings_per_prompt 8            Llama 2's two: rm_helpful.pt
-    python train_rm.py --config tiny --aspect safety --rankings_per_prompt 3             and rm_safety.pt
+    python train_rm.py --config tiny --aspect safety --rankings_per_prompt 5             and rm_safety.pt
     python train_rm.py --config tiny --labeler human --answers_per_prompt 4 --name mine       you rank
     python train_rm.py --config tiny --judge_between sft ppo            you say, blind, which of two models answers better
 

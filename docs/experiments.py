@@ -6,6 +6,9 @@
     python docs/experiments.py hacking            kl_coef 0 against the default: proxy and gold against KL
     python docs/experiments.py losses             reward models trained on pairs (Bradley-Terry) and on Elo scores (regression)
     python docs/experiments.py elo                one ranking as Elo scores and as a Bradley-Terry fit
+    python docs/experiments.py rejection          rejection sampling, PPO and both on several seeds
+    python docs/experiments.py variants           rejection sampling without fresh rankings, without a pool, from the round before
+    python docs/experiments.py overoptimisation   proxy and gold against the distance from the SFT model, best-of-n and PPO
 """
 import argparse
 import json
@@ -21,9 +24,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from data import load_encoding  # noqa: E402
+from data import gold_score, load_encoding, load_prompts  # noqa: E402
 from experiment import COLORS, load_model, table  # noqa: E402
+from model import answer, score  # noqa: E402
 from preferences import bradley_terry_fit, elo_scores, read_rankings, spearman  # noqa: E402
+from rejection_sampling import best_of_n, best_of_n_kl, best_of_n_kl_bound, log_probability  # noqa: E402
 from train_rm import scores_of  # noqa: E402
 
 
@@ -109,13 +114,14 @@ def hacking(args):
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=9, frameon=False)
-    figure.savefig(args.out, dpi=110, facecolor="white")
+    out = args.out or ROOT / "docs" / "hacking.png"
+    figure.savefig(out, dpi=110, facecolor="white")
     both = {name: results(f"runs/tiny/{name}.pt") for name in ("weak", "no_kl")}
     keys = ("reward-model score", "gold score (never trained on)", "gold win rate against SFT", "KL to SFT, nats an answer")
     print(table(["test prompts", "SFT", "default", "kl_coef 0"],
                 [[key, both["weak"][key]["SFT"], both["weak"][key]["PPO"], both["no_kl"][key]["PPO"]] for key in keys]))
     gap = both["weak"][keys[1]]["PPO"] - both["no_kl"][keys[1]]["PPO"]
-    print(f"gold is {gap:.2f} lower without the KL penalty: {gap / both['weak']['gold_std_sft']:.2f} standard deviations of the SFT model's gold\n{args.out}")
+    print(f"gold is {gap:.2f} lower without the KL penalty: {gap / both['weak']['gold_std_sft']:.2f} standard deviations of the SFT model's gold\n{out}")
 
 
 def losses(args):
@@ -151,10 +157,134 @@ def elo(args):
                   f"{columns[1][i]:.0f}", f"{columns[2][i]:.0f}", f"{fit[i]:.0f}"] for tier in row["tiers"] for i in tier]))
 
 
+def rate(scores, baseline, n_prompts):
+    """For each prompt the share of answers that beat the baseline's, ties half. Lists of answers, those to prompt i at i, i + n_prompts, ..."""
+    wins = [0.5 if a == b else float(a > b) for a, b in zip(scores, baseline, strict=True)]
+    return [statistics.mean(wins[i::n_prompts]) for i in range(n_prompts)]
+
+
+def rounds_of(path):
+    """The rows of the table of rounds in a checkpoint of rejection_sampling.py, SFT first."""
+    return torch.load(path, weights_only=True)["state"]["rounds"]
+
+
+def n_test(folder):
+    return sum(p["split"] == "test" for p in load_prompts(folder / "data"))
+
+
+def rejection(args):
+    """Rejection sampling alone, PPO alone, and PPO on top of rejection sampling: the same test prompts and annotator, several seeds."""
+    rows, shares, means = [], {"PPO": [], "both": []}, {"RLHF-V4": [], "PPO": [], "both": []}
+    for seed in range(args.seeds):
+        folder = Path("runs") / ("tiny" + f"-seed{seed}" * bool(seed))
+        for flags in ((), ("--then_ppo",)):
+            train("--config", "tiny", "--seed", str(seed), *flags, script="rejection_sampling.py")
+        train("--config", "tiny", "--seed", str(seed))
+        n, (sft, *rounds) = n_test(folder), rounds_of(folder / "rs.4.pt")
+        for r in rounds:
+            won = statistics.mean(rate(r["gold"], sft["gold"], n))
+            rows.append([f"seed {seed}, {r['model']}", won, statistics.mean(r["gold"]), r["kl"], r["unsafe"], r["safe"], (r["rm_accuracy"] - 0.5) / (r["rm_ceiling"] - 0.5),
+                         r.get("headroom"), r.get("gold_headroom"), r["distinct"]])
+        means["RLHF-V4"].append(won)
+        for label, name in (("PPO", "ppo"), ("both", "rs.ppo")):
+            r = results(folder / f"{name}.pt")
+            share = rate(r["gold of each answer"]["PPO"], r["gold of each answer"]["SFT"], n)
+            shares[label] += share
+            means[label].append(statistics.mean(share))
+            rows.append([f"seed {seed}, {'RLHF-V4, then ' * (label == 'both')}PPO", means[label][-1], *(r[key]["PPO"] for key in (
+                "gold score (never trained on)", "KL to SFT, nats an answer", "declines unsafe prompts", "declines safe prompts")),
+                (r["rm_accuracy"] - 0.5) / (r["rm_ceiling"] - 0.5), None, None, r["distinct answers"]["PPO"]])
+    print(table(["test prompts", "win rate against SFT", "gold score", "KL to SFT", "declines unsafe", "declines safe", "reward model on its answers", "best of 16 - mean: reward", "gold", "distinct"], rows))
+    for name, m in means.items():
+        print(f"{name}: win rate {statistics.mean(m):.3f} in the mean of {len(m)} seeds, {min(m):.3f} to {max(m):.3f}" + (f", standard deviation {statistics.stdev(m):.3f}" if len(m) > 1 else ""))
+    difference = [b - a for a, b in zip(shares["PPO"], shares["both"])]
+    mean, half = statistics.mean(difference), 1.96 * statistics.stdev(difference) / len(difference) ** 0.5
+    print(f"both - PPO, paired over {len(difference)} prompts: {mean:+.3f} (95 % interval {mean - half:+.3f} to {mean + half:+.3f})")
+
+
+def variants(args):
+    """What the parts of the pipeline are for: the last of four rounds without each of them."""
+    rows = []
+    for name, *flags in (("rs",), ("from_previous", "--start", "previous"), ("last_pool", "--pool", "last"), ("forgetful", "--start", "previous", "--pool", "last"),
+                         ("stale", "--refresh_reward_model", "false")):
+        train("--config", "tiny", *flags, *(["--name", name] if flags else []), script="rejection_sampling.py")
+        sft, *rounds = rounds_of(f"runs/tiny/{name}.4.pt")
+        won = [statistics.mean(rate(r["gold"], sft["gold"], n_test(Path("runs/tiny")))) for r in rounds]
+        rows.append([" ".join(flags) or "(the default)", ", ".join(f"{x:.2f}" for x in won), statistics.mean(rounds[-1]["gold"]), rounds[-1]["kl"],
+                     ", ".join(f"{(r['rm_accuracy'] - 0.5) / (r['rm_ceiling'] - 0.5):.2f}" for r in rounds), rounds[-1]["unknown"], rounds[-1]["distinct"], rounds[-1]["text_loss"]])
+    print(table(["", "win rates against SFT, rounds 1 to 4", "gold score", "KL to SFT", "reward model on the answers of each round", "unknown", "distinct", "loss on pretraining text"], rows))
+
+
+def fit(distances, gains, curve):
+    """alpha and beta of gain = d (alpha - beta curve(d)), least squares: curve d for best-of-n, log d for reinforcement learning.
+    (Gao et al. 2022, equations 1 and 2.)"""
+    d, y = torch.tensor(distances, dtype=torch.float64), torch.tensor(gains, dtype=torch.float64)
+    return torch.linalg.lstsq(torch.stack([d, -d * curve(d)], 1), y[:, None]).solution[:, 0].tolist()
+
+
+def overoptimisation(args):
+    """Proxy and gold score against d = sqrt(KL): best-of-n of the SFT model, and PPO on its way at several KL coefficients. Both with the
+    reward model that has seen few rankings; both in standard deviations of the SFT model's score above its mean."""
+    coefficients = (0, 0.05, 0.1, 0.2)
+    for c in coefficients:
+        train("--config", "tiny", "--reward", "rm_weak", "--kl_coef", str(c), "--name", f"weak_{c}")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    folder, K, n_of = Path("runs/tiny"), 256, [2**i for i in range(9)]
+    enc, sft, rm = load_encoding(folder / "tokenizer.json"), load_model(folder / "sft.pt")[0], load_model(folder / "rm_weak.pt")[0]
+    prompts = [p["prompt"] for p in load_prompts(folder / "data") if p["split"] == "test"]
+    repeated = [p for p in prompts for _ in range(K)]
+    torch.manual_seed(0)
+    texts = [text for text, _, _ in answer(sft, enc, repeated, 48, 1.0)]
+    proxy, gold, logprobs = (torch.tensor(x, dtype=torch.float64).view(-1, K) for x in (
+        score(rm, enc, repeated, texts), [gold_score(p, t) for p, t in zip(repeated, texts)], log_probability(sft, enc, repeated, texts, 1.0)))
+    kl = [best_of_n_kl(proxy, logprobs, n).mean().item() for n in n_of]
+    best = {name: [(best_of_n(proxy, x, n).mean() - x.mean()).item() / x.std().item() for n in n_of] for name, x in (("proxy", proxy), ("gold", gold))}
+    rows = [[f"best of {n}", k, best_of_n_kl_bound(n), p, g] for n, k, p, g in zip(n_of, kl, best["proxy"], best["gold"])]
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    distance = [k**0.5 for k in kl]
+    for (name, y), color in zip(best.items(), COLORS):
+        axes[0].plot(distance, y, "o", color=color, markersize=4, label=name)
+    sd, mean = gold.std().item(), gold.mean().item()
+    paths = {c: [json.loads(line) for line in (folder / f"weak_{c}.jsonl").read_text().splitlines()] for c in coefficients}
+    ways = {c: ([max(r["kl_full"], 0) ** 0.5 for r in rows_], [r["score"] for r in rows_], [(r["gold"] - mean) / sd for r in rows_]) for c, rows_ in paths.items()}
+    for c, color in zip(coefficients, COLORS):
+        axes[1].plot(ways[c][0], ways[c][2], ".", color=color, markersize=4, label=f"gold, KL coefficient {c}")
+        axes[1].plot(ways[c][0], ways[c][1], "x", color=color, markersize=3, alpha=0.5)
+    axes[1].plot([], [], "x", color="gray", label="proxy")
+    for axis, d, y, curve, peak in ((axes[0], distance, best["gold"], lambda x: x, lambda a, b: a / (2 * b)),
+                                    (axes[1], ways[0][0][1:], ways[0][2][1:], torch.log, lambda a, b: math.exp(a / b - 1))):
+        alpha, beta = fit(d, y, curve)
+        x = torch.linspace(0.05, max(d), 200, dtype=torch.float64)
+        axis.plot(x, x * (alpha - beta * curve(x)), color="black", linewidth=1, label=f"fit: d ({alpha:.2f} - {beta:.2f} {'d' if axis is axes[0] else 'log d'})")
+        top = peak(alpha, beta) if beta > 0 else math.inf
+        if top < max(d):
+            axis.axvline(top, color="gray", linewidth=0.8, linestyle=":")
+            axis.annotate(f"peak at d = {top:.1f}", (top, 0), fontsize=8, rotation=90, va="bottom", ha="right")
+        print(f"{'best of n' if axis is axes[0] else 'PPO, KL coefficient 0'}: gold = d ({alpha:.3f} - {beta:.3f} {'d' if axis is axes[0] else 'log d'}), peak at d = {top:.2f}, KL {top * top:.1f}; seen up to d = {max(d):.2f}")
+    for axis, title in zip(axes, ("Best of n answers of the SFT model", "PPO, an iteration a dot")):
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_xlabel("square root of the KL to the SFT model, nats", fontsize=9)
+        axis.set_ylabel("standard deviations of the SFT model", fontsize=9)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=8, frameon=False)
+    figure.savefig(args.out or ROOT / "docs" / "overoptimisation.png", dpi=110, facecolor="white")
+    print(table(["test prompts", "KL, estimated", "KL, at most", "proxy", "gold"], rows))
+    at_end = {c: results(folder / f"weak_{c}.pt") for c in coefficients}
+    print("\n" + table(["PPO, test prompts", "KL", "proxy", "gold"], [[f"KL coefficient {c}", r["KL to SFT, nats an answer"]["PPO"], r["reward-model score"]["PPO"],
+                       (r["gold score (never trained on)"]["PPO"] - mean) / sd] for c, r in at_end.items()]))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=("seeds", "rewards", "domains", "hacking", "losses", "elo"))
+    experiments = {f.__name__: f for f in (seeds, rewards, domains, hacking, losses, elo, rejection, variants, overoptimisation)}
+    parser.add_argument("experiment", choices=experiments)
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "hacking.png", help="where the picture goes")
+    parser.add_argument("--out", type=Path, help="where the picture goes (default: into docs)")
     arguments = parser.parse_args()
-    {"seeds": seeds, "rewards": rewards, "domains": domains, "hacking": hacking, "losses": losses, "elo": elo}[arguments.experiment](arguments)
+    experiments[arguments.experiment](arguments)

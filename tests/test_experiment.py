@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import experiment
-from experiment import (Common, InvariantError, Stage, UserError, adam, fingerprint, knob, load_checkpoint, load_model, muon, orthogonal, parse,
+from experiment import (command_of, Common, InvariantError, Stage, UserError, adam, fingerprint, knob, load_checkpoint, load_model, muon, orthogonal, parse,
                         pick_device, random_state, run_main, set_lr, set_random_state, table, write_atomic)
 from data import DataError
 from model import GPT, GPTConfig
@@ -309,7 +309,8 @@ def test_a_variant_cannot_take_a_stages_name(here):
 
 def test_variants_that_others_need_have_commands_of_their_own(here):
     """rm_weak is a variant with flags of its own; a stage may take such a name only from its own script. Other flags may be given."""
-    for command in (new_stage("--seed", "3").command("rm_weak"), new_stage("--seed", "3").command("train_rm.py --name rm_weak --epochs 1")):
+    cfg = new_stage("--seed", "3").cfg
+    for command in (command_of(cfg, "rm_weak"), command_of(cfg, "train_rm.py --name rm_weak --epochs 1")):
         command = " ".join(command)
         assert Path(command.split()[0]) == Path(sys.argv[0]).with_name("train_rm.py") and "--epochs 1" in command and "--name rm_weak" in command and "--seed 3" in command
     assert new_stage("--name", "rm_weak", stage="rm").file("pt") == Path("runs/tiny/rm_weak.pt")

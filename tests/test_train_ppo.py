@@ -498,11 +498,10 @@ def test_score_and_kl_of_the_evaluation_belong_to_the_answers(make_gpt, enc):
     """The same model as policy and reference: KL 0. Another one: more than 0."""
     shape = dict(vocab_size=enc.n_vocab, block_size=48)
     policy, other = make_gpt(1, std=0.3, **shape), make_gpt(2, std=0.3, **shape)
-    cfg = SimpleNamespace(batch_size=2, max_new_tokens=6, temperature=1.0)
     prompts = ["A dog is", "What is a cat?", "A"]
-    answers, kls = train_ppo.sample_with_kl(policy, policy, enc, prompts, cfg)
+    answers, kls = train_ppo.sample_with_kl(policy, policy, enc, prompts, 6, 1.0, batch_size=2)
     assert len(answers) == len(kls) == 3 and max(map(abs, kls)) < 1e-5
-    _, kls = train_ppo.sample_with_kl(policy, other, enc, prompts, cfg)
+    _, kls = train_ppo.sample_with_kl(policy, other, enc, prompts, 6, 1.0, batch_size=2)
     assert min(kls) > 1e-3
 
 
