@@ -526,6 +526,8 @@ def picture(path, rows, panels, caption=""):
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
+        if all(float(x).is_integer() for line in axis.lines for x in line.get_xdata()):
+            axis.xaxis.get_major_locator().set_params(integer=True)  # no step 2.5, no round 0.5
         if len(curves) > 1:
             axis.legend(fontsize=8, frameon=False)
     figure.suptitle(caption, fontsize=9, x=0.01, ha="left")

@@ -17,7 +17,7 @@ import torch
 
 import data
 from experiment import Common, Stage, UserError, command_again, knob, load_checkpoint, load_model, muon, parse, run_folder, run_main, set_lr, table, train_if_missing
-from model import answer, score, token_logprobs
+from model import answer, token_logprobs
 from preferences import describe, win_rate
 from train_ppo import check_reward, load_reward, reward_models, sample_with_kl
 from train_pretrain import held_out_loss, tokens_of

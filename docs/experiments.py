@@ -110,6 +110,7 @@ def hacking(args):
             axis.plot([r["kl_full"] for r in rows], [r[key] for r in rows], color=color, label=label, marker="o", markersize=2.5, linewidth=1)
     for axis, title in zip(axes, ("Proxy: what the reward model says", "Truth: the gold score, never trained on")):
         axis.set_title(title, fontsize=10, loc="left")
+        axis.set_xscale("symlog", linthresh=1)
         axis.set_xlabel("KL to the SFT model, nats an answer", fontsize=9)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
@@ -225,9 +226,9 @@ def fit(distances, gains, curve):
 def overoptimisation(args):
     """Proxy and gold score against d = sqrt(KL): best-of-n of the SFT model, and PPO on its way at several KL coefficients. Both with the
     reward model that has seen few rankings; both in standard deviations of the SFT model's score above its mean."""
-    coefficients = (0, 0.05, 0.1, 0.2)
-    for c in coefficients:
-        train("--config", "tiny", "--reward", "rm_weak", "--kl_coef", str(c), "--name", f"weak_{c}")
+    runs = {0: "no_kl", 0.05: "weak_0.05", 0.15: "weak", 0.5: "weak_0.5"}  # two of them are those of hacking
+    for c, name in runs.items():
+        train("--config", "tiny", "--reward", "rm_weak", "--name", name, *(["--kl_coef", str(c)] if name != "weak" else []))
     import matplotlib
 
     matplotlib.use("Agg")
@@ -250,32 +251,36 @@ def overoptimisation(args):
     for (name, y), color in zip(best.items(), COLORS):
         axes[0].plot(distance, y, "o", color=color, markersize=4, label=name)
     sd, mean = gold.std().item(), gold.mean().item()
-    paths = {c: [json.loads(line) for line in (folder / f"weak_{c}.jsonl").read_text().splitlines()] for c in coefficients}
-    ways = {c: ([max(r["kl_full"], 0) ** 0.5 for r in rows_], [r["score"] for r in rows_], [(r["gold"] - mean) / sd for r in rows_]) for c, rows_ in paths.items()}
-    for c, color in zip(coefficients, COLORS):
+    ways = {}
+    for (c, name), color in zip(runs.items(), COLORS):
+        steps = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        ways[c] = [max(r["kl_full"], 0) ** 0.5 for r in steps], [r["score"] for r in steps], [(r["gold"] - mean) / sd for r in steps]
         axes[1].plot(ways[c][0], ways[c][2], ".", color=color, markersize=4, label=f"gold, KL coefficient {c}")
         axes[1].plot(ways[c][0], ways[c][1], "x", color=color, markersize=3, alpha=0.5)
     axes[1].plot([], [], "x", color="gray", label="proxy")
+    d_ppo, _, gold_ppo = ways[0]
+    lowest = 1 + gold_ppo.index(min(gold_ppo))  # behind it the policy says one thing to everybody: nothing left to optimise
     for axis, d, y, curve, peak in ((axes[0], distance, best["gold"], lambda x: x, lambda a, b: a / (2 * b)),
-                                    (axes[1], ways[0][0][1:], ways[0][2][1:], torch.log, lambda a, b: math.exp(a / b - 1))):
+                                    (axes[1], d_ppo[1:lowest], gold_ppo[1:lowest], torch.log, lambda a, b: math.exp(a / b - 1))):
         alpha, beta = fit(d, y, curve)
         x = torch.linspace(0.05, max(d), 200, dtype=torch.float64)
         axis.plot(x, x * (alpha - beta * curve(x)), color="black", linewidth=1, label=f"fit: d ({alpha:.2f} - {beta:.2f} {'d' if axis is axes[0] else 'log d'})")
         top = peak(alpha, beta) if beta > 0 else math.inf
         if top < max(d):
             axis.axvline(top, color="gray", linewidth=0.8, linestyle=":")
-            axis.annotate(f"peak at d = {top:.1f}", (top, 0), fontsize=8, rotation=90, va="bottom", ha="right")
+            axis.annotate(f"peak of the fit, d = {top:.1f}", (top, 0.02), xycoords=("data", "axes fraction"), fontsize=8, rotation=90, va="bottom", ha="right")
         print(f"{'best of n' if axis is axes[0] else 'PPO, KL coefficient 0'}: gold = d ({alpha:.3f} - {beta:.3f} {'d' if axis is axes[0] else 'log d'}), peak at d = {top:.2f}, KL {top * top:.1f}; seen up to d = {max(d):.2f}")
-    for axis, title in zip(axes, ("Best of n answers of the SFT model", "PPO, an iteration a dot")):
+    axes[1].set_xlim(-0.2, 1.05 * d_ppo[lowest - 1])
+    for axis, title in zip(axes, (f"Best of n answers of the SFT model, n up to {K}", "PPO, an iteration a dot; without the KL term as far as gold falls")):
         axis.set_title(title, fontsize=10, loc="left")
         axis.set_xlabel("square root of the KL to the SFT model, nats", fontsize=9)
         axis.set_ylabel("standard deviations of the SFT model", fontsize=9)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=8, frameon=False)
+        axis.legend(fontsize=7, frameon=False, **({} if axis is axes[0] else {"loc": "upper right", "bbox_to_anchor": (1, 0.78)}))
     figure.savefig(args.out or ROOT / "docs" / "overoptimisation.png", dpi=110, facecolor="white")
     print(table(["test prompts", "KL, estimated", "KL, at most", "proxy", "gold"], rows))
-    at_end = {c: results(folder / f"weak_{c}.pt") for c in coefficients}
+    at_end = {c: results(folder / f"{name}.pt") for c, name in runs.items()}
     print("\n" + table(["PPO, test prompts", "KL", "proxy", "gold"], [[f"KL coefficient {c}", r["KL to SFT, nats an answer"]["PPO"], r["reward-model score"]["PPO"],
                        (r["gold score (never trained on)"]["PPO"] - mean) / sd] for c, r in at_end.items()]))
 

@@ -299,6 +299,9 @@ def test_a_round_is_trained_after_the_round_before(tiny):
     assert [[w["prompt"] for w in round] for round in second["state"]["winners"]] == [prompts, prompts] and second["state"]["winners"][0] == first["state"]["winners"][0]
     assert second["step"] == -(-2 * len(prompts) // 100) and first["step"] == -(-len(prompts) // 100), "all winners so far, 100 in a step"
     assert [r["model"] for r in second["state"]["rounds"]] == ["SFT", "RLHF-V1", "RLHF-V2"]
+    assert ["headroom" in r for r in second["state"]["rounds"]] == [True, True, False], "what best-of-K of a model can earn, of those that were sampled from"
+    curve = second["state"]["curve"]
+    assert [c["n"] for c in curve] == [1, 2] and curve[0]["reward"] < curve[1]["reward"] and curve[0]["kl"] == curve[0]["kl_bound"] == 0 < curve[1]["kl"]
     for words in ("RLHF-V2", "win rate against SFT", "n = 2", "KL at most", "reward model on its answers", "beats a random one"):
         assert words in printed(tiny, "rs.2")
 
