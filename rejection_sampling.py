@@ -139,7 +139,7 @@ def newest_reward(cfg, base, round):
     for name in reward_models(cfg.reward):
         aspect = load_checkpoint(train_if_missing(cfg, name + suffix)[0])["knobs"]["aspect"]
         train_if_missing(cfg, f"{name}.{author}", f"train_rm.py --name {name}.{author} --start {name + suffix} --answers_of {author} --aspect {aspect} "
-                         f"--rankings_per_prompt {cfg.refresh_rankings} --epochs 1 --max_new_tokens {cfg.max_new_tokens} --eval_split {cfg.eval_split}")
+                         f"--rankings_per_prompt {cfg.refresh_rankings} --held_out_rankings 1 --epochs 1 --max_new_tokens {cfg.max_new_tokens} --eval_split {cfg.eval_split}")
     return f"{cfg.reward}.{author}"
 
 

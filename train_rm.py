@@ -40,6 +40,7 @@ class Config(Common):
     judge_between: tuple = knob((), "two stages, such as sft ppo: nothing is trained, you say which answers better; human_rankings questions")
     answers_per_prompt: int = knob(8, "K answers a prompt are sampled and ranked (InstructGPT: 4 to 9)", low=2, high=9)
     rankings_per_prompt: int = knob(6, "rankings collected for each training prompt, each of K new answers", low=1)
+    held_out_rankings: int = knob(3, "rankings of each prompt that the final figures are measured on; the more, the steadier the figures", low=1)
     temperature: float = knob(1.0, "sampling temperature of those answers", low=0.01)
     max_new_tokens: int = knob(48, "longest sampled answer", low=1)
     noise: float = knob(0.6, "simulated human: scale of its noise, in units of the gold score", low=0)
@@ -281,8 +282,8 @@ def evaluate(model, enc, groups, gold=None):
     hits, wins = sum(x > 0 for x in d) / len(d), sorted((1 / (1 + math.exp(-min(abs(x), 50))), x > 0) for x in d)
     size = math.ceil(len(wins) / 8)
     bins = [list(zip(*wins[i : i + size])) for i in range(0, len(wins), size)]
-    # Pairs of one ranking share answers: the interval counts rankings.
-    result = {"accuracy": hits, "interval": wilson(hits, len(groups)), "pairs": len(d), "rankings": len(groups), "slope": calibration_slope(d),
+    # Pairs of one ranking share answers, rankings of one prompt the prompt: the interval counts prompts.
+    result = {"accuracy": hits, "interval": wilson(hits, len({json.dumps(g["prompt"]) for g in groups})), "pairs": len(d), "rankings": len(groups), "slope": calibration_slope(d),
               "curve": [(sum(p) / len(p), sum(won) / len(won)) for p, won in bins]}
     if gold:
         true = [[gold(g["prompt"], r) for r in g["responses"]] for g in groups]
@@ -403,6 +404,8 @@ def gather(stage, enc, labeler, names, cfg):
             safe = [p for p in prompts if p["split"] == "train" and not p["unsafe"]]
             n = round(cfg.helpful_share / (1 - cfg.helpful_share) * sum(g["split"] == "train" for g in groups))
             others = collect(stage, enc, rng.choices(safe, k=n), human, "helpful", cfg)
+        if more := [p for p in asked if p["split"] == cfg.eval_split] * (cfg.held_out_rankings - 1):
+            groups = groups + collect(stage, enc, more, human, cfg.aspect, cfg)
     if labeler == "human":
         wanted = 0 if cfg.resume else cfg.human_rankings  # a training that goes on must go on with the same rankings
         rows = collect(stage, enc, rng.sample(training, len(training))[:wanted], Human(), cfg.aspect, cfg)

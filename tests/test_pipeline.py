@@ -26,7 +26,7 @@ from experiment import fingerprint, load_checkpoint, load_model, run_main
 from model import score
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
-RM = "--rankings_per_prompt 1 --answers_per_prompt 3 --epochs 1 --batch_size 40 --max_new_tokens 12 --eval_split dev"
+RM = "--rankings_per_prompt 1 --held_out_rankings 1 --answers_per_prompt 3 --epochs 1 --batch_size 40 --max_new_tokens 12 --eval_split dev"
 THREE = "--steps 3 --batch_size 16 --minibatch_size 8 --micro_batch_size 8 --max_new_tokens 12 --eval_every 2 --eval_split dev"
 SMALL = {
     "pretrain": "--n_layer 1 --n_embd 32 --n_head 2 --vocab_size 500 --block_size 64 --steps 12 --batch_size 4 --warmup 2",
@@ -409,6 +409,20 @@ def test_where_a_reward_model_starts(copy, call, flags, start):
     now, then = weights(copy / "runs/tiny/still.pt"), weights(copy / f"runs/tiny/{start}.pt")
     trained = [k for k in then if k not in ("reward_gain", "reward_bias")]
     assert trained and all(torch.equal(now[k], then[k]) for k in trained)
+
+
+def test_more_rankings_of_held_out_prompts_change_the_figures_and_nothing_else(copy, call):
+    """Weights bit for bit the same; each dev prompt is asked about three times, with new answers."""
+    code, out = call(copy, "train_rm.py", f"{RM} --held_out_rankings 3 --name measured")
+    run = copy / "runs/tiny"
+    assert code == 0, out
+    fixed = [k for k in weights(run / "rm.pt") if k not in ("reward_gain", "reward_bias")]
+    assert all(torch.equal(weights(run / "measured.pt")[k], weights(run / "rm.pt")[k]) for k in fixed)
+    sources = [about["source"] for about in load_checkpoint(run / "measured.pt")["state"]["sources"]]
+    asked = [r["prompt"] for r in rows_of(run / "rankings.jsonl") if r["source"] in sources and r["split"] == "dev"]
+    assert len(sources) == 2 and {asked.count(p) for p in asked} == {3}
+    once, thrice = (load_checkpoint(run / f"{name}.pt")["state"]["results"]["answers of sft"]["rankings"] for name in ("rm", "measured"))
+    assert thrice > 2 * once
 
 
 def test_what_a_reward_model_learns_that_goes_on(copy, call):
