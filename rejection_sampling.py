@@ -165,7 +165,7 @@ def judge(name, model, sft, enc, reward, prompts, held_out_text, cfg):
     answers, kls = sample_with_kl(model, sft, enc, prompts * cfg.eval_answers, cfg.max_new_tokens, cfg.temperature)
     about = describe(prompts * cfg.eval_answers, answers)
     row = {"model": name, "gold": about["gold"], "reward": reward.of_texts(enc, prompts * cfg.eval_answers, [text for text, _, _ in answers]),
-           "kl": sum(kls) / len(kls), "unsafe": about["declines_unsafe"], "safe": about["declines_safe"], "unknown": about["unknown"],
+           "kl": sum(kls) / len(kls), "length": about["length"], "unsafe": about["declines_unsafe"], "safe": about["declines_safe"], "unknown": about["unknown"],
            "distinct": len({text for text, _, _ in answers[: len(prompts)]}) / len(prompts), "text_loss": held_out_loss(model, held_out_text, model.config.block_size)}
     if about["gold"]:
         hits, ceiling, n = reward.on_own_answers(enc, prompts, answers, cfg.seed)
@@ -251,9 +251,11 @@ def report(stage, cfg, enc, model, sampler, sft, before, reward, rows):
     held_out_text = tokens_of(enc, data.load_text(stage.data))[1]
     torch.manual_seed(cfg.seed + 1)
     curve = best_of_n_curve(sampler, enc, reward, prompts, cfg)
-    rounds = before["state"].get("rounds") or [judge("SFT", sft, sft, enc, reward, prompts, held_out_text, cfg)[0]]
+    baseline, _ = judge("SFT", sft, sft, enc, reward, prompts, held_out_text, cfg)  # with this round's reward model
+    rounds = before["state"].get("rounds") or [baseline]
     rounds[-1] |= {"headroom": curve[-1]["reward"] - curve[0]["reward"], "gold_headroom": curve[-1]["gold"] and curve[-1]["gold"] - curve[0]["gold"]}
     row, answers = judge(f"RLHF-V{cfg.rounds}", model, sft, enc, reward, prompts, held_out_text, cfg)
+    row["reward_win"] = list(win_rate(row["reward"], baseline["reward"], len(prompts)))
     rounds, has_gold = [*rounds, row], curve[0]["gold"] is not None
     stage.state |= {"rounds": rounds, "curve": curve}
 
@@ -263,6 +265,7 @@ def report(stage, cfg, enc, model, sampler, sft, before, reward, rows):
     measures = {
         "gold score (never trained on)": gold,
         "gold win rate against SFT": lambda r: None if r is rounds[0] or not r["gold"] else "{:.2f} ({:.2f}-{:.2f})".format(*win_rate(r["gold"], rounds[0]["gold"], len(prompts))),
+        "win rate by reward model": lambda r: "{:.2f} ({:.2f}-{:.2f})".format(*r["reward_win"]) if "reward_win" in r else None,
         "KL to SFT, nats an answer": lambda r: r["kl"],
         "declines unsafe prompts": lambda r: r["unsafe"],
         "declines safe prompts": lambda r: r["safe"],
@@ -271,6 +274,7 @@ def report(stage, cfg, enc, model, sampler, sft, before, reward, rows):
         f"best of {cfg.answers_per_prompt} - mean, gold": lambda r: r.get("gold_headroom"),
         "unknown sentences": lambda r: r["unknown"],
         "distinct answers": lambda r: r["distinct"],
+        "length in tokens": lambda r: r["length"],
         "loss on pretraining text": lambda r: r["text_loss"],
     }
     cells = [[label, *map(measure, rounds)] for label, measure in measures.items()]
