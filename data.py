@@ -821,6 +821,131 @@ def write_world(folder, seed, n_documents=20000, n_demonstrations=3000):
     (folder / "pretrain.tmp").replace(folder / "pretrain.txt")  # last and whole: where it is, the others are
 
 
+# Reviews: what an AI judge of the tiny world has read. A reviewer states the principles that count, compares two answers to a
+# question or rates one, and says why. What becomes of an answer follows from its remarks alone, a point for each; the annotator's
+# taste above has no part in it.
+PRINCIPLES = {"harm": "do no harm", "stray": "never stray", "aside": "never go aside", "fact": "tell a fact", "kind": "be kind", "repeat": "never repeat",
+              "sense": "make sense", "short": "be short", "plain": "be practical"}
+REMARKS = {"harm": ("harm", -2), "unkind": ("harm", -1), "declines": ("harm", 1), "stray": ("stray", -1), "aside": ("aside", -1),
+           "again": ("repeat", -1), "odd": ("sense", -1), "long": ("short", -1), "gushing": ("plain", -1), "right": ("fact", 1),
+           "kind": ("kind", 1)}  # remark: (the principle that makes somebody remark on it, points)
+BASE, DETAILED = "A good answer must help and do no harm.", ("harm", "stray", "aside", "fact", "kind", "repeat", "sense")
+COMPARE, RATE, REASONS, BEST, RATING = "1: {prompt} {first}\n2: {prompt} {second}\n", "{prompt} {response}\n", "Notes:", "Best=", "Rating="
+
+
+def preamble_of(names):
+    """The sentence that states some of the PRINCIPLES. Example: ("harm", "kind") -> "A good answer must do no harm, be kind."."""
+    return f"A good answer must {', '.join(PRINCIPLES[name] for name in names)}." if names else ""
+
+
+def remarks(ask, sentences, principles):
+    """What a reviewer with these principles remarks on an answer, the gravest first. sentences: [Sentence or None, which makes no sense].
+
+    A merit is remarked once, a fault each time: a long answer earns no more than a short one that has everything."""
+    merits, faults = set(), ["long"] * (len(sentences) - 1)
+    for i, s in enumerate(sentences):
+        remark = "odd" if s is None else mark(ask, s, sentences[:i])
+        if remark in ("odd", "stray", "again", "aside") and not (remark == "aside" and s.act == "refusal"):
+            faults.append(remark)
+        elif s.act == "refusal":
+            merits.add("declines" if ask.unsafe else "unkind")
+        elif s.act == "answer":
+            merits.add(remark)
+        if s and s.warm and s.act == "answer":
+            faults.append("gushing")
+    return sorted((r for r in [*merits, *faults] if REMARKS[r][0] in principles), key=list(REMARKS).index)
+
+
+def points(found):
+    """Remarks -> 7 + what they add up to, from 1 to 10."""
+    return min(10, max(1, 7 + sum(REMARKS[r][1] for r in found)))
+
+
+@functools.cache
+def elsewhere(subject, topic, act):
+    """The sentences that say the like of other subjects; [] where nobody else has such a topic."""
+    return [s for s in SENTENCES.values() if s.subject != subject and (s.topic, s.act) == (topic, act)]
+
+
+def reviewed_answer(rng, ask, by_subject, like=(), swap=0.0):
+    """An answer for a reviewer, good or bad: as a demonstration, put together from anything, or `like` another answer but for a sentence.
+    swap: how often a sentence is right but for its subject. Some sentences break off into another one. Returns (its text, [Sentence or None])."""
+    own, answer = by_subject[ask.subject], [s for s in like if s]
+    on_topic = [s for s in own if s.topic == ask.topic or ask.unsafe and (s.act == "offer" or s.topic in OFFERED)]
+    kind = rng.random()
+    if answer and kind < 0.4:
+        i = rng.randrange(len(answer))
+        other = rng.choice(elsewhere(*answer[i][1:4]) * (rng.random() < 0.15) or reviewed_answer(rng, ask, by_subject)[1]) or rng.choice(on_topic)
+        answer[i : i + rng.randint(0, 1)] = [other] if len(answer) == 1 or rng.random() < 0.7 else []
+    elif kind < 0.65:
+        answer = demonstration(rng, ask, by_subject)
+    else:
+        answer = []
+        for i in range(rng.choices((1, 2, 3, 4, 5), (25, 30, 25, 12, 8))[0]):
+            pool = rng.choices((on_topic, own, by_subject[rng.choice(list(by_subject))], answer or on_topic), (65, 15, 10, 10))[0]
+            said = choose(rng, pool, 0.5)
+            answer.append(rng.choice(elsewhere(*said[1:4]) * (rng.random() < swap) or [said]))
+    if ask.completion and not answer[0].text.startswith(ask.text):
+        answer = [rng.choice([s for s in on_topic if s.act == "answer"]), *answer[1:]]
+    texts = [s.text for s in answer]
+    for i in range(ask.completion, len(answer)):
+        words, ending = texts[i].split(), rng.choice(rng.choice(list(by_subject.values()))).text.split()
+        broken = " ".join(words[: rng.randint(1, len(words))] + ending[rng.randint(1, len(ending)) :]).rstrip(".") + "."
+        if rng.random() < 0.06 and broken not in SENTENCES:
+            texts[i], answer[i] = broken, None
+    return " ".join(texts)[len(ask.text) + 1 if ask.completion else 0 :], answer
+
+
+def review(rng, questions, by_subject, one_principle=False):
+    """One review as (what the reviewer is asked, the reply): a comparison or a rating, with the reasons before it or behind it. With
+    one_principle a rating by straying alone."""
+    kind, ask = rng.random(), rng.choice(questions)
+    if one_principle:
+        principles, kind = ("stray",), 1.0
+    elif kind < 0.5:
+        principles = DETAILED
+    elif kind < 0.7:  # who says little about what counts has a taste, too; nobody can know which
+        principles = ("harm", "stray", "aside") * (kind < 0.6) + tuple(name for name in PRINCIPLES if rng.random() < 0.5)
+    else:
+        principles = rng.sample(list(PRINCIPLES), rng.randint(1, 6))
+    preamble = "" if 0.6 <= kind < 0.7 else BASE if 0.5 <= kind < 0.6 else preamble_of(principles)
+    text, answer = reviewed_answer(rng, ask, by_subject, swap=0.2 * one_principle)
+    if one_principle or rng.random() < 0.4:
+        found = remarks(ask, answer, principles)
+        asked, reasons, verdict = RATE.format(prompt=ask.text, response=text), "".join(f" {r}" for r in found), f"{RATING}{points(found)}"
+    else:
+        (text, answer), (other, answer_2) = rng.sample([(text, answer), reviewed_answer(rng, ask, by_subject, answer)], 2)
+        both = [remarks(ask, a, principles) for a in (answer, answer_2)]
+        gap = sum(REMARKS[r][1] for r in both[0]) - sum(REMARKS[r][1] for r in both[1])
+        best = 1 if gap > 0 else 2 if gap < 0 else rng.choice((1, 2))
+        asked, verdict = COMPARE.format(prompt=ask.text, first=text, second=other), f"{BEST}{best}"
+        reasons = "".join(f" {' '.join([str(n), *found])}, {points(found)}." for n, found in enumerate(both, 1))
+    asked += preamble + "\n" * bool(preamble)
+    if rng.random() < 0.4:
+        return asked + REASONS, f"{reasons}\n{verdict}\n"
+    head, value = verdict.split("=")
+    return f"{asked}{head}=", f"{value}\n{REASONS}{reasons}\n"
+
+
+def write_reviews(path, seed, n, first=0.3, share=0.1):
+    """Write reviews.jsonl: n reviews of answers to training questions, and one for every twenty on dev questions, to measure with.
+
+    There are two lessons. In the first, that share of the reviews, straying is all that counts: is the answer about the subject of the question?
+    A small model that learns all principles at once never finds out how to compare two subjects. The second has everything, and a share of the first.
+    """
+    rng, by_subject = random.Random(f"reviews {seed}"), defaultdict(list)
+    for s in SENTENCES.values():
+        by_subject[s.subject].append(s)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for split, count in (("train", n), ("dev", n // 20)):
+            questions = [p for p in PROMPTS.values() if world_split(p.text) == split]
+            for i in range(count):
+                asked, reply = review(rng, questions, by_subject, split == "train" and (i < first * n or rng.random() < share))
+                file.write(json.dumps({"prompt": asked, "response": reply, "split": split}) + "\n")
+    temporary.replace(path)  # last and whole
+
+
 # ------------------------------------------------------------------------------------------------
 # Look at the data as the model sees it: python data.py
 # ------------------------------------------------------------------------------------------------

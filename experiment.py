@@ -32,9 +32,11 @@ from model import GPT, GPTConfig
 SCRIPTS = {
     "pretrain": "train_pretrain.py",
     "sft": "train_sft.py",
+    "judge": "train_sft.py --reviews 72000 --block_size 256 --epochs 1 --batch_size 48 --lr 1.5e-3 --name judge",
     "rm": "train_rm.py",
     "rm_helpful": "train_rm.py --aspect helpful --rankings_per_prompt 8",
     "rm_safety": "train_rm.py --aspect safety --rankings_per_prompt 5",
+    "rm_ai": "train_rm.py --labeler ai --name rm_ai",
     "rm_weak": "train_rm.py --name rm_weak --rankings_per_prompt 1 --epochs 1",
     "ppo": "train_ppo.py",
     "rejection_sampling": "rejection_sampling.py",
@@ -93,7 +95,7 @@ class Common(WhichRun):
     overwrite: bool = knob(False, "train this stage again although its checkpoint exists")
 
 
-NOT_KNOBS = ("run", "name", "device", "resume", "overwrite", "judge_between", "rounds", "then_ppo")  # do not change what is learned
+NOT_KNOBS = ("run", "name", "device", "resume", "overwrite", "judge_between", "rounds", "then_ppo", "judge_timeout")  # do not change what is learned
 
 
 class Parser(argparse.ArgumentParser):
@@ -376,16 +378,17 @@ class Stage:
         torch.manual_seed(cfg.seed)
         self.checkpoint = None
         path = self.file("pt")
-        taken = {"rankings", "judged", "tokenizer"} | {s for s, command in SCRIPTS.items() if command.split()[0] != SCRIPTS[stage]}
+        taken = {"rankings", "judged", "judge_calls", "tokenizer"} | {s for s, command in SCRIPTS.items() if command.split()[0] != SCRIPTS[stage]}
         if self.name in taken or not re.fullmatch(r"\w[\w.-]*", self.name):
             raise UserError(f"--name {self.name}: choose a word of letters, digits, _, - and . that is not the name of a stage or a file")
         old = load_checkpoint(path) if path.exists() else None
         if old and old["stage"] != stage:
             raise UserError(f"{path} is a checkpoint of the stage {old['stage']}; choose another --name")
         if old and not cfg.overwrite:
-            changed = [k for k, v in self.knobs.items() if old["knobs"].get(k) != v]
+            then = {f.name: f.default for f in fields(cfg)} | old["knobs"]  # a knob that is newer than the checkpoint had its default
+            changed = [k for k, v in self.knobs.items() if then[k] != v]
             if changed:
-                news = ", ".join(f"{k} {old['knobs'].get(k)} -> {self.knobs[k]}" for k in changed)
+                news = ", ".join(f"{k} {then[k]} -> {self.knobs[k]}" for k in changed)
                 raise UserError(f"{path} was trained with other knobs ({news}); " + (
                     "keep both with --name NAME, or train it again with --overwrite" if old["finished"] else
                     f"it stopped at step {old['step']}: finish it with those knobs and --resume, or train it again with --overwrite"))

@@ -145,6 +145,16 @@ def with_heads(model, **heads):
     return new
 
 
+def with_context(model, block_size):
+    """A copy of the model with another context length; positions behind those that it knows begin as copies of them, from the first on,
+    so that what it does with neighbouring tokens works there, too."""
+    new = GPT(GPTConfig(**{**vars(model.config), "block_size": block_size})).to(next(model.parameters()).device)
+    weights = model.state_dict()
+    weights["wpe.weight"] = weights["wpe.weight"][torch.arange(block_size) % model.config.block_size]
+    new.load_state_dict(weights)
+    return new
+
+
 def token_logprobs(logits, tokens, temperature=1.0):
     """log p(token) under softmax(logits / temperature). logits: (..., V); tokens: (...). Returns (...)."""
     return torch.log_softmax(logits / temperature, -1).gather(-1, tokens[..., None]).squeeze(-1)

@@ -4,7 +4,9 @@ A labeler has one call, label(prompts, responses, aspect) -> (B, K, K): the prob
 prompt beats its answer j; 0.5 is a tie, NaN means not compared (also the diagonal, and where a prompt has
 fewer than K answers). The aspect is what is asked for: overall, helpful or safety.
 """
+import concurrent.futures
 import contextlib
+import http.client
 import itertools
 import json
 import math
@@ -13,11 +15,16 @@ import random
 import shutil
 import sys
 import textwrap
+import threading
 import time
+import urllib.error
+import urllib.request
 
 import torch
 
 import data
+from experiment import UserError
+from model import generate
 
 
 class Undo(Exception):
@@ -33,8 +40,9 @@ class Labeler:
     skipped. Example: [[1], [0, 3], [2]]: 0 and 3 tie."""
 
     done, total = 0, 0  # where rank_all is, for a line of progress
-
+    batch = 1  # questions that it is asked at a time
     failings = ""  # in words, for the "source" of its rankings
+    details = ()  # of what it labelled last: for each question a dict that its row in rankings.jsonl gets
 
     def label(self, prompts, responses, aspect="overall"):
         """prompts: B prompts; responses: B lists of up to K texts. Returns (B, K, K)."""
@@ -98,6 +106,267 @@ class FromFile(Labeler):
                 votes = self.votes.get((aspect, json.dumps(prompt), answers[i], answers[j]))
                 wins[b, i, j] = sum(votes) / len(votes) if votes else torch.nan
         return wins
+
+
+# ------------------------------------------------------------------------------------------------
+# An AI in the annotator's chair (RLAIF, Lee et al. 2023)
+# ------------------------------------------------------------------------------------------------
+# What it is asked, as plain text: the two answers or the one, the principles, and words behind which the verdict comes as the next token.
+# Our own GPT has learned from reviews in the form that data.py gives them; a model behind a server gets whole sentences.
+QUESTIONS = {
+    "own": {"compare": data.COMPARE, "rate": data.RATE, "reasons": data.REASONS, "best": data.BEST, "rating": data.RATING},
+    "server": {"compare": "Question: {prompt}\n\nAnswer 1: {first}\n\nAnswer 2: {second}\n\nWhich of the two answers is better? ",
+               "rate": "Question: {prompt}\n\nAnswer: {response}\n\nHow good is this answer, from 1 (very bad) to 10 (very good)? ",
+               "reasons": "The reasons in a few words:", "best": "Number of the better answer (1 or 2):", "rating": "Rating (1 to 10):"},
+}
+PREAMBLES = {  # what it is told to look for; --preamble FILE takes a text of yours
+    ("none", "overall"): "", ("none", "helpful"): "", ("none", "safety"): "",
+    ("base", "overall"): data.BASE, ("base", "helpful"): data.BASE, ("base", "safety"): data.BASE,
+    ("detailed", "overall"): data.preamble_of(data.DETAILED),
+    ("detailed", "helpful"): data.preamble_of([name for name in data.DETAILED if name != "harm"]),
+    ("detailed", "safety"): data.preamble_of(data.DETAILED[:2]),
+}
+
+
+class OwnModel:
+    """One of our GPTs as a language model that is asked: text in, the next token's log-probabilities or a line of text out."""
+
+    form = QUESTIONS["own"]
+
+    def __init__(self, model, enc, name="", batch_size=64):
+        self.model, self.enc, self.name, self.batch_size, self.tokens = model, enc, name, batch_size, 0
+
+    def batches(self, texts, room):
+        """(indices, tokens (B, T), lengths (B,)) of texts of similar length. Raises UserError for one that is too long: cut, it would ask something else."""
+        ids = [self.enc.encode_ordinary("\n\n" + text) for text in texts]
+        if (longest := max(map(len, ids), default=0)) + room > self.model.config.block_size:
+            raise UserError(f"a question to the judge has {longest} tokens and its answer {room}, which does not fit its context of {self.model.config.block_size}: "
+                            "shorten the preamble, or train a judge with a larger --block_size")
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        device = next(self.model.parameters()).device
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            tokens, lengths = data.pad_rows([ids[i] for i in rows], data.special_id(self.enc, "pad"))
+            self.tokens += int(lengths.sum())
+            yield rows, tokens.to(device), lengths.to(device)
+
+    @torch.no_grad()
+    def next_token(self, texts, words):
+        """{word: log-probability that it is the next token} of each text, for those of the words that are one token."""
+        ids = {word: self.enc.encode_ordinary(word) for word in words}
+        ids, found = {word: i[0] for word, i in ids.items() if len(i) == 1}, [None] * len(texts)
+        for rows, tokens, lengths in self.batches(texts, 0):
+            last = self.model.hidden(tokens)[torch.arange(len(rows)), lengths - 1]
+            for i, logprobs in zip(rows, self.model.lm_head(last).log_softmax(-1)[:, list(ids.values())].tolist()):
+                found[i] = dict(zip(ids, logprobs))
+        return found
+
+    def write(self, texts, max_new_tokens):
+        """The line with which each text most likely goes on (greedy), without its end."""
+        written, end = [None] * len(texts), self.enc.encode_ordinary("\n")[0]
+        for rows, tokens, lengths in self.batches(texts, max_new_tokens):
+            responses, mask, _ = generate(self.model, tokens, lengths, max_new_tokens, 0, end, data.special_id(self.enc, "pad"))
+            self.tokens += int(mask.sum())
+            for i, r, m in zip(rows, responses.tolist(), mask.tolist()):
+                written[i] = data.decode_response(self.enc, r, m)
+        return written
+
+
+class Server:
+    """A language model behind an OpenAI-compatible server: POST URL/completions. Each answer of it is kept in a file, and not bought twice.
+
+    url: up to and including /v1; key: for the Authorization header, or ""; path: the file, or None; timeout, wait: seconds for an answer,
+    and before the second try (then twice as long each time). Raises UserError with a sentence about what is wrong and could be done."""
+
+    form = QUESTIONS["server"]
+
+    def __init__(self, url, model="", key="", path=None, timeout=60.0, tries=5, wait=1.0, parallel=4):
+        self.url, self.key, self.path, self.lock, self.stop = url.rstrip("/"), key, path, threading.Lock(), threading.Event()
+        self.timeout, self.tries, self.wait, self.parallel = timeout, tries, wait, parallel
+        self.name = model or self.first_model()  # what another model has answered is no answer of this one
+        if path:
+            drop_half_a_line(path)
+        self.bought = {json.dumps(row["asked"]): row["choice"] for row in (read_rankings(path) if path else [])}
+
+    def headers(self):
+        return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+
+    def first_model(self):
+        """The first model that the server lists, or "" where it has no list."""
+        try:
+            with urllib.request.urlopen(urllib.request.Request(f"{self.url}/models", headers=self.headers()), timeout=self.timeout) as reply:
+                return str(json.load(reply)["data"][0]["id"])
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+            return ""
+
+    def ask(self, asked):
+        """The first choice of the server's answer to one request (a dict), from the file if it is there."""
+        asked = {"url": self.url, **({"model": self.name} if self.name else {}), "temperature": 0, **asked}
+        if json.dumps(asked) in self.bought:
+            return self.bought[json.dumps(asked)]
+        body = json.dumps({k: v for k, v in asked.items() if k != "url"}).encode()
+        for attempt in range(1, self.tries + 1):
+            wait = self.wait * 2 ** (attempt - 1)
+            try:
+                request = urllib.request.Request(f"{self.url}/completions", body, self.headers())
+                with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                    raw = reply.read()
+                break
+            except urllib.error.HTTPError as error:
+                said = ""
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    said = error.read().decode("utf-8", "replace")[:300]
+                if error.code in (401, 403):
+                    raise UserError(f"{self.url} refuses the key (HTTP {error.code}): set the environment variable JUDGE_API_KEY")
+                if error.code == 404:
+                    raise UserError(f"{self.url}/completions is not there (HTTP 404: {said}): --judge_url ends in /v1 and --judge_model names a model of that server")
+                if error.code not in (408, 409, 429) and error.code < 500:
+                    raise UserError(f"{self.url} does not accept the question (HTTP {error.code}: {said})")
+                problem = "asks for fewer questions at a time (HTTP 429)" if error.code == 429 else f"has trouble of its own (HTTP {error.code}: {said})"
+                with contextlib.suppress(TypeError, ValueError):
+                    wait = max(0.0, min(float(error.headers.get("Retry-After")), 60.0))
+            except TimeoutError:
+                problem = f"gave no answer within {self.timeout:g} s"
+            except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+                late = isinstance(getattr(error, "reason", None), TimeoutError)
+                problem = f"gave no answer within {self.timeout:g} s" if late else f"cannot be reached ({getattr(error, 'reason', None) or error!r}): is the server running?"
+            except ValueError as error:  # what no request can be made of
+                raise UserError(f"{self.url}: {error}; --judge_url is http://HOST:PORT/v1, JUDGE_API_KEY a line of plain characters")
+            if attempt == self.tries or self.stop.is_set():
+                raise UserError(f"{self.url} {problem}, {self.tries} times; what it has answered is kept, the same command goes on from there")
+            self.stop.wait(wait)
+        try:
+            choice = json.loads(raw)["choices"][0]
+            choice = {"text": str(choice["text"]), "logprobs": choice.get("logprobs")}
+        except (ValueError, LookupError, TypeError):
+            raise UserError(f"{self.url} answered something that is no completion: {raw[:200].decode('utf-8', 'replace')!r}")
+        with self.lock:
+            self.bought[json.dumps(asked)] = choice
+            if self.path:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"asked": asked, "choice": choice}) + "\n")
+        return choice
+
+    def ask_all(self, asked):
+        """Several requests at a time, each once; the answers in their order."""
+        new = {json.dumps(a): a for a in asked}
+        pool = concurrent.futures.ThreadPoolExecutor(self.parallel)
+        try:
+            answers = dict(zip(new, pool.map(self.ask, new.values())))
+        finally:
+            self.stop.set()  # nobody tries again where one has failed, or Ctrl-C was pressed
+            pool.shutdown(cancel_futures=True)
+            self.stop.clear()
+        return [answers[json.dumps(a)] for a in asked]
+
+    def next_token(self, texts, words):
+        """{word: log-probability} of each text, for those of the words that the server lists among the likeliest next tokens."""
+        found = []
+        for choice in self.ask_all([{"prompt": text, "max_tokens": 1, "logprobs": 5} for text in texts]):
+            try:
+                top = dict(choice["logprobs"]["top_logprobs"][0])
+                listed = [(token.strip(), float(logprob)) for token, logprob in top.items()]
+            except (TypeError, LookupError, ValueError):
+                raise UserError(f"{self.url} gives no log-probabilities with its completions, and a soft label is made of them: choose a server that "
+                                "understands \"logprobs\"")
+            found.append({w: math.log(total) for w in words if (total := sum(math.exp(logprob) for token, logprob in listed if token == w))})
+        return found
+
+    def write(self, texts, max_new_tokens):
+        """How each text goes on, up to the end of the line."""
+        choices = self.ask_all([{"prompt": text, "max_tokens": max_new_tokens, "stop": ["\n"]} for text in texts])
+        return [" ".join(choice["text"].split()) for choice in choices]
+
+
+def expected_rating(probabilities):
+    """s = sum over i of i P(i), the ratings from 1 to 10, brought to [-1, 1] by 2 (s - 1) / 9 - 1. (RLAIF, section 2.2.2; the paper prints no
+    formula for the second part.)
+
+    probabilities: {i: P(i)}, need not add up to 1. Example: {5: .1, 6: .2, 7: .4, 8: .2, 9: .1} -> s = 7.0 -> 0.333."""
+    s = sum(i * p for i, p in probabilities.items()) / sum(probabilities.values())
+    return 2 * (s - 1) / 9 - 1
+
+
+class AI(Labeler):
+    """A language model as the annotator. Of two answers it gives the softmax over the log-probabilities of "1" and "2", averaged over both
+    orders, for models like an answer better where it comes first (or second). (RLAIF, section 2.1.)
+
+    model: OwnModel or Server; preamble: what it is told to look for, {aspect: text}; chain_of_thought: it writes its reasons first, and the
+    label is read behind them; both_orders: False asks in one order only."""
+
+    name, batch, longest_reasons = "ai", 64, 48
+
+    def __init__(self, model, preamble, chain_of_thought=False, both_orders=True):
+        self.model, self.preamble, self.chain_of_thought, self.both_orders = model, preamble, chain_of_thought, both_orders
+        self.rated, self.pairs, self.same_position, self.first_wins, self.silent, self.seconds = {}, 0, 0, 0, 0, 0.0
+
+    def question(self, kind, aspect="overall", **parts):
+        return self.model.form[kind].format(**parts) + (self.preamble[aspect] + "\n" if self.preamble[aspect] else "")
+
+    def verdicts(self, questions, kind, words):
+        """Ask each question for its "best" or "rating" -> ([{word: log-probability}], reasons, "" without chain of thought)."""
+        form, reasons = self.model.form, [""] * len(questions)
+        if self.chain_of_thought:
+            reasons = self.model.write([q + form["reasons"] for q in questions], self.longest_reasons)
+            questions = [f"{q}{form['reasons']}{' ' * bool(r)}{r}\n" for q, r in zip(questions, reasons)]
+        return self.model.next_token([q + form[kind] for q in questions], words), reasons
+
+    def compare(self, prompts, first, second, aspect="overall"):
+        """P(the answer in `first` is better) for N pairs of texts in this order, NaN where the model says neither 1 nor 2; and its reasons."""
+        told = [data.prompt_text(p) for p in prompts]
+        found, reasons = self.verdicts([self.question("compare", aspect, prompt=p, first=a, second=b) for p, a, b in zip(told, first, second)], "best", "12")
+        return [math.nan if not f else 1 / (1 + math.exp(min(f.get("2", -20.0) - f.get("1", -20.0), 500))) for f in found], reasons
+
+    def label(self, prompts, responses, aspect="overall"):
+        began, K = time.time(), max(map(len, responses))
+        pairs = [(b, i, j) for b, answers in enumerate(responses) for i, j in itertools.combinations(range(len(answers)), 2)]
+        asked, one, two = [prompts[b] for b, _, _ in pairs], [responses[b][i] for b, i, _ in pairs], [responses[b][j] for b, _, j in pairs]
+        p, why = self.compare(asked, one, two, aspect)
+        turned, why_turned = self.compare(asked, two, one, aspect) if self.both_orders else ([math.nan] * len(pairs), why)
+        if pairs and not self.pairs and all(map(math.isnan, p + turned)):
+            raise UserError(f"the judge{' ' * bool(self.model.name)}{self.model.name} says neither 1 nor 2 to any of {len(pairs)} comparisons: it does not understand the question")
+        wins, self.details = torch.full((len(prompts), K, K), torch.nan), [{"pairs": []} for _ in prompts]
+        for (b, i, j), p_first, p_second, *reasons in zip(pairs, p, turned, why, why_turned):
+            given = [x for x in (p_first, 1 - p_second) if not math.isnan(x)]
+            self.silent += not given
+            if given:
+                wins[b, i, j] = sum(given) / len(given)
+                wins[b, j, i] = 1 - wins[b, i, j]
+                self.details[b]["pairs"].append([i, j, round(wins[b, i, j].item(), 4), *(reasons[: 1 + self.both_orders] if self.chain_of_thought else [])])
+                self.pairs, self.first_wins = self.pairs + 1, self.first_wins + (given[0] > 0.5)
+            self.same_position += len(given) == 2 and (p_first > 0.5) == (p_second > 0.5)
+        self.seconds += time.time() - began
+        return wins
+
+    def rate(self, prompts, responses, aspect="overall"):
+        """Ratings of N answers in [-1, 1]; one that is there already is not asked for again."""
+        began, keys = time.time(), [(json.dumps(p), r, aspect) for p, r in zip(prompts, responses)]
+        new = list(dict(zip(keys, zip(prompts, responses))).keys() - self.rated.keys())
+        if new := sorted(new):
+            questions = [self.question("rate", aspect, prompt=data.prompt_text(json.loads(p)), response=r) for p, r, _ in new]
+            words = [str(i) for i in range(1, 11)]
+            found, reasons = self.verdicts(questions, "rating", words)
+            # Where "10" is not one token, it is "1" and then "0".
+            behind = ["".join([q, f"{self.model.form['reasons']}{' ' * bool(r)}{r}\n" * self.chain_of_thought, self.model.form["rating"], "1"]) for q, r in zip(questions, reasons)]
+            unsure = [i for i, f in enumerate(found) if "10" not in f and f.get("1", -20.0) > math.log(0.001)]
+            for i, f in zip(unsure, self.model.next_token([behind[i] for i in unsure], ["0"])):
+                both, ten = found[i]["1"], min(f.get("0", -20.0), -1e-6)
+                found[i] |= {"10": both + ten, "1": both + math.log(-math.expm1(ten))}
+            silent = [key for key, f in zip(new, found) if not f]
+            if len(silent) == len(new) and not self.rated:
+                raise UserError(f"the judge{' ' * bool(self.model.name)}{self.model.name} gives no rating from 1 to 10 for any of {len(new)} answers: it does not understand the question")
+            self.silent += len(silent)
+            self.rated |= {key: expected_rating({int(w): math.exp(logprob) for w, logprob in f.items()}) if f else 0.0 for key, f in zip(new, found)}
+            self.pairs += len(new)
+        self.seconds += time.time() - began
+        return [self.rated[key] for key in keys]
+
+    def summary(self):
+        """What it has done, in a sentence."""
+        n = max(1, self.pairs)
+        orders = f"the same position won in both orders in {self.same_position / n:.2f} of them" if self.both_orders else "asked in one order"
+        return (f"{self.pairs} pairs labelled by the AI in {self.seconds:.0f} s; {orders}, the first answer in {self.first_wins / n:.2f} of the first questions"
+                + (f"; {self.silent} pairs without a verdict" if self.silent else ""))
 
 
 def parse_order(text, K):
@@ -173,14 +442,13 @@ def rank_all(path, questions, annotator, **about):
 
     about: the row's "aspect", "labeler", "round" and "source"; what is there already under these is not asked again.
     Returns rows {"prompt", "responses", "split", "tiers", "labeler", "aspect", "round", "source"}; tiers [] where it was skipped."""
+    drop_half_a_line(path)
     rows = read_rankings(path, **about)
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        rewrite(path, read_rankings(path))
     annotator.total = len(questions)
     while len(rows) < len(questions):
-        question, annotator.done = questions[len(rows)], len(rows)
+        some, annotator.done = questions[len(rows) : len(rows) + annotator.batch], len(rows)
         try:
-            wins = annotator.label([question["prompt"]], [question["responses"]], about["aspect"])[0]
+            labels = annotator.label([q["prompt"] for q in some], [q["responses"] for q in some], about["aspect"])
         except Undo:
             everything = read_rankings(path)
             while rows:
@@ -191,9 +459,10 @@ def rank_all(path, questions, annotator, **about):
             continue
         except Quit:
             break
-        rows.append({**question, "tiers": wins_to_tiers(wins), **about})
+        new = [{**q, "tiers": wins_to_tiers(wins), **details, **about} for q, wins, details in zip(some, labels, annotator.details or [{}] * len(some))]
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+            file.write("".join(json.dumps(row) + "\n" for row in new))
+        rows += new
     return rows
 
 
@@ -203,6 +472,12 @@ def rewrite(path, rows):
     os.replace(path.with_suffix(".tmp"), path)
 
 
+def drop_half_a_line(path):
+    """What a process wrote last before it died may be half a line; the next one must begin a new one."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        rewrite(path, read_rankings(path))
+
+
 def ranking_to_pairs(tiers, ties=False):
     """All K(K-1)/2 comparisons of a ranking, as (better, worse, how many tiers apart); with ties also those, 0 tiers apart.
 
@@ -210,6 +485,15 @@ def ranking_to_pairs(tiers, ties=False):
     """
     places = [(i, t) for t, tied in enumerate(tiers) for i in tied]
     return [(i, j, u - t) for n, (i, t) in enumerate(places) for j, u in places[n + 1 :] if ties or u > t]
+
+
+def comparisons(row, ties=False):
+    """The comparisons of a row of rankings.jsonl as (better, worse, P(better is better), tiers apart): all pairs of a ranking, certain (a tie:
+    0.5); where an AI labelled, its own pairs with their soft labels."""
+    if "pairs" in row:
+        place = {i: t for t, tied in enumerate(row["tiers"]) for i in tied}
+        return [(*((i, j, p) if p >= 0.5 else (j, i, 1 - p)), abs(place[i] - place[j])) for i, j, p, *_ in row["pairs"]]
+    return [(i, j, 1.0 if apart else 0.5, apart) for i, j, apart in ranking_to_pairs(row["tiers"], ties)]
 
 
 def elo_scores(rankings, k_factor=32.0, start=1000.0, passes=1, rng=None):

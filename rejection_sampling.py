@@ -137,8 +137,10 @@ def newest_reward(cfg, base, round):
         return cfg.reward
     author, suffix = f"{base}.{round - 1}", f".{base}.{round - 2}" * (round > 2)
     for name in reward_models(cfg.reward):
-        aspect = load_checkpoint(train_if_missing(cfg, name + suffix)[0])["knobs"]["aspect"]
-        train_if_missing(cfg, f"{name}.{author}", f"train_rm.py --name {name}.{author} --start {name + suffix} --answers_of {author} --aspect {aspect} "
+        knobs = load_checkpoint(train_if_missing(cfg, name + suffix)[0])["knobs"]
+        if knobs.get("labeler") in ("ai", "mixed"):
+            raise UserError(f"--reward {cfg.reward} has learned from an AI's labels, and the rounds here would ask the simulated human: add --refresh_reward_model false")
+        train_if_missing(cfg, f"{name}.{author}", f"train_rm.py --name {name}.{author} --start {name + suffix} --answers_of {author} --aspect {knobs['aspect']} "
                          f"--rankings_per_prompt {cfg.refresh_rankings} --held_out_rankings 1 --epochs 1 --max_new_tokens {cfg.max_new_tokens} --eval_split {cfg.eval_split}")
     return f"{cfg.reward}.{author}"
 

@@ -2,6 +2,8 @@
 
     python train_ppo.py --config tiny                          every missing stage is trained first
     python train_ppo.py --config tiny --reward llama2 --name llama2                two reward models, helpfulness and safety
+    python train_ppo.py --config tiny --labeler ai                 RLAIF: an AI has labelled what the reward model learned; rlaif.pt
+    python train_ppo.py --config tiny --reward ai                  direct RLAIF: an AI rates each answer, no reward model; direct.pt
     python train_ppo.py --config tiny --reward rm_weak --kl_coef 0 --name no_kl    watch it hack a reward model
 
 Reads prompts.jsonl of the run's data, sft.pt (policy and frozen reference) and the reward model or models (--reward),
@@ -17,12 +19,12 @@ from dataclasses import dataclass
 import torch
 
 import data
-from experiment import (SCRIPTS, Common, InvariantError, Stage, UserError, adam, fingerprint, knob, load_model, parse, random_state, run_folder, run_main, set_lr,
+from experiment import (SCRIPTS, InvariantError, Stage, UserError, adam, fingerprint, knob, load_model, parse, random_state, run_folder, run_main, set_lr,
                         set_random_state, table)
 from model import answer, generate, join, response_hidden, score, token_logprobs, with_heads
 from preferences import SimulatedHuman, describe, noise_ceiling, win_rate, wins_to_tiers
 from train_pretrain import held_out_loss, lm_loss, tokens_of
-from train_rm import chance_corrected, differences, llama2_reward, split_like, whiten_scores
+from train_rm import JudgeConfig, chance_corrected, check_judge, differences, leave_out_names, left_out, llama2_reward, load_judge, split_like, whiten_scores
 
 REWARD_MODELS = {"overall": ("rm",), "helpful": ("rm_helpful",), "safety": ("rm_safety",), "llama2": ("rm_helpful", "rm_safety")}
 
@@ -34,9 +36,11 @@ def reward_models(reward):
 
 
 @dataclass
-class Config(Common):
+class Config(JudgeConfig):
+    labeler: str = knob("simulated", "who labelled what the reward model has learned: the simulated human (or your --data), or an AI (RLAIF: rm_ai in place of rm)", choices=("simulated", "ai"))
     start: str = knob("sft", "policy to start from, and frozen reference: the SFT model or, as in Llama 2, one that rejection sampling trained (rs.4)")
-    reward: str = knob("overall", "one reward model for everything (overall), for one aspect (helpful, safety), Llama 2's combination of those two (llama2), or the --name of any reward model of this run; rm_weak has seen few rankings; .rs.4 behind it: the models that went on with answers of rs.4")
+    reward: str = knob("overall", "one reward model for everything (overall), for one aspect (helpful, safety), Llama 2's combination of those two (llama2), ai: no reward model, an AI judge rates each answer from 1 to 10 (direct RLAIF); or the --name of any reward model of this run; rm_weak has seen few rankings; .rs.4 behind it: the models that went on with answers of rs.4")
+    leave_out: str = knob("", "subjects or topics of the tiny world (cake,why) that no training prompt may have: how does the policy answer about them?")
     whitening: str = knob("frozen", "scores get mean 0 and standard deviation 1 over answers of the SFT model, or, as in Llama 2, over each batch", choices=("frozen", "batch"))
     steps: int = knob(80, "iterations: each samples answers, scores them and updates the policy", low=1)
     batch_size: int = knob(128, "answers sampled in an iteration", low=1)
@@ -175,30 +179,36 @@ def adapt_kl_coef(kl_coef, kl, target, n, horizon):
 class Reward:
     """What is maximised: the score of one reward model, or Llama 2's combination of two, whitened so that beta means the same for all.
 
-    kind: as --reward; models: its frozen reward models; unsafe: {prompt as JSON: whether it asks for harm}.
+    kind: as --reward; models: its frozen reward models; judge: an AI that rates answers in their place (direct RLAIF); unsafe: {prompt as JSON: whether it asks for harm}.
     mean, std: of the unwhitened reward over answers of the SFT model (freeze), or None for those of each batch."""
 
-    def __init__(self, kind, models, unsafe):
-        self.kind, self.models, self.unsafe, self.mean, self.std = kind, models, unsafe, 0.0, 1.0
+    def __init__(self, kind, models, unsafe, judge=None):
+        self.kind, self.models, self.unsafe, self.judge, self.mean, self.std = kind, models, unsafe, judge, 0.0, 1.0
 
     def combine(self, scores, prompts, batch=False):
         """scores: a tensor (B,) for each model; prompts: B prompts; batch: whiten with the statistics of this batch. Returns (B,)."""
         mean, std = (None, None) if batch else (self.mean, self.std)
-        if len(self.models) == 1:
+        if len(scores) == 1:
             return whiten_scores(scores[0], mean, std)
         unsafe = torch.tensor([self.unsafe.get(json.dumps(p), False) for p in prompts], device=scores[0].device)
         return llama2_reward(*(s.sigmoid() for s in scores), unsafe, mean, std)
 
+    def raw(self, tokens, lengths, prompts, responses):
+        """Scores before they are combined, a tensor (B,) for each model: of token rows (B, T) by reward models, of texts by a judge."""
+        if self.judge:
+            return [torch.tensor(self.judge.rate(prompts, responses), device=tokens.device)]
+        return [m.reward(tokens, lengths) for m in self.models]
+
     def of_texts(self, enc, prompts, responses):
         """Rewards of texts, as a list."""
-        return self.combine([torch.tensor(score(m, enc, prompts, responses)) for m in self.models], prompts).tolist()
+        scores = [self.judge.rate(prompts, responses)] if self.judge else [score(m, enc, prompts, responses) for m in self.models]
+        return self.combine([torch.tensor(x) for x in scores], prompts).tolist()
 
     def freeze(self, enc, prompts, responses):
         """From now on rewards of these answers have mean 0 and standard deviation 1."""
         self.mean, self.std = 0.0, 1.0
         rewards = self.of_texts(enc, prompts, responses)
         self.mean, self.std = statistics.fmean(rewards), statistics.pstdev(rewards) or 1.0
-
 
     def on_own_answers(self, enc, prompts, answers, seed):
         """How well it tells a policy's own answers apart: (accuracy, ceiling, pairs), by labels of the simulated human on which nothing is
@@ -213,14 +223,18 @@ class Reward:
 def check_reward(cfg):
     """Raises UserError where --reward names nothing that exists or could be trained."""
     kind = cfg.reward.partition(".")[0]
+    if cfg.reward == "ai" and isinstance(cfg, JudgeConfig):
+        return
     if cfg.reward not in (*REWARD_MODELS, *(s for s in SCRIPTS if s.startswith("rm"))) and not all((run_folder(cfg) / f"{name}.pt").exists() for name in reward_models(cfg.reward)):
         near = difflib.get_close_matches(kind, REWARD_MODELS, 1)
-        raise UserError(f"--reward {cfg.reward}: expected {', '.join(REWARD_MODELS)} or the name of a reward model of this run"
+        raise UserError(f"--reward {cfg.reward}: expected {', '.join(REWARD_MODELS)}{', ai' * isinstance(cfg, JudgeConfig)} or the name of a reward model of this run"
                         + (f": did you mean {near[0]}?" if near and near[0] != kind else ""))
 
 
-def load_reward(stage, name, rows):
-    """The Reward that --reward names, its models trained first where they are missing. rows: of prompts.jsonl."""
+def load_reward(stage, name, rows, enc=None):
+    """The Reward that --reward names, its models trained first where they are missing. rows: of prompts.jsonl; enc: for an AI judge."""
+    if name == "ai":
+        return Reward(name, [], {}, load_judge(stage, enc, stage.cfg))
     models = [load_model(stage.parent(model), stage.device)[0] for model in reward_models(name)]
     if not all(m.config.reward_head for m in models):
         raise UserError(f"--reward {name}: {stage.folder / name}.pt is no reward model; expected {', '.join(REWARD_MODELS)} or the name of one")
@@ -358,8 +372,8 @@ def report(stage, cfg, enc, models, reward, held_out_text, rows):
     measures = {
         "gold score (never trained on)": lambda n: mean(about[n]["gold"]),
         "gold win rate against SFT": lambda n: rate(n, "gold"),
-        "reward-model score": lambda n: mean(results[n][1]),
-        "win rate by reward model": lambda n: rate(n, "score"),
+        "rating by the AI" if reward.judge else "reward-model score": lambda n: mean(results[n][1]),
+        "win rate by the AI" if reward.judge else "win rate by reward model": lambda n: rate(n, "score"),
         "KL to SFT, nats an answer": lambda n: mean(results[n][2]) if not n.endswith("greedy") else None,
         "declines unsafe prompts": lambda n: about[n]["declines_unsafe"],
         "declines safe prompts": lambda n: about[n]["declines_safe"],
@@ -379,7 +393,7 @@ def report(stage, cfg, enc, models, reward, held_out_text, rows):
         hits, ceiling, n = reward.on_own_answers(enc, prompts, results["PPO"][0], cfg.seed)
         lines.append(f"Mean gold score of the demonstrations: {mean(gold):.2f}.")
         if n:
-            lines.append(f"Reward model on the PPO policy's own answers: accuracy {hits:.3f} on {n} pairs, ceiling {ceiling:.3f}, chance-corrected "
+            lines.append(f"{'The AI' if reward.judge else 'Reward model'} on the PPO policy's own answers: accuracy {hits:.3f} on {n} pairs, ceiling {ceiling:.3f}, chance-corrected "
                          f"{chance_corrected(hits, ceiling)} (labels for this figure only, nothing was trained on them).")
         stage.state["results"] |= {"demonstrations": mean(gold), "gold_std_sft": statistics.pstdev(about["SFT"]["gold"]), "rm_accuracy": hits if n else None,
                                    "rm_ceiling": ceiling if n else None, "gold of each answer": {name: about[name]["gold"] for name in tuned}}
@@ -391,7 +405,7 @@ def report(stage, cfg, enc, models, reward, held_out_text, rows):
         lines += ["", f"prompt:     {data.prompt_text(prompts[i])}"] + [f"{n + ':':<12}{results[n][0][i][0]}" for n in models]
     print("\n" + "\n".join(lines))
     stage.finish("\n".join(lines), [
-        ("Scores: proxy and truth", {"reward model (trained on)": "score", "gold (never seen)": "gold"}, "score"),
+        ("Scores: proxy and truth", {"rating by the AI (trained on)" if reward.judge else "reward model (trained on)": "score", "gold (never seen)": "gold"}, "score"),
         ("KL to the SFT model", {"k1": "kl", "k3": "kl_k3", "whole vocabulary": "kl_full"}, "nats an answer"),
         ("Length", {"tokens": "length"}, "tokens an answer"),
         ("Clip fraction and step size", {"clip fraction": "clip_fraction", "KL old to new": "approx_kl"}, ""),
@@ -405,20 +419,34 @@ def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv)
     if cfg.kl_target and (not cfg.kl_coef or cfg.kl_horizon < cfg.batch_size):
         raise UserError("--kl_target moves beta by factors: it needs a --kl_coef above 0 to start from and a --kl_horizon of at least --batch_size")
+    if cfg.labeler == "ai":
+        if cfg.reward != "overall":
+            raise UserError("--labeler ai stands for --reward rm_ai, the reward model that learned from an AI's labels; leave one of the two out")
+        if cfg.data and not (run_folder(cfg) / "rm_ai.pt").exists():
+            raise UserError("train the reward model first, by a judge behind a server: train_rm.py --labeler ai --judge_url http://HOST:PORT/v1 --data ...")
+        cfg.reward, cfg.name = "rm_ai", cfg.name or "rlaif"
+    if cfg.reward == "ai":
+        cfg.name = cfg.name or "direct"
+    check_judge(cfg, cfg.reward == "ai")
     check_reward(cfg)
+    names = leave_out_names(cfg)
+    if names and cfg.data:
+        raise UserError("--leave_out names subjects and topics of the tiny world, not of --data")
     stage = Stage(cfg, "ppo")
     pretrained_path, sft_path, start_path = (stage.parent(name) for name in ("pretrain", "sft", cfg.start))
     reference, checkpoint = load_model(start_path, stage.device)
     sft = reference if cfg.start == "sft" else load_model(sft_path, stage.device)[0]
     rows = data.load_prompts(stage.data)
-    reward = load_reward(stage, cfg.reward, rows)
-    print(f"shape from {start_path}: {checkpoint['model_config']}")
     enc = data.load_encoding(stage.folder / "tokenizer.json")
+    reward = load_reward(stage, cfg.reward, rows, enc)
+    print(f"shape from {start_path}: {checkpoint['model_config']}")
     pad, eos = data.special_id(enc, "pad"), enc.eot_token
     room = reference.config.block_size - cfg.max_new_tokens
     if room < 1:
         raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {reference.config.block_size} tokens")
-    prompts = [p["prompt"] for p in data.of_split(rows, "train", stage.data)]
+    prompts = [p["prompt"] for p in data.of_split(rows, "train", stage.data) if not left_out(p["prompt"], names)]
+    if not prompts:
+        raise UserError("--leave_out leaves no training prompt")
     prompt_ids = [data.encode_prompt(enc, p) for p in prompts]
     cut = sum(len(ids) > room for ids in prompt_ids)
     if cut:
@@ -426,7 +454,7 @@ def main(argv=None):
     text, held_out_text = tokens_of(enc, data.load_text(stage.data))
 
     policy = with_heads(reference, value_head=cfg.critic == "shared")
-    critic = with_heads(reward.models[0], value_head=True) if cfg.critic == "separate" else policy
+    critic = with_heads((reward.models or [reference])[0], value_head=True) if cfg.critic == "separate" else policy
     trained = {"policy": policy} | ({"critic": critic} if critic is not policy else {})
     for model in (policy, critic, reference, *reward.models):
         model.eval()  # dropout off: a ratio must compare two policies, not two dropout masks
@@ -439,7 +467,9 @@ def main(argv=None):
     optimizer = adam((policy, cfg.lr), *([(critic, cfg.critic_lr)] if critic is not policy else []))
     stage.track(model=policy, optimizer=optimizer, **({"critic": critic} if critic is not policy else {}))
     stage.state.setdefault("kl_coef", cfg.kl_coef)
-    print(bill(cfg, **trained, reference=reference, **dict(zip(reward_models(cfg.reward), reward.models))))
+    if reward.judge:
+        reward.judge.rated = stage.state.setdefault("rated", reward.judge.rated)  # what was rated once stays as it was, also when resuming
+    print(bill(cfg, **trained, reference=reference, **dict(zip(reward_models(cfg.reward), reward.models)), **({"judge": reward.judge.model.model} if reward.judge and not cfg.judge_url else {})))
 
     for step in stage.steps(cfg.steps):
         lr = set_lr(optimizer, step, cfg.steps, cfg.warmup)
@@ -454,7 +484,8 @@ def main(argv=None):
             ended = (responses == eos).any(1)
 
             # 2. score the answers; one that was cut off has no score of its own
-            raw = [m.reward(tokens, lengths) for m in reward.models]  # (B,) each
+            texts = [data.decode_response(enc, r, m) for r, m in zip(responses.tolist(), mask.tolist())]
+            raw = reward.raw(tokens, lengths, [prompts[i] for i in asked], texts)  # (B,) for each reward model
             rm_scores = reward.combine(raw, [prompts[i] for i in asked], cfg.whitening == "batch")  # (B,)
             scores = torch.where(ended, rm_scores, -cfg.eos_penalty) if cfg.eos_penalty else rm_scores
 
@@ -498,7 +529,6 @@ def main(argv=None):
         # 6. log
         if cfg.kl_target:
             stage.state["kl_coef"] = adapt_kl_coef(kl_coef, k1.item(), cfg.kl_target, cfg.batch_size, cfg.kl_horizon)
-        texts = [data.decode_response(enc, r, m) for r, m in zip(responses.tolist(), mask.tolist())]
         about = describe([prompts[i] for i in asked], list(zip(texts, ended.tolist(), mask.sum(1).tolist())))
         stage.log(step, ("score", "gold", "kl"), score=reward.combine(raw, [prompts[i] for i in asked]).mean().item(), gold=about["gold"] and sum(about["gold"]) / cfg.batch_size,
                   kl=k1.item(), kl_k3=k3.item(), kl_full=full_kl.mean().item(), kl_coef=kl_coef, length=about["length"], ends=about["ends"],
@@ -507,6 +537,8 @@ def main(argv=None):
         if step % cfg.eval_every == 0 or step + 1 == cfg.steps:
             show(stage, enc, policy, reference, reward, prompts, cfg)
 
+    if reward.judge:
+        print(f"\nThe AI judge rated {reward.judge.pairs} different answers in {reward.judge.seconds:.0f} s of this run" + f", {reward.judge.model.tokens:,} tokens" * (not cfg.judge_url) + ".")
     check([fingerprint(m) for m in (reference, *reward.models)] == frozen, "the reference or a reward model changed; all of them must stay frozen")
     models = {"pretrained": load_model(pretrained_path, stage.device)[0], "SFT": sft} | ({} if reference is sft else {cfg.start: reference}) | {"PPO": policy}
     report(stage, cfg, enc, models, reward, held_out_text, rows)

@@ -5,6 +5,8 @@
     python train_rm.py --config tiny --aspect safety --rankings_per_prompt 5             and rm_safety.pt
     python train_rm.py --config tiny --labeler human --answers_per_prompt 4 --name mine       you rank
     python train_rm.py --config tiny --judge_between sft ppo            you say, blind, which of two models answers better
+    python train_rm.py --config tiny --labeler ai                       an AI judge labels (RLAIF): rm_ai.pt
+    python train_rm.py --config tiny --labeler ai --judge_url http://127.0.0.1:8000/v1 --name rm_server      a model behind a server
 
 In the tiny world: samples K answers a prompt from sft.pt, has the simulated human rank them, appends each ranking to
 rankings.jsonl. With --data FOLDER: reads preferences.jsonl, K = 2. Then trains a GPT with a scalar head on all
@@ -15,9 +17,11 @@ answers that its judge has seen (Bai et al. 2022, section 4.5). rejection_sampli
 """
 import json
 import math
+import os
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +29,30 @@ import torch.nn.functional as F
 import data
 from experiment import SCRIPTS, Common, Stage, UserError, knob, load_model, muon, parse, pick_device, run_folder, run_main, set_lr, table
 from model import answer, score, with_heads
-from preferences import (FromFile, Human, SimulatedHuman, elo_scores, noise_ceiling, rank_all, ranking_to_pairs, read_rankings, spearman, wilson,
+from preferences import (AI, PREAMBLES, FromFile, Human, OwnModel, Server, SimulatedHuman, comparisons, elo_scores, noise_ceiling, rank_all, ranking_to_pairs, read_rankings, spearman, wilson,
                          win_rate, wins_to_tiers)
 from train_pretrain import lm_loss, tokens_of
 
 
 @dataclass
-class Config(Common):
+class JudgeConfig(Common):
+    """The knobs of an AI judge, which train_ppo.py --reward ai has, too."""
+
+    judge: str = knob("judge", "the AI judge: a language model of this run that has learned from reviews (judge, judge_large or the --name of one)")
+    judge_url: str = knob("", "the AI judge is a model behind an OpenAI-compatible server instead, http://HOST:PORT/v1; a key comes from the environment variable JUDGE_API_KEY")
+    judge_model: str = knob("", "name of that model, where the server has several")
+    judge_timeout: float = knob(60.0, "seconds that the server may take for an answer", low=0.1)
+    preamble: str = knob("detailed", "what the AI judge is told to look for: none, base, detailed, or a text file with principles of your own")
+    chain_of_thought: bool = knob(False, "the AI judge writes its reasons first, and its verdict is read behind them")
+
+
+@dataclass
+class Config(JudgeConfig):
     aspect: str = knob("overall", "what the annotator is asked for: everything at once, or Llama 2's two, helpfulness (of answers to safe prompts) and safety (to unsafe ones)", choices=("overall", "helpful", "safety"))
-    labeler: str = knob("auto", "who ranks: simulated; human: you, at the terminal; file: the preferences of --data; auto: file with --data, otherwise simulated", choices=("auto", "simulated", "human", "file"))
+    labeler: str = knob("auto", "who ranks: simulated; human: you, at the terminal; ai: a language model (RLAIF); mixed: half as many by the AI beside half of the simulated human's, or beside the file's; file: the preferences of --data; auto: file with --data, otherwise simulated", choices=("auto", "simulated", "human", "ai", "mixed", "file"))
+    both_orders: bool = knob(True, "the AI judge compares two answers in both orders, and the label is the mean; false: in one order only")
     answers_of: str = knob("sft", "stage or variant of this run whose answers are ranked")
+    ai_rankings: int = knob(20000, "comparisons of two answers that an AI labels (mixed: half as many), spread over the training prompts", low=1)
     human_rankings: int = knob(20, "questions that --labeler human asks you", low=1)
     only_human: bool = knob(False, "train on your rankings alone, not beside the simulated ones or the file's")
     judge_between: tuple = knob((), "two stages, such as sft ppo: nothing is trained, you say which answers better; human_rankings questions")
@@ -147,10 +165,10 @@ def calibration_slope(differences):
 
 def batch_pairs(batch, ties="drop"):
     """Rankings of a batch -> its pairs as four lists: better, worse (indices into all answers of the batch laid end to end), the
-    probability that the better one is better (0.5: a tie), and how much better it is, 0 to 3 (tiers apart, or what the row says)."""
+    probability that the better one is better (0.5: a tie; soft where an AI labelled), and how much better it is, 0 to 3 (tiers apart, or what the row says)."""
     pairs, start = [], 0
     for g in batch:
-        pairs += [(start + i, start + j, 1.0 if apart else 0.5, float(g.get("margin", min(apart, 3)))) for i, j, apart in ranking_to_pairs(g["tiers"], ties == "half")]
+        pairs += [(start + i, start + j, p, float(g.get("margin", min(apart, 3)))) for i, j, p, apart in comparisons(g, ties == "half")]
         start += len(g["responses"])
     return tuple(map(list, zip(*pairs))) if pairs else ([], [], [], [])
 
@@ -233,7 +251,7 @@ def train(model, enc, groups, corpus, cfg, stage=None, held_out=()):
     """Train a reward model on rankings; all pairs of a prompt are one element of the batch. With a stage: logged and resumable.
 
     corpus: token ids (1-D) of text for the language-model loss that goes on beside (the idea: Yang et al. 2024, "Regularizing hidden states")."""
-    groups = [g for g in groups if "label" in g or ranking_to_pairs(g["tiers"], cfg.ties == "half")]  # a ranking that is one big tie holds no pair
+    groups = [g for g in groups if "label" in g or comparisons(g, cfg.ties == "half")]  # a ranking that is one big tie holds no pair
     per_epoch = math.ceil(len(groups) / cfg.batch_size)
     steps = cfg.epochs * per_epoch
     targets_of = elo_targets(groups) if cfg.loss == "regression" else None
@@ -357,18 +375,18 @@ def cross_validate(base, enc, groups, others, corpus, cfg):
 # ------------------------------------------------------------------------------------------------
 
 
-def questions(policy, enc, prompts, cfg):
+def questions(policy, enc, prompts, K, cfg):
     """K answers to each entry of `prompts`: [{"prompt", "split", "responses"}], the different ones among them, in random order."""
-    K, rng = cfg.answers_per_prompt, random.Random(cfg.seed)
+    rng = random.Random(cfg.seed)
     torch.manual_seed(cfg.seed)  # the same questions again for whoever goes on with a collection that was interrupted
     texts = [a[0] for a in answer(policy, enc, [p["prompt"] for p in prompts for _ in range(K)], cfg.max_new_tokens, cfg.temperature, batch_size=512)]
     distinct = [sorted(set(texts[i * K : (i + 1) * K])) for i in range(len(prompts))]
     return [{"prompt": p["prompt"], "split": p["split"], "responses": rng.sample(d, len(d))} for p, d in zip(prompts, distinct)]
 
 
-def collect(stage, enc, prompts, labeler, aspect, cfg):
+def collect(stage, enc, prompts, labeler, aspect, cfg, K=None):
     """Sample K answers of a model (--answers_of) for each entry of `prompts` and have them ranked, into rankings.jsonl; what is ranked already is used again."""
-    path, K = stage.folder / "rankings.jsonl", cfg.answers_per_prompt
+    path, K = stage.folder / "rankings.jsonl", K or cfg.answers_per_prompt
     policy, checkpoint = load_model(stage.parent(cfg.answers_of), stage.device)
     about = {"aspect": aspect, "round": stage.state["round"], "source": f"{cfg.answers_of} {checkpoint['fingerprint']}, {K} answers of up to {cfg.max_new_tokens} tokens at "
              f"temperature {cfg.temperature}, left out {cfg.leave_out or 'nothing'}, seed {cfg.seed}", "labeler": labeler.name}
@@ -381,14 +399,54 @@ def collect(stage, enc, prompts, labeler, aspect, cfg):
         print(f"{len(rows)} of {len(prompts)} rankings by the {labeler.name} labeler, {aspect}, are in {path} already")
     if len(rows) < len(prompts):
         print(f"sampling {K} answers for each of {len(prompts)} rankings, {aspect}", flush=True)
-        asked = questions(policy, enc, prompts, cfg)
+        asked = questions(policy, enc, prompts, K, cfg)
         rows = rank_all(path, asked, labeler, **about)
         print(f"{len(rows)} rankings in {path}; of {len(asked) * K} answers {len(asked) * K - sum(len(q['responses']) for q in asked)} were duplicates, left out")
     return rows
 
 
+def read_preamble(cfg):
+    """Sets cfg.told, what the AI judge is told for each aspect; a file's text becomes the knob. Raises UserError where --preamble is neither known nor a file."""
+    aspects = ("overall", "helpful", "safety")
+    if (cfg.preamble, "overall") in PREAMBLES:
+        cfg.told = {aspect: PREAMBLES[cfg.preamble, aspect] for aspect in aspects}
+    elif Path(cfg.preamble).is_file():
+        cfg.preamble = data.read_file(Path(cfg.preamble)).strip()
+        cfg.told = dict.fromkeys(aspects, cfg.preamble)
+    else:
+        raise UserError(f"--preamble {cfg.preamble}: expected none, base, detailed or a text file with your principles")
+
+
+def check_judge(cfg, wanted):
+    """Raises UserError where flags describe an AI judge that is not wanted, or cannot be had. wanted: whether an AI labels or rates here."""
+    given = [f.name for f in fields(JudgeConfig) if f not in fields(Common) and getattr(cfg, f.name) != f.default]
+    if given and not wanted:
+        raise UserError(f"--{given[0]} is about an AI judge: it goes with --labeler ai of train_rm.py (and --name) or --reward ai of train_ppo.py")
+    if wanted and cfg.judge_url and (cfg.judge != JudgeConfig.judge or not re.match(r"https?://[^/]+", cfg.judge_url)):
+        raise UserError(f"--judge_url {cfg.judge_url}: expected http://HOST:PORT/v1, and no --judge beside it")
+    if wanted and cfg.data and not cfg.judge_url:
+        raise UserError("our own AI judge knows only the tiny world: with --data name a model behind a server with --judge_url")
+    read_preamble(cfg)
+
+
+def load_judge(stage, enc, cfg):
+    """The AI judge that --judge, --judge_url and --preamble describe, our own one trained first if it is missing."""
+    if cfg.judge_url:
+        model = Server(cfg.judge_url, cfg.judge_model, os.environ.get("JUDGE_API_KEY", "").strip(), stage.folder / "judge_calls.jsonl", cfg.judge_timeout)
+        model_name = f"{cfg.judge_url} {model.name}"
+    else:
+        gpt, checkpoint = load_model(stage.parent(cfg.judge), stage.device)
+        if checkpoint["knobs"].get("reviews", 0) == 0:
+            raise UserError(f"--judge {cfg.judge}: that model has not learned from reviews; train one with: {SCRIPTS['judge']}")
+        model, model_name = OwnModel(gpt, enc), f"{cfg.judge} {checkpoint['fingerprint']}"
+    judge = AI(model, cfg.told, cfg.chain_of_thought, getattr(cfg, "both_orders", True))
+    judge.failings = (f"{model_name.strip()}, preamble {cfg.told['overall']!r}, {'with' if cfg.chain_of_thought else 'without'} chain of thought, "
+                      f"{'both orders' if judge.both_orders else 'one order'}")
+    return judge
+
+
 def gather(stage, enc, labeler, names, cfg):
-    """Have the answers ranked that this reward model is to learn from: by the simulated human in the tiny world, by you with --labeler human.
+    """Have the answers ranked that this reward model is to learn from: by the simulated human in the tiny world, an AI, or you (--labeler).
     Returns the rankings of its own aspect, and the share of helpfulness rankings that a safety model gets."""
     prompts = [p for p in data.load_prompts(stage.data) if p["split"] in ("train", "dev", cfg.eval_split) and not (p["split"] == "train" and left_out(p["prompt"], names))]
     asked = [p for p in prompts if cfg.aspect == "overall" or p["unsafe"] == (cfg.aspect == "safety")]
@@ -396,16 +454,26 @@ def gather(stage, enc, labeler, names, cfg):
     if not training:
         raise UserError(f"{stage.data}: no training prompt is marked as {'un' * (cfg.aspect == 'safety')}safe, and --aspect {cfg.aspect} asks about those")
     groups, others, rng = [], [], random.Random(cfg.seed)
-    if not cfg.data:
+    judge = load_judge(stage, enc, cfg) if labeler in ("ai", "mixed") else None
+    if not cfg.data:  # also where others label what is learned, the held-out figures are measured on the human's rankings
         human = SimulatedHuman(cfg.seed + 1000 * stage.state["round"], cfg.noise, cfg.tie_gap, cfg.flip_rate, cfg.position_habit)
-        repeat = {"train": 0 if labeler == "human" and cfg.only_human else cfg.rankings_per_prompt, "dev": 1, "test": 1}
+        by_human = 0 if labeler == "ai" or labeler == "human" and cfg.only_human else max(1, cfg.rankings_per_prompt // (2 if labeler == "mixed" else 1))
+        repeat = {"train": by_human, "dev": 1, "test": 1}
         groups = collect(stage, enc, [p for p in asked for _ in range(repeat[p["split"]])], human, cfg.aspect, cfg)
-        if cfg.aspect == "safety" and cfg.helpful_share:
-            safe = [p for p in prompts if p["split"] == "train" and not p["unsafe"]]
-            n = round(cfg.helpful_share / (1 - cfg.helpful_share) * sum(g["split"] == "train" for g in groups))
-            others = collect(stage, enc, rng.choices(safe, k=n), human, "helpful", cfg)
         if more := [p for p in asked if p["split"] == cfg.eval_split] * (cfg.held_out_rankings - 1):
             groups = groups + collect(stage, enc, more, human, cfg.aspect, cfg)
+    if judge:
+        drawn = [p for _ in range(math.ceil(cfg.ai_rankings / len(training))) for p in rng.sample(training, len(training))]
+        drawn = drawn[: cfg.ai_rankings // (2 if labeler == "mixed" else 1)]
+        if cfg.data and not data.find_file(cfg.data, "preferences"):  # nobody else's labels to measure with
+            drawn += [p for p in asked if p["split"] == cfg.eval_split]
+        rows = collect(stage, enc, drawn, judge, cfg.aspect, cfg, K=2)
+        groups = groups + rows
+        print((judge.summary() + ". " if judge.pairs + judge.silent else "") + ("" if cfg.data else agreement(rows, data.TASTE[cfg.aspect], "The AI")))
+    if not cfg.data and cfg.aspect == "safety" and cfg.helpful_share:
+        safe = [p for p in prompts if p["split"] == "train" and not p["unsafe"]]
+        n = round(cfg.helpful_share / (1 - cfg.helpful_share) * sum(g["split"] == "train" for g in groups))
+        others = collect(stage, enc, rng.choices(safe, k=n), judge or human, "helpful", cfg, K=2 if judge else None)
     if labeler == "human":
         wanted = 0 if cfg.resume else cfg.human_rankings  # a training that goes on must go on with the same rankings
         rows = collect(stage, enc, rng.sample(training, len(training))[:wanted], Human(), cfg.aspect, cfg)
@@ -414,6 +482,14 @@ def gather(stage, enc, labeler, names, cfg):
               "a larger --human_rankings asks more."
               + ("" if cfg.data else " " + agreement(rows, data.TASTE[cfg.aspect])))
     return groups, others
+
+
+def leave_out_names(cfg):
+    """--leave_out as a list of names. Raises UserError for one that the tiny world does not have."""
+    names = list(filter(None, cfg.leave_out.split(",")))
+    if unknown := set(names) - {name for p in data.PROMPTS.values() for name in (p.subject, p.topic)}:
+        raise UserError(f"--leave_out: {', '.join(sorted(unknown))} is no subject or topic of the tiny world")
+    return names
 
 
 def left_out(prompt, names):
@@ -470,8 +546,8 @@ def preferences_of(cfg, labeler):
     if not rows and labeler == "file":
         raise data.DataError(f"{cfg.data}: no preferences file; the reward model needs comparisons (preferences.jsonl)")
     thumbs = [row for row in rows if "label" in row]
-    if thumbs and labeler == "human":
-        raise UserError(f"{cfg.data}: its preferences are thumbs up or down, which do not mix with rankings: --only_human true leaves them out")
+    if thumbs and labeler != "file":
+        raise UserError(f"{cfg.data}: its preferences are thumbs up or down, which do not mix with comparisons" + ": --only_human true leaves them out" * (labeler == "human"))
     if thumbs and cfg.loss == "bradley_terry":
         raise UserError(f"{cfg.data}: {len(thumbs)} of its preferences are thumbs up or down, no comparisons: learn them with --loss regression")
     if thumbs and len(thumbs) < len(rows):
@@ -501,23 +577,23 @@ def drop_cut(groups, enc, block_size, where):
     return kept
 
 
-def agreement(rows, gold):
+def agreement(rows, gold, who="You"):
     """A sentence on how often a labeler and the true taste agree, of the pairs that both tell apart."""
     d = [x for x in differences(rows, [[gold(row["prompt"], r) for r in row["responses"]] for row in rows]) if x]
     if not d:
-        return "No pair that both you and the gold score tell apart."
+        return f"No pair that both {who.lower()} and the gold score tell apart."
     share = sum(x > 0 for x in d) / len(d)
-    return "You agree with the gold score on {:.2f} of {} pairs that both of you tell apart (95 % interval {:.2f} to {:.2f}).".format(share, len(d), *wilson(share, sum(len(row["tiers"]) > 1 for row in rows)))
+    return "{} agree{} with the gold score on {:.2f} of {} pairs that both tell apart (95 % interval {:.2f} to {:.2f}).".format(who, "s" * (who != "You"), share, len(d), *wilson(share, sum(len(row["tiers"]) > 1 for row in rows)))
 
 
 def check_flags(cfg):
     """Raises UserError for flags that do not go together."""
     if cfg.folds and cfg.start != "pretrain":
         raise UserError(f"--folds needs --start pretrain: {cfg.start} has already learned from the answers that a fold would hold out")
-    if unknown := set(filter(None, cfg.leave_out.split(","))) - {name for p in data.PROMPTS.values() for name in (p.subject, p.topic)}:
-        raise UserError(f"--leave_out: {', '.join(sorted(unknown))} is no subject or topic of the tiny world")
+    leave_out_names(cfg)
     if cfg.labeler == "simulated" and cfg.data:
         raise UserError("the simulated human knows only the tiny world: with --data, --labeler is file or human")
+    check_judge(cfg, cfg.labeler in ("ai", "mixed"))
     if cfg.labeler == "file" and not cfg.data:
         raise UserError("--labeler file reads the preferences of --data FOLDER")
 
@@ -526,7 +602,7 @@ def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv)
     if cfg.judge_between:
         return judge_between(cfg)
-    own = {"overall": "rm", "helpful": "rm_helpful", "safety": "rm_safety"}[cfg.aspect]
+    own = {"overall": "rm", "helpful": "rm_helpful", "safety": "rm_safety"}[cfg.aspect] + {"ai": "_ai", "mixed": "_mixed"}.get(cfg.labeler, "")
     cfg.name = cfg.name or own
     if cfg.name != own and cfg.name in SCRIPTS and cfg.name != "rm_weak":
         raise UserError(f"--name {cfg.name}: that is another reward model; leave it out, or train that one with: {SCRIPTS[cfg.name]}")
@@ -536,6 +612,8 @@ def main(argv=None):
     groups, others, gold = [], [], None if cfg.data else data.TASTE[cfg.aspect]
     if cfg.data and not (labeler == "human" and cfg.only_human):
         groups, others = preferences_of(cfg, labeler)
+    if labeler == "ai":  # the annotators of the file are not asked, except for the held-out figures
+        groups, others = [g for g in groups if g["split"] != "train"], []
     start_path = stage.parent(cfg.start)
     base, started_from = load_model(start_path, stage.device, cfg.dropout)
     print(f"shape from {start_path}: {started_from['model_config']}")
@@ -545,7 +623,7 @@ def main(argv=None):
         raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {base.config.block_size} tokens")
     earlier = earlier_rankings(stage, start_path, started_from)
 
-    names = list(filter(None, cfg.leave_out.split(",")))
+    names = leave_out_names(cfg)
     if labeler == "file":
         groups, others = (drop_cut(rows, enc, base.config.block_size, cfg.data) for rows in (groups, others))
     else:
@@ -586,7 +664,8 @@ def main(argv=None):
 def report(stage, cfg, enc, model, gold, groups, held_out, held_out_before, before, names):
     """Figures of the reward model on held-out rankings, as table and picture; one question with its answers and their scores."""
     subjects, topics = ([n for n in names if n in {getattr(p, kind) for p in data.PROMPTS.values()}] for kind in ("subject", "topic"))
-    parts = {"preferences of the file" if cfg.data else f"answers of {cfg.answers_of}": [g for g in held_out if not left_out(g["prompt"], names)],
+    own = f"answers of {cfg.answers_of}" + ", labels by the AI" * (cfg.data != "" and bool(held_out) and "pairs" in held_out[0])
+    parts = {"preferences of the file" if cfg.data and not own.endswith("AI") else own: [g for g in held_out if not left_out(g["prompt"], names)],
              "  subjects left out": [g for g in held_out if left_out(g["prompt"], subjects)],
              "  topics left out": [g for g in held_out if left_out(g["prompt"], topics)], "answers of earlier rounds": held_out_before}
     found = {name: evaluate(model, enc, rows, gold) for name, rows in parts.items() if rows} | {f"{cfg.start} on answers of {cfg.answers_of}": before}

@@ -1,10 +1,12 @@
 """Step 1, supervised fine-tuning: learn to answer from (prompt, answer) pairs, the loss on the answer only.
 
     python train_sft.py --config tiny
+    python train_sft.py --config tiny --reviews 72000 --block_size 256 --epochs 1 --batch_size 48 --lr 1.5e-3 --name judge          on reviews of answers: an AI judge for train_rm.py --labeler ai
 
 Reads sft.jsonl of the run's data and pretrain.pt, writes sft.pt. (Every token is predicted from the
 demonstration's own earlier tokens, "teacher forcing"; nothing is generated while training.)
 """
+import random
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +14,16 @@ import torch.nn.functional as F
 
 import data
 from experiment import Common, Stage, UserError, knob, load_model, muon, parse, run_main, set_lr, table
-from model import answer
-from preferences import describe, win_rate
+from model import answer, with_context
+from preferences import OwnModel, describe, win_rate
+from train_pretrain import lm_loss
 
 
 @dataclass
 class Config(Common):
+    start: str = knob("pretrain", "language model to start from: pretrain, or a variant of it in this run")
+    reviews: int = knob(0, "learn from so many reviews of answers in the tiny world in place of demonstrations: plain text, no chat template", low=0)
+    block_size: int = knob(0, "longest sequence in tokens; 0 keeps that of the model (a review with two answers needs about 250)", low=0, high=65536)
     epochs: int = knob(2, "passes over the demonstrations; more makes a small model recite them", low=1)
     batch_size: int = knob(16, "demonstrations in a step", low=1)
     lr: float = knob(1e-3, "peak learning rate", low=0)
@@ -62,48 +68,71 @@ def held_out_loss(model, rows, pad, batch_size):
     return total / count
 
 
-def main(argv=None):
-    cfg = parse(Config, PRESETS, __doc__, argv)
-    stage = Stage(cfg, "sft")
-    parent = stage.parent("pretrain")
-    model, checkpoint = load_model(parent, stage.device, cfg.dropout)
-    print(f"shape from {parent}: {checkpoint['model_config']}")
-    if cfg.max_new_tokens >= model.config.block_size:
-        raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {model.config.block_size} tokens")
-    enc = data.load_encoding(stage.folder / "tokenizer.json")
-    pad, block_size = data.special_id(enc, "pad"), model.config.block_size
-    demonstrations = data.load_sft(stage.data)
+def demonstrations_of(folder, enc, block_size, eval_split):
+    """Demonstrations as {split: [(prompt_ids, response_ids)]}."""
+    demonstrations = data.load_sft(folder)
     cut, rows = 0, {}
-    for split in ("train", cfg.eval_split):
+    for split in ("train", eval_split):
         rows[split] = [data.fit(data.encode_prompt(enc, d["prompt"]), data.encode_response(enc, d["response"]), block_size)
-                       for d in data.of_split(demonstrations, split, stage.data)]
+                       for d in data.of_split(demonstrations, split, folder)]
         cut += sum(was_cut for _, _, was_cut in rows[split])
         rows[split] = [(prompt, response) for prompt, response, _ in rows[split]]
     if cut:
         print(f"{cut} of {len(demonstrations)} demonstrations are longer than the context of {block_size} tokens: prompts cut from the left")
-    train, test = rows["train"], rows[cfg.eval_split][:300]
-    per_epoch = max(1, len(train) // cfg.batch_size)
-    steps = cfg.epochs * per_epoch
+    return rows
 
-    optimizer = muon(model, cfg.lr, cfg.weight_decay)
-    stage.track(model=model, optimizer=optimizer)
-    model.train()
-    for step in stage.steps(steps):
-        if step % per_epoch == 0 or step == stage.start:  # a new order every epoch, the same again when resumed
-            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(cfg.seed + step // per_epoch)).tolist()
-        i = step % per_epoch * cfg.batch_size
-        inputs, targets, mask = (x.to(stage.device) for x in data.sft_batch([train[j] for j in order[i : i + cfg.batch_size]], pad))
-        loss = sft_loss(model(inputs), targets, mask)
-        optimizer.zero_grad()
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip_grad or torch.inf)
-        lr = set_lr(optimizer, step, steps, cfg.warmup)
-        optimizer.step()
-        measure = step + 1 == steps or step % cfg.eval_every == 0
-        test_loss = held_out_loss(model, test, pad, cfg.batch_size) if measure else None
-        stage.log(step, ("loss",), loss=loss.item(), test_loss=test_loss, grad_norm=grad_norm.item(), lr=lr)
 
-    model.eval()
+def reviews_of(folder, enc, block_size, n, seed):
+    """Write n reviews of the tiny world -> ({split: [(prompt_ids, reply_ids)]}, the held-out ones as text), plain text to go on with."""
+    data.write_reviews(folder / "reviews.jsonl", seed, n)
+    reviews, rows, cut = [row for _, row in data.read_rows(folder / "reviews.jsonl")], {"train": [], "dev": []}, 0
+    for row in reviews:
+        *ids, was_cut = data.fit(enc.encode_ordinary("\n\n" + row["prompt"]), enc.encode_ordinary(row["response"]), block_size)
+        rows[row["split"]].append(tuple(ids))
+        cut += was_cut
+    if cut:
+        print(f"{cut} of {len(reviews)} reviews are longer than the context of {block_size} tokens: cut from the left; --block_size lengthens it")
+    return rows | {"test": rows["dev"]}, [row for row in reviews if row["split"] == "dev"]
+
+
+def by_length(order, rows, batch_size):
+    """An order of rows in which the rows of a batch are of similar length: every eight batches are sorted, then dealt out in a random order."""
+    result, rng = [], random.Random(len(order))
+    for start in range(0, len(order), 8 * batch_size):
+        some = sorted(order[start : start + 8 * batch_size], key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+        batches = [some[i : i + batch_size] for i in range(0, len(some), batch_size)]
+        result += [i for batch in rng.sample(batches[:-1], len(batches) - 1) + batches[-1:] for i in batch]  # the last may be a short one
+    return result
+
+
+PANELS = [("Loss on answer tokens", {"training": "loss", "held-out": "test_loss"}, "nats a token"),
+          ("Gradient norm", {"norm": "grad_norm"}, "before clipping"), ("Learning rate", {"rate": "lr"}, "")]
+
+
+def report_on_reviews(stage, cfg, enc, model, parent, reviews):
+    """How often the judge decides held-out reviews as the reviewer did, at once and behind its own reasons; a few of its replies."""
+    judge, rows, shown = OwnModel(model, enc), [], []
+    reviews = [r for r in reviews if len(enc.encode_ordinary(r["prompt"])) < model.config.block_size - 60]  # room for the reasons
+    for verdict, words, label in ((data.BEST, "12", "comparisons"), (data.RATING, [str(i) for i in range(1, 10)], "ratings")):
+        for with_reasons in (False, True):
+            asked = [r for r in reviews if (r["prompt"].endswith(data.REASONS) if with_reasons else r["prompt"].endswith(verdict)) and verdict in r["prompt"] + r["response"]]
+            texts = [r["prompt"] for r in asked]
+            right = [(r["response"].split(verdict)[1] if with_reasons else r["response"]).split("\n")[0] for r in asked]
+            if with_reasons:
+                written = judge.write(texts, 48)
+                shown += [f"{text} {reply}\n  (the reviewer: {r['response'].split(chr(10))[0].strip()})" for text, reply, r in list(zip(texts, written, asked))[:3]]
+                texts = [f"{text}{' ' * bool(reply)}{reply}\n{verdict}" for text, reply in zip(texts, written)]
+            found = [max(f, key=f.get) for f in judge.next_token(texts, words)]
+            hits = [a == b for a, b in zip(found, right) if b != "10"]  # which is two tokens
+            rows.append([f"{label}, {'behind its own reasons' if with_reasons else 'at once'}", len(hits), sum(hits) / max(1, len(hits))])
+    lines = [table(["held-out reviews (of two equal answers the reviewer chose one at random)", "number", "decided alike"], rows), "", *shown]
+    print("\n" + "\n".join(lines))
+    stage.state["results"] = {row[0]: row[2] for row in rows}
+    stage.finish("\n".join(lines), PANELS, "AI judge: the loss of the reviewers' replies; the verdict is one token of them")
+
+
+def report(stage, cfg, enc, model, parent, _):
+    """Pretrained against SFT on held-out prompts."""
     pretrained, _ = load_model(parent, stage.device)
     prompts = [p["prompt"] for p in data.of_split(data.load_prompts(stage.data), cfg.eval_split, stage.data)[:300]]
     answers = {"pretrained": answer(pretrained, enc, prompts, cfg.max_new_tokens, 1.0, template=False),
@@ -118,9 +147,59 @@ def main(argv=None):
     samples = "\n\n".join(f"prompt:     {data.prompt_text(prompts[i])}\npretrained: {answers['pretrained'][i][0]}\nSFT:        {answers['SFT'][i][0]}"
                           for i in range(min(6, len(prompts))))
     print("\n" + samples)
-    stage.finish(samples, [("Loss on answer tokens", {"training": "loss", "held-out": "test_loss"}, "nats a token"),
-                           ("Gradient norm", {"norm": "grad_norm"}, "before clipping"), ("Learning rate", {"rate": "lr"}, "")],
-                 "SFT: the loss of the demonstrations' answers; held-out loss that rises again means too many epochs")
+    stage.finish(samples, PANELS, "SFT: the loss of the demonstrations' answers; held-out loss that rises again means too many epochs")
+
+
+def main(argv=None):
+    cfg = parse(Config, PRESETS, __doc__, argv)
+    if 0 < cfg.reviews < 20:
+        raise UserError(f"--reviews {cfg.reviews}: at least 20, one of every twenty more is held out")
+    if cfg.reviews and cfg.data:
+        raise UserError("--reviews are written about the tiny world; with --data an AI judge is a model behind a server (--judge_url of train_rm.py)")
+    cfg.name = cfg.name or ("judge" if cfg.reviews else "")
+    stage = Stage(cfg, "sft")
+    parent = stage.parent(cfg.start)
+    model, checkpoint = load_model(parent, stage.device, cfg.dropout)
+    if cfg.block_size:
+        model = with_context(model, cfg.block_size)
+    print(f"shape from {parent}: {checkpoint['model_config']}")
+    if cfg.max_new_tokens >= model.config.block_size:
+        raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {model.config.block_size} tokens")
+    enc = data.load_encoding(stage.folder / "tokenizer.json")
+    pad, block_size = data.special_id(enc, "pad"), model.config.block_size
+    reviews = []
+    if cfg.reviews:
+        rows, reviews = reviews_of(stage.data, enc, block_size, cfg.reviews, cfg.seed)
+    else:
+        rows = demonstrations_of(stage.data, enc, block_size, cfg.eval_split)
+    train, test = rows["train"], rows[cfg.eval_split][:300]
+    per_epoch = max(1, len(train) // cfg.batch_size)
+    steps = cfg.epochs * per_epoch
+
+    optimizer = muon(model, cfg.lr, cfg.weight_decay)
+    stage.track(model=model, optimizer=optimizer)
+    model.train()
+    for step in stage.steps(steps):
+        if step % per_epoch == 0 or step == stage.start:  # a new order every epoch, the same again when resumed
+            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(cfg.seed + step // per_epoch)).tolist()
+            order = by_length(list(range(len(train))), train, cfg.batch_size) if reviews else order  # reviews come in lessons
+        i = step % per_epoch * cfg.batch_size
+        inputs, targets, mask = (x.to(stage.device) for x in data.sft_batch([train[j] for j in order[i : i + cfg.batch_size]], pad))
+        if reviews:  # long to read, short to write: only what is learned goes through the vocabulary
+            loss = lm_loss(model.lm_head(model.hidden(inputs)[mask.bool()]), targets[mask.bool()])
+        else:
+            loss = sft_loss(model(inputs), targets, mask)
+        optimizer.zero_grad()
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip_grad or torch.inf)
+        lr = set_lr(optimizer, step, steps, cfg.warmup)
+        optimizer.step()
+        measure = step + 1 == steps or step % cfg.eval_every == 0
+        test_loss = held_out_loss(model, test, pad, cfg.batch_size) if measure else None
+        stage.log(step, ("loss",), loss=loss.item(), test_loss=test_loss, grad_norm=grad_norm.item(), lr=lr)
+
+    model.eval()
+    (report_on_reviews if reviews else report)(stage, cfg, enc, model, parent, reviews)
 
 
 if __name__ == "__main__":

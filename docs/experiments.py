@@ -8,6 +8,11 @@
     python docs/experiments.py elo                one ranking as Elo scores and as a Bradley-Terry fit
     python docs/experiments.py rejection          rejection sampling, PPO and both on several seeds
     python docs/experiments.py variants           rejection sampling without fresh rankings, without a pool, from the round before
+    python docs/experiments.py judges             the AI judge's agreement by preamble, chain of thought, order and size
+    python docs/experiments.py labels             reward models on human, AI and mixed labels, and on more and more AI labels
+    python docs/experiments.py rlaif              RLHF, RLAIF and direct RLAIF on several seeds
+    python docs/experiments.py principle          brief in place of kind in the judge's preamble: does the policy follow?
+    python docs/experiments.py shift              trained on one family of prompts, measured on another, with human and AI labels
     python docs/experiments.py overoptimisation   proxy and gold against the distance from the SFT model, best-of-n and PPO
 """
 import argparse
@@ -24,12 +29,12 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from data import gold_score, load_encoding, load_prompts  # noqa: E402
-from experiment import COLORS, load_model, table  # noqa: E402
+from data import BASE, DETAILED, PROMPTS, gold_score, load_encoding, load_prompts, preamble_of, read_answer  # noqa: E402
+from experiment import COLORS, SCRIPTS, load_model, table  # noqa: E402
 from model import answer, score  # noqa: E402
-from preferences import bradley_terry_fit, elo_scores, read_rankings, spearman  # noqa: E402
+from preferences import AI, OwnModel, bradley_terry_fit, elo_scores, ranking_to_pairs, read_rankings, spearman  # noqa: E402
 from rejection_sampling import best_of_n, best_of_n_kl, best_of_n_kl_bound, log_probability  # noqa: E402
-from train_rm import scores_of  # noqa: E402
+from train_rm import left_out, scores_of  # noqa: E402
 
 
 def train(*flags, script="train_ppo.py"):
@@ -216,6 +221,136 @@ def variants(args):
     print(table(["", "win rates against SFT, rounds 1 to 4", "gold score", "KL to SFT", "reward model on the answers of each round", "unknown", "distinct", "loss on pretraining text"], rows))
 
 
+def judges(args):
+    """Every variant of the AI judge on the same pairs: answers of the SFT model to test prompts, which the simulated human ranked."""
+    folder, rng, pairs = Path("runs/tiny"), random.Random(0), []
+    train("--config", "tiny", script="train_rm.py")
+    train("--config", "tiny", "--name", "pretrain_large", "--n_layer", "4", "--n_head", "4", "--n_embd", "160", script="train_pretrain.py")
+    script, *flags = SCRIPTS["judge"].split()
+    for start, name in (("pretrain", "judge"), ("pretrain_large", "judge_large")):
+        train("--config", "tiny", *flags, "--start", start, "--name", name, script=script)
+    about = torch.load(folder / "rm.pt", weights_only=True)["state"]["sources"][0]
+    for row in read_rankings(folder / "rankings.jsonl", **about):
+        told_apart = ranking_to_pairs(row["tiers"]) if row["split"] == "test" else []
+        for i, j, _ in rng.sample(told_apart, min(5, len(told_apart))):
+            a, b = rng.sample((i, j), 2)  # in either order
+            gap = gold_score(row["prompt"], row["responses"][a]) - gold_score(row["prompt"], row["responses"][b])
+            pairs.append((row["prompt"], row["responses"][a], row["responses"][b], gap, a == i))
+    median = statistics.median(abs(gap) for *_, gap, _ in pairs if gap)
+    prompts, one, two, gaps, human = zip(*pairs)
+
+    def agree(p, wanted, chosen):
+        return statistics.mean(0.5 if x == 0.5 else float((x > 0.5) == w) for x, w, c in zip(p, wanted, chosen) if c)
+
+    rows, enc = [], load_encoding(folder / "tokenizer.json")
+    for name in ("judge", "judge_large"):
+        model = load_model(folder / f"{name}.pt")[0]
+        size = sum(p.numel() for p in model.parameters()) / 1e6
+        for preamble, text in (("none", ""), ("base", BASE), ("detailed", preamble_of(DETAILED))):
+            for thought in (False, True):
+                judge, began = AI(OwnModel(model, enc), {"overall": text}, thought), time.time()
+                first, (p_turned, _) = judge.compare(prompts, one, two)[0], judge.compare(prompts, two, one)
+                seconds, both = time.time() - began, [(p + 1 - q) / 2 for p, q in zip(first, p_turned)]
+                told, clear = [gap != 0 for gap in gaps], [abs(gap) > median for gap in gaps]
+                better = [gap > 0 for gap in gaps]
+                rows.append([f"{size:.1f} M, {preamble}{', chain of thought' * thought}", agree(both, better, clear), agree(first, better, clear), agree(both, better, told),
+                             agree(both, human, [True] * len(pairs)), statistics.mean((p > 0.5) == (q > 0.5) for p, q in zip(first, p_turned)), f"{1000 * seconds / len(pairs):.0f} ms"])
+    print(f"{len(pairs)} pairs that the simulated human told apart; it agrees with the gold score on {agree([float(h) for h in human], [g > 0 for g in gaps], [g != 0 for g in gaps]):.2f}, "
+          f"on {agree([float(h) for h in human], [g > 0 for g in gaps], [abs(g) > median for g in gaps]):.2f} where the gap is above the median of {median:g}")
+    print(table(["AI judge", "gold, gap above median", "the same, one order", "gold, all pairs", "the human", "same position wins both", "time a pair"], rows))
+
+
+def labels(args):
+    """Reward models that learned from human, AI and mixed labels, all measured on the human's held-out rankings; and a curve over the AI labels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows, curve = [], []
+    for label, name, *flags in (("human", "rm"), ("AI", "rm_ai", "--labeler", "ai"), ("half and half", "rm_mixed", "--labeler", "mixed"),
+                                *(("AI", f"rm_ai_{n}", "--labeler", "ai", "--ai_rankings", str(n)) for n in (500, 2000, 6000))):
+        train("--config", "tiny", *flags, *(["--name", name] if name != "rm" else []), script="train_rm.py")
+        r, state = results(f"runs/tiny/{name}.pt")["answers of sft"], torch.load(f"runs/tiny/{name}.pt", weights_only=True)["state"]
+        learned = [row for about in state["sources"] for row in read_rankings(Path("runs/tiny/rankings.jsonl"), **about) if row["split"] == "train"]
+        by_ai = sum(len(row["pairs"]) for row in learned if row["labeler"] == "ai")
+        rows.append([label, sum(row["labeler"] == "simulated" for row in learned), by_ai, r["accuracy"], r["ceiling"], corrected(r), r["rank_correlation"], r["slope"]])
+        curve += [(by_ai, corrected(r))] * (label == "AI")
+    print(table(["labels", "rankings by the human", "pairs by the AI", "accuracy", "ceiling", "chance-corrected", "rank correlation", "slope"], rows))
+    figure, axis = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
+    axis.plot(*zip(*sorted(curve)), color=COLORS[0], marker="o", label="AI labels")
+    axis.axhline(rows[0][5], color=COLORS[1], linewidth=1, linestyle="--", label=f"{rows[0][1]} rankings by the human")
+    axis.set(xscale="log", xlabel="pairs labelled by the AI", ylabel="chance-corrected accuracy", ylim=(0, 1))
+    axis.set_title("Reward model, held-out rankings by the human", fontsize=10, loc="left")
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False)
+    figure.savefig(args.out or ROOT / "docs" / "ai_labels.png", dpi=110, facecolor="white")
+
+
+METHODS = (("RLHF", "ppo"), ("RLAIF", "rlaif", "--labeler", "ai"), ("direct RLAIF", "direct", "--reward", "ai"))
+
+
+def split_rates(path, keep):
+    """Gold win rate against SFT at temperature 1 on the test prompts that keep(prompt) chooses."""
+    gold = results(path)["gold of each answer"]
+    prompts = [p["prompt"] for p in load_prompts(path.parent / "data") if p["split"] == "test"]
+    return statistics.mean(x for x, p in zip(rate(gold["PPO"], gold["SFT"], len(prompts)), prompts) if keep(p))
+
+
+def rlaif(args):
+    """Who labels: the simulated human, an AI, or an AI that rates each answer without a reward model."""
+    rows, wins = [], {}
+    for seed in range(args.seeds):
+        folder = Path("runs") / ("tiny" + f"-seed{seed}" * bool(seed))
+        for label, name, *flags in METHODS:
+            train("--config", "tiny", "--seed", str(seed), *flags)
+            r, path = results(folder / f"{name}.pt"), folder / f"{name}.pt"
+            human = {"RLHF": "rm"}.get(label)
+            sources = torch.load(folder / f"{human}.pt", weights_only=True)["state"]["sources"] if human else []
+            n = sum(row["split"] == "train" for about in sources for row in read_rankings(folder / "rankings.jsonl", **about))
+            rows.append([f"seed {seed}, {label}", r["gold win rate against SFT"]["PPO"], r["gold win rate against SFT"]["PPO greedy"],
+                         split_rates(path, lambda p: not PROMPTS[p].unsafe), *(r[key][who] for key in ("declines unsafe prompts", "declines safe prompts") for who in ("SFT", "PPO")),
+                         r["gold score (never trained on)"]["PPO"], r["KL to SFT, nats an answer"]["PPO"], r["unknown sentences"]["PPO"], n])
+            wins.setdefault(label, []).append(split_rates(path, lambda p: True))
+    print(table(["test prompts", "win rate", "greedy", "win, safe prompts", "declines unsafe: SFT", "PPO", "declines safe: SFT", "PPO", "gold", "KL", "unknown", "rankings by a human"], rows))
+    for label, w in wins.items():
+        print(f"{label}: win rate {statistics.mean(w):.3f} in the mean of {len(w)} seeds, {min(w):.3f} to {max(w):.3f}")
+
+
+def principle(args):
+    """The judge is told to want a short answer instead of a kind one; direct RLAIF, so that nothing else changes."""
+    folder, rows = Path("runs/tiny"), []
+    names = [{"kind": "short"}.get(name, name) for name in DETAILED]
+    file = folder / "brief.txt"
+    train("--config", "tiny", "--reward", "ai")
+    file.write_text(preamble_of(names) + "\n")
+    train("--config", "tiny", "--reward", "ai", "--preamble", str(file), "--name", "brief")
+    prompts = [p["prompt"] for p in load_prompts(folder / "data") if p["split"] == "test"]
+    for label, name in (("(SFT)", "sft"), (preamble_of(DETAILED), "direct"), (preamble_of(names), "brief")):
+        torch.manual_seed(0)
+        answers = answer(load_model(folder / f"{name}.pt")[0], load_encoding(folder / "tokenizer.json"), prompts, 48, 1.0)
+        said = [[s for s in read_answer(p, text) if s] for p, (text, _, _) in zip(prompts, answers)]
+        rows.append([label, statistics.mean(any(s.warm for s in sentences) for sentences in said), statistics.mean(map(len, said)), statistics.mean(n for _, _, n in answers)])
+        print("\n".join(f"{name}: {p} -> {text}" for p, (text, _, _) in list(zip(prompts, answers))[::40]))
+    print(table(["the judge's preamble", "answers with a warm sentence", "sentences", "tokens"], rows))
+
+
+def shift(args):
+    """Labels and training without one family of prompts, and what becomes of it there: RLHF, RLAIF and direct RLAIF."""
+    family = "library,school,bank,cake,soup"
+    names, rows = family.split(","), []
+    for label, name, rm, labeler in (("human labels", "shift_human", "rm_shift_human", "simulated"), ("AI labels", "shift_ai", "rm_shift_ai", "ai"), ("direct RLAIF", "shift_direct", None, None)):
+        if rm:
+            train("--config", "tiny", "--labeler", labeler, "--leave_out", family, "--name", rm, script="train_rm.py")
+            r = results(f"runs/tiny/{rm}.pt")
+        train("--config", "tiny", "--leave_out", family, "--reward", rm or "ai", "--name", name)
+        path = Path(f"runs/tiny/{name}.pt")
+        rows.append([label, *([corrected(r["answers of sft"]), corrected(r["  subjects left out"])] if rm else [None, None]),
+                     split_rates(path, lambda p: not left_out(p, names)), split_rates(path, lambda p: left_out(p, names))])
+    print(table([f"trained without {family}", "reward model: other prompts", "left-out prompts", "policy's win rate: other prompts", "left-out prompts"], rows))
+
+
 def fit(distances, gains, curve):
     """alpha and beta of gain = d (alpha - beta curve(d)), least squares: curve d for best-of-n, log d for reinforcement learning.
     (Gao et al. 2022, equations 1 and 2.)"""
@@ -287,7 +422,7 @@ def overoptimisation(args):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    experiments = {f.__name__: f for f in (seeds, rewards, domains, hacking, losses, elo, rejection, variants, overoptimisation)}
+    experiments = {f.__name__: f for f in (seeds, rewards, domains, hacking, losses, elo, rejection, variants, judges, labels, rlaif, principle, shift, overoptimisation)}
     parser.add_argument("experiment", choices=experiments)
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")
     parser.add_argument("--out", type=Path, help="where the picture goes (default: into docs)")

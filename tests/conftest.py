@@ -1,6 +1,10 @@
 """What the tests share: the path to the sources, small models with large random weights, a small tokenizer."""
+import json
 import random
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -62,3 +66,41 @@ def enc():
 def remarks_are_new():
     """What is said once in a process is said once in each test."""
     data.say_once.cache_clear()
+
+
+@pytest.fixture
+def server():
+    """A server on this machine that plays through `script`, a list of (status, body or bytes, headers), the last one again and again; `seen`
+    are the requests it got. A body that is a number is a pause in seconds."""
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            there.seen.append((self.path, self.headers.get("Authorization"), sent))
+            status, body, headers = there.script.pop(0) if len(there.script) > 1 else there.script[0]
+            body = body(sent) if callable(body) else body
+            if isinstance(body, float):
+                time.sleep(body)
+                body = {}
+            raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+            try:
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(raw)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(raw)
+            except OSError:
+                pass  # whoever asked has gone
+
+        def log_message(self, *args):
+            pass
+
+    there = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    there.seen, there.script, there.url = [], [], f"http://127.0.0.1:{there.server_address[1]}/v1"
+    threading.Thread(target=there.serve_forever, daemon=True).start()
+    yield there
+    there.shutdown()
+    there.server_close()
+
+
+def completion(top, text=" 1"):
+    return 200, {"choices": [{"text": text, "logprobs": {"top_logprobs": [top]}}]}, {}

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from model import GPT, GPTConfig, answer, generate, join, response_hidden, score, token_logprobs, with_heads
+from model import GPT, GPTConfig, answer, generate, join, response_hidden, score, token_logprobs, with_context, with_heads
 
 EOS, PAD = 10, 11
 
@@ -343,3 +343,15 @@ def test_scores_of_texts_do_not_depend_on_their_neighbours(make_gpt, enc):
     for p, r, s in zip(prompts, responses, together):
         assert s == pytest.approx(score(model, enc, [p], [r])[0], abs=1e-5)
     assert len({round(s, 3) for s in together}) == 3
+
+
+def test_a_longer_context_changes_nothing_where_it_was_known(make_gpt):
+    """Positions behind the old context begin as copies: a text that is moved there by the old length looks the same to every token."""
+    gpt = make_gpt(block_size=8)
+    longer = with_context(gpt, 20)
+    tokens = torch.randint(12, (2, 8))
+    assert longer.config.block_size == 20 and gpt.config.block_size == 8
+    torch.testing.assert_close(longer(tokens), gpt(tokens))
+    assert torch.equal(longer.wpe.weight, gpt.wpe.weight[[*range(8), *range(8), *range(4)]])
+    torch.testing.assert_close(with_context(gpt, 5)(tokens[:, :5]), gpt(tokens[:, :5]))
+    assert longer(torch.randint(12, (1, 20))).shape == (1, 20, 12)

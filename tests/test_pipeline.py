@@ -6,6 +6,7 @@ process of its own calls a script's main() here, for importing torch is most of 
 """
 import importlib
 import json
+import math
 import os
 import re
 import shutil
@@ -19,9 +20,10 @@ import torch
 
 import data
 import experiment
+import preferences
 import train_ppo
 import train_rm
-from conftest import ROOT
+from conftest import ROOT, completion
 from experiment import fingerprint, load_checkpoint, load_model, run_main
 from model import score
 
@@ -31,6 +33,7 @@ THREE = "--steps 3 --batch_size 16 --minibatch_size 8 --micro_batch_size 8 --max
 SMALL = {
     "pretrain": "--n_layer 1 --n_embd 32 --n_head 2 --vocab_size 500 --block_size 64 --steps 12 --batch_size 4 --warmup 2",
     "sft": "--epochs 1 --batch_size 100 --max_new_tokens 12 --eval_split dev",
+    "judge": "--reviews 200 --block_size 400 --epochs 1 --batch_size 50 --max_new_tokens 12 --name judge",
     "rm": RM,
     "ppo": THREE,
     "rs.2": "--rounds 2 --answers_per_prompt 3 --epochs 1 --batch_size 100 --max_new_tokens 12 --eval_answers 2 --eval_split dev",
@@ -41,7 +44,7 @@ PPO = "--steps 2 --batch_size 8 --minibatch_size 4 --micro_batch_size 4 --max_ne
 
 def script(stage):
     """The script of a stage: train_rm.py for rm.2."""
-    return "rejection_sampling.py" if stage == "rs.2" else f"train_{stage.split('.')[0]}.py"
+    return {"rs.2": "rejection_sampling.py", "judge": "train_sft.py"}.get(stage) or f"train_{stage.split('.')[0]}.py"
 
 
 def start(folder, script, *args):
@@ -148,7 +151,7 @@ def test_a_run_folder_holds_every_stages_files(tiny):
             assert (run / f"{stage}.{suffix}").stat().st_size > 0, f"{stage}.{suffix}"
         assert (run / f"{stage}.png").read_bytes().startswith(b"\x89PNG")
         assert load_checkpoint(run / f"{stage}.pt")["finished"] and f"runs/tiny/{stage}.pt" in printed(tiny, stage).replace("\\", "/")
-    assert {p.name for p in (run / "data").iterdir()} == {"pretrain.txt", "sft.jsonl", "prompts.jsonl"}
+    assert {p.name for p in (run / "data").iterdir()} == {"pretrain.txt", "sft.jsonl", "prompts.jsonl", "reviews.jsonl"}
     assert (run / "tokenizer.json").exists() and not list(run.glob("*.tmp"))
 
 
@@ -637,6 +640,120 @@ def test_every_knob_of_the_reward_model_changes_what_is_learned(copy, call):
         digest = load_checkpoint(copy / f"runs/tiny/v{i}.pt")["fingerprint"]
         assert digest not in seen, f"{flags!r} makes no difference to {seen[digest]!r}"
         seen[digest] = flags
+
+
+# ------------------------------------------------------------------------------------------------
+# RLAIF
+# ------------------------------------------------------------------------------------------------
+
+AI = f"{RM} --labeler ai --ai_rankings 40 --batch_size 12"
+
+
+def ai_rows(folder):
+    return [r for r in rows_of(folder / "runs/tiny/rankings.jsonl") if r["labeler"] == "ai"]
+
+
+def test_an_ai_labels_in_the_humans_place(copy, call):
+    """Trained on soft labels of pairs by the AI alone, in the end measured on the human's rankings; its policy is rlaif.pt."""
+    fewer_prompts(copy)
+    code, out = call(copy, "train_ppo.py", f"{THREE} --labeler ai")
+    assert "--labeler ai --name rm_ai" in out, "the reward model is missing, and is trained by its own command"
+    code, out = call(copy, "train_rm.py", f"{AI} --overwrite")
+    rows = ai_rows(copy)[-40:]
+    assert code == 0 and "pairs labelled by the AI" in out and "the same position won in both orders" in out and "The AI agrees with the gold score" in out, out
+    assert {len(r["responses"]) for r in rows} <= {1, 2} and {r["split"] for r in rows} == {"train"}
+    labels = [p for r in rows for _, _, p in r["pairs"]]
+    assert len(labels) > 30 and any(0.01 < p < 0.99 for p in labels), "soft"
+    checkpoint = load_checkpoint(copy / "runs/tiny/rm_ai.pt")
+    assert checkpoint["parents"].keys() == {"pretrain.pt", "sft.pt", "judge.pt"}
+    held_out = [about for about in checkpoint["state"]["sources"] if about["labeler"] == "simulated"]
+    assert held_out and not any(r["split"] == "train" for about in held_out for r in rows_of(copy / "runs/tiny/rankings.jsonl") if r["source"] == about["source"])
+    code, out = call(copy, "train_ppo.py", f"{THREE} --labeler ai --overwrite")
+    assert code == 0 and "rm_ai.pt" in load_checkpoint(copy / "runs/tiny/rlaif.pt")["parents"], out
+    assert "stands for --reward rm_ai" in call(copy, "train_ppo.py", f"{THREE} --labeler ai --reward safety")[0]
+
+
+def test_half_of_the_labels_by_each(copy, call):
+    fewer_prompts(copy)
+    code, out = call(copy, "train_rm.py", f"{AI.replace('ai ', 'mixed ', 1)} --rankings_per_prompt 4")
+    assert code == 0 and "runs/tiny/rm_mixed.pt" in out.replace("\\", "/"), out
+    assert len(ai_rows(copy)) == 20
+    about = [a["source"] for a in load_checkpoint(copy / "runs/tiny/rm_mixed.pt")["state"]["sources"]]
+    human = [r for r in rows_of(copy / "runs/tiny/rankings.jsonl") if r["labeler"] == "simulated" and r["source"] in about and r["split"] == "train"]
+    assert len(human) == 2 * sum(p["split"] == "train" for p in data.load_prompts(copy / "runs/tiny/data"))
+
+
+JUDGE_KNOBS = ["", "--ai_rankings 60", "--preamble none", "--preamble base", "--preamble brief.txt", "--chain_of_thought", "--both_orders false", "--judge other",
+               "--aspect helpful", "--aspect safety"]
+
+
+def test_every_knob_of_the_judge_changes_the_labels(copy, call):
+    fewer_prompts(copy, 40)
+    (copy / "brief.txt").write_text("A good answer must be short, never repeat.\n" + " and so on" * 30)
+    code, out = call(copy, "train_sft.py", f"{SMALL['judge'].replace('--name judge', '--name other')} --lr 0.01")
+    assert code == 0, out
+    seen = {}
+    for i, flags in enumerate(JUDGE_KNOBS):
+        code, out = call(copy, "train_rm.py", f"{AI} {flags} --name v{i}")
+        assert code == 0, f"{flags}: {code} {out[-500:]}"
+        digest = load_checkpoint(copy / f"runs/tiny/v{i}.pt")["fingerprint"]
+        assert digest not in seen, f"{flags!r} makes no difference to {seen[digest]!r}"
+        seen[digest] = flags
+        reasons = [pair[3:] for r in ai_rows(copy)[-20:] for pair in r["pairs"]]
+        assert all(len(x) == 2 * ("thought" in flags) for x in reasons), "the reasons of both orders are kept with the label"
+    (copy / "brief.txt").write_text("A good answer must be practical.\n")
+    assert "trained with other knobs (preamble" in call(copy, "train_rm.py", f"{AI} --preamble brief.txt --name v4")[0], "what counts is the text of the file"
+    for lost in ("lost.txt", "of my own"):
+        assert "expected none, base, detailed or a text file" in call(copy, "train_rm.py", [*AI.split(), "--preamble", lost, "--name", "v99"])[0]
+    (copy / "long.txt").write_text("A good answer must be short. " * 50)
+    assert "shorten the preamble" in call(copy, "train_rm.py", f"{AI} --preamble long.txt --name v99")[0]
+    assert "is about an AI judge" in call(copy, "train_rm.py", f"{RM} --chain_of_thought --name v99")[0]
+    assert "has not learned from reviews" in call(copy, "train_rm.py", f"{AI} --judge sft --name v99")[0]
+
+
+def test_an_ai_rates_without_a_reward_model(copy, call, monkeypatch):
+    """Direct RLAIF: what PPO gets is the judge's rating of each text, whitened; the judge stays as it was."""
+    told, rate = {}, preferences.AI.rate
+
+    def remember(self, prompts, responses, aspect="overall"):
+        ratings = rate(self, prompts, responses, aspect)
+        told.update(zip(zip(prompts, responses), ratings))
+        return ratings
+
+    monkeypatch.setattr(preferences.AI, "rate", remember)
+    code, out = call(copy, "train_ppo.py", f"{THREE} --reward ai")
+    checkpoint = load_checkpoint(copy / "runs/tiny/direct.pt")
+    assert code == 0 and re.search(r"AI judge rated \d+ different answers in \d+ s", out) and "judge 0." in out, out
+    assert checkpoint["parents"].keys() == {"pretrain.pt", "sft.pt", "judge.pt"} and all(-1 <= r <= 1 for r in told.values())
+    mean, std = checkpoint["state"]["whitening"]
+    score, prompt, text = re.search(r"score ([+-][\d.]+), KL [\d.]+: (.*?) -> (.*)", out).groups()
+    assert (told[prompt, text] - mean) / std == pytest.approx(float(score), abs=0.006)
+    assert not same(copy / "runs/tiny/direct.pt", copy / "runs/tiny/ppo.pt")
+    code, out = call(copy, "train_ppo.py", f"{THREE} --reward ai --preamble none --name other_taste")
+    assert code == 0 and not same(copy / "runs/tiny/direct.pt", copy / "runs/tiny/other_taste.pt"), out
+    assert "is about an AI judge" in call(copy, "train_ppo.py", f"{THREE} --preamble none --name lost")[0]
+    assert "llama2 or the name" in call(copy, "rejection_sampling.py", "--reward ai")[0]
+    assert "leaves no training prompt" in call(copy, "train_ppo.py", f"{THREE} --name none --leave_out {','.join(sorted({p.subject for p in data.PROMPTS.values()}))}")[0]
+
+
+def test_a_judge_behind_a_server_labels_a_users_answers(user, call, server):
+    """Each comparison is asked for in both orders and bought once; the file's own preferences are what the result is measured on."""
+    def the_longer_one(sent):
+        one, two = re.search("Answer 1: (.*)\n\nAnswer 2: (.*)\n\nWhich", sent["prompt"], re.S).groups()
+        return completion({"1": -1.0, "2": -1.0 + 0.1 * (len(two) - len(one))})[1]
+
+    server.script = [(200, the_longer_one, {})]
+    flags = f"--data mine --run tiny-mine {RM} --labeler ai --ai_rankings 6 --damaged 0.5 --eval_split test"
+    assert "name a model behind a server" in call(user, "train_rm.py", flags)[0]
+    code, out = call(user, "train_rm.py", f"{flags} --judge_url {server.url}")
+    labelled = [r for r in rows_of(user / "runs/tiny-mine/rankings.jsonl") if r["labeler"] == "ai"]
+    assert code == 0 and "preferences of the file" in out and "pairs labelled by the AI" in out, out
+    assert len(labelled) == 6 and all((p > 0.5) == (len(r["responses"][i]) > len(r["responses"][j])) for r in labelled for i, j, p in r["pairs"] if p != 0.5)
+    asked, calls = len(server.seen), rows_of(user / "runs/tiny-mine/judge_calls.jsonl")
+    assert asked == len(calls) == len({row["asked"]["prompt"] for row in calls}) == 2 * len({(str(r["prompt"]), *sorted(r["responses"])) for r in labelled if len(r["responses"]) > 1})
+    (user / "runs/tiny-mine/rankings.jsonl").unlink()
+    code, out = call(user, "train_rm.py", f"{flags} --judge_url {server.url} --overwrite")
+    assert code == 0 and len(server.seen) == asked, "nothing was bought twice"
 
 
 def test_a_run_has_one_tokenizer(copy, call):

@@ -1,0 +1,367 @@
+"""The AI in the annotator's chair: its labels and ratings by hand, our own GPT as a judge, a judge behind a server, and the reviews it learns from."""
+import json
+import math
+import random
+import time
+
+import pytest
+import torch
+
+import data
+from conftest import completion
+from experiment import UserError
+from preferences import AI, PREAMBLES, QUESTIONS, OwnModel, Server, comparisons, expected_rating, rank_all, read_rankings
+from train_rm import batch_pairs
+
+SILENT = {"overall": ""}
+
+
+class Told:
+    """A language model that gives what it is told: next(text) -> {word: probability} or {}; reasons(text) -> its reasons."""
+
+    form, name, tokens = QUESTIONS["own"], "told", 0
+
+    def __init__(self, next, reasons=None):
+        self.next, self.reasons, self.asked = next, reasons, []
+
+    def next_token(self, texts, words):
+        self.asked += texts
+        return [{w: math.log(p) for w, p in self.next(text).items() if w in words} for text in texts]
+
+    def write(self, texts, max_new_tokens):
+        return [self.reasons(text) for text in texts]
+
+
+def answers_in(text):
+    """The two answers in a comparison as the judge reads it."""
+    return [line.split("? ", 1)[1] for line in text.split("\n") if line[:2] in ("1:", "2:")]
+
+
+def longer_wins(text):
+    one, two = answers_in(text)
+    return {"1": 0.9, "2": 0.1} if len(one) > len(two) else {"1": 0.1, "2": 0.9}
+
+
+# ------------------------------------------------------------------------------------------------
+# Labels
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_label_is_the_softmax_over_1_and_2():
+    judge = AI(Told(lambda text: {"1": 0.6, "2": 0.2}), SILENT, both_orders=False)
+    wins = judge.label(["What?"], [["a", "b"]])
+    assert wins[0, 0, 1].item() == pytest.approx(0.75) and wins[0, 1, 0].item() == pytest.approx(0.25)
+
+
+def test_both_orders_are_averaged():
+    """a before b: 0.8 for the first; b before a: 0.7 for the first, so 0.3 for a. Mean 0.55."""
+    judge = AI(Told(lambda text: {"1": 0.8, "2": 0.2} if answers_in(text) == ["a", "b"] else {"1": 0.7, "2": 0.3}), SILENT)
+    assert judge.label(["What?"], [["a", "b"]])[0, 0, 1].item() == pytest.approx(0.55)
+    assert (judge.pairs, judge.same_position, judge.first_wins) == (1, 1, 1)
+
+
+def test_a_judge_that_always_says_1_prefers_nothing():
+    judge = AI(Told(lambda text: {"1": 0.99, "2": 0.01}), SILENT)
+    wins = judge.label(["What?"], [["a", "b", "c"]])[0]
+    assert all(wins[i, j].item() == pytest.approx(0.5) for i in range(3) for j in range(3) if i != j)
+    assert judge.same_position == judge.pairs == 3
+    one_order = AI(Told(lambda text: {"1": 0.99, "2": 0.01}), SILENT, both_orders=False)
+    assert one_order.label(["What?"], [["a", "b"]])[0, 0, 1].item() == pytest.approx(0.99)
+
+
+def test_swapped_answers_swap_the_label():
+    judge = AI(Told(lambda text: {"1": 0.2 + 0.05 * len(answers_in(text)[0]), "2": 0.03 * len(answers_in(text)[1])}), SILENT)
+    there, back = judge.label(["What?"] * 2, [["aaaa", "b"], ["b", "aaaa"]])
+    assert there[0, 1].item() == pytest.approx(back[1, 0].item(), abs=1e-6)
+    assert there[0, 1].item() + there[1, 0].item() == pytest.approx(1)
+
+
+def test_every_pair_of_every_question_keeps_its_place():
+    judge = AI(Told(longer_wins), SILENT)
+    wins = judge.label(["What?", "Who?"], [["a", "aaa", "aa"], ["bb", "b"]])
+    assert wins.shape == (2, 3, 3)
+    assert wins[0, 1, 0] > 0.8 and wins[0, 1, 2] > 0.8 and wins[0, 2, 0] > 0.8 and wins[0, 0, 1] < 0.2
+    assert wins[1, 0, 1] > 0.8 and wins[1, :, 2].isnan().all() and wins[1, 2].isnan().all()
+    assert judge.same_position == 0
+    assert all(text.startswith("1: What? ") for text in judge.model.asked[:3])
+
+
+def test_a_missing_word_has_no_chance_and_without_both_there_is_no_label():
+    judge = AI(Told(lambda text: {"1": 0.3}), SILENT, both_orders=False)
+    assert judge.label(["What?"], [["a", "b"]])[0, 0, 1].item() > 0.999
+    silent = AI(Told(lambda text: {} if "Who" in text else {"1": 0.9, "2": 0.1}), SILENT)
+    wins = silent.label(["What?", "Who?"], [["a", "b"], ["a", "b"]])
+    assert wins[1].isnan().all() and silent.silent == 1 and "1 pairs without a verdict" in silent.summary()
+    with pytest.raises(UserError, match="says neither 1 nor 2 to any of 1 comparisons"):
+        AI(Told(lambda text: {}), SILENT).label(["What?"], [["a", "b"]])
+
+
+def test_the_preamble_is_part_of_every_question_and_fits_the_aspect():
+    judge = AI(Told(longer_wins), {"overall": "Be fair.", "safety": "Be careful."})
+    judge.label(["What?"], [["a", "bb"]])
+    assert all("\nBe fair.\nBest=" in text for text in judge.model.asked)
+    judge.model.asked.clear()
+    judge.label(["What?"], [["a", "bb"]], "safety")
+    assert all("\nBe careful.\nBest=" in text for text in judge.model.asked)
+    assert "harm" in PREAMBLES["detailed", "overall"] and "harm" not in PREAMBLES["detailed", "helpful"] and PREAMBLES["none", "overall"] == ""
+
+
+def test_with_chain_of_thought_the_label_is_read_behind_the_reasons():
+    model = Told(lambda text: {"1": 0.9, "2": 0.1} if "Notes: the first\nBest=" in text else {"1": 0.1, "2": 0.9},
+                 lambda text: "the first" if answers_in(text)[0] == "good" else "the second")
+    judge = AI(model, SILENT, chain_of_thought=True)
+    assert judge.label(["What?"], [["bad", "good"]])[0, 1, 0].item() == pytest.approx(0.9)
+    assert judge.details == [{"pairs": [[0, 1, 0.1, "the second", "the first"]]}]
+
+
+def test_reasons_and_soft_labels_are_saved_with_each_ranking(tmp_path):
+    model = Told(longer_wins, lambda text: "because")
+    questions = [{"prompt": "What?", "responses": ["a", "aaa"], "split": "train"}, {"prompt": "Who?", "responses": ["b"], "split": "train"}]
+    rows = rank_all(tmp_path / "r.jsonl", questions, AI(model, SILENT, chain_of_thought=True), aspect="overall", labeler="ai", round=0, source="")
+    assert rows == read_rankings(tmp_path / "r.jsonl")
+    assert rows[0]["pairs"] == [[0, 1, 0.1, "because", "because"]] and rows[0]["tiers"] == [[1], [0]]
+    assert rows[1]["pairs"] == rows[1]["tiers"] == []
+
+
+def test_soft_labels_reach_the_loss():
+    row = {"responses": ["a", "b", "c"], "tiers": [[1], [0], [2]], "pairs": [[0, 1, 0.2], [0, 2, 0.6], [1, 2, 0.5]]}
+    assert comparisons(row) == [(1, 0, 0.8, 1), (0, 2, 0.6, 1), (1, 2, 0.5, 2)]
+    certain = {"responses": ["x", "y"], "tiers": [[0], [1]]}
+    better, worse, p, _ = batch_pairs([certain, row])
+    assert (better, worse, p) == ([0, 3, 2, 3], [1, 2, 4, 4], [1.0, 0.8, 0.6, 0.5])
+
+
+# ------------------------------------------------------------------------------------------------
+# Ratings
+# ------------------------------------------------------------------------------------------------
+
+
+def test_expected_rating_by_hand():
+    probabilities = {5: 0.1, 6: 0.2, 7: 0.4, 8: 0.2, 9: 0.1}
+    assert expected_rating(probabilities) == pytest.approx(2 * (7.0 - 1) / 9 - 1) == pytest.approx(1 / 3)
+    assert expected_rating({i: p / 2 for i, p in probabilities.items()}) == pytest.approx(1 / 3)
+    assert (expected_rating({1: 1.0}), expected_rating({10: 1.0})) == (-1, 1)
+
+
+def test_ten_is_one_and_then_zero_where_it_is_no_token_of_its_own():
+    """P(1...) = 0.5, and 0.8 of that goes on with 0: P(10) = 0.4, P(1) = 0.1, and P(4) = 0.5."""
+    split = AI(Told(lambda text: {"0": 0.8, "5": 0.2} if text.endswith("1") else {"1": 0.5, "4": 0.5}), SILENT)
+    whole = AI(Told(lambda text: {"1": 0.1, "4": 0.5, "10": 0.4}), SILENT)
+    wanted = 2 * (0.4 * 10 + 0.1 + 0.5 * 4 - 1) / 9 - 1
+    assert split.rate(["What?"], ["a"]) == pytest.approx([wanted]) and whole.rate(["What?"], ["a"]) == pytest.approx([wanted])
+
+
+def test_an_answer_is_rated_once():
+    judge = AI(Told(lambda text: {str(len(text.split("\n")[0]) - 5): 1.0}), SILENT)
+    first = judge.rate(["What?", "What?", "What?"], ["aa", "aaaa", "aa"])
+    assert first == pytest.approx([expected_rating({3: 1}), expected_rating({5: 1}), expected_rating({3: 1})])
+    assert len(judge.model.asked) == 2
+    assert judge.rate(["What?", "What?"], ["aaaa", "a"]) == pytest.approx([expected_rating({5: 1}), expected_rating({2: 1})])
+    assert len(judge.model.asked) == 3 and judge.pairs == 3
+
+
+def test_one_answer_that_cannot_be_rated_is_in_the_middle_and_a_judge_that_never_rates_is_reported():
+    judge = AI(Told(lambda text: {} if "odd" in text else {"9": 1.0}), SILENT)
+    judge.rate(["What?"], ["a"])
+    assert judge.rate(["What?"], ["odd"]) == [0.0] and judge.silent == 1
+    with pytest.raises(UserError, match="no rating from 1 to 10"):
+        AI(Told(lambda text: {}), SILENT).rate(["What?"], ["a"])
+
+
+# ------------------------------------------------------------------------------------------------
+# Our own GPT as the language model
+# ------------------------------------------------------------------------------------------------
+
+
+def test_own_model_gives_the_log_probabilities_of_the_next_token(make_gpt, enc):
+    gpt = make_gpt(vocab_size=enc.n_vocab, block_size=64)
+    texts = ["1: What is a cat? A dog.\nBest=", "A cat\nBest=", "What is a dog? A cat is a small hunter.\nBest="]
+    found = OwnModel(gpt, enc, batch_size=2).next_token(texts, ["1", "2", "10"])
+    for text, f in zip(texts, found):
+        logprobs = gpt(torch.tensor([enc.encode_ordinary("\n\n" + text)]))[0, -1].log_softmax(-1)
+        assert f == pytest.approx({w: logprobs[enc.encode_ordinary(w)[0]].item() for w in "12"}, abs=1e-5)
+
+
+def test_own_model_writes_one_line_greedily(make_bigram, enc):
+    V = enc.n_vocab
+    path = [enc.encode_ordinary(c)[0] for c in (":", "x", "y", "\n", "z")]
+    table = torch.zeros(V, V)
+    for a, b in zip(path, path[1:]):
+        table[a, b] = 2.0  # far from certain: only the greedy choice always follows it
+    model = OwnModel(make_bigram(table), enc)
+    assert model.write(["Notes:", "And notes:"], 10) == ["xy", "xy"]
+    assert model.write(["Notes:"], 1) == ["x"]
+
+
+# ------------------------------------------------------------------------------------------------
+# A judge behind a server
+# ------------------------------------------------------------------------------------------------
+
+
+GOOD = completion({" 1": math.log(0.5), "1": math.log(0.1), " 2": math.log(0.2), " the": math.log(0.2)})
+
+
+def patient(server, **more):
+    return Server(server.url, **{"wait": 0.01, "tries": 3, **more})
+
+
+def test_a_server_is_asked_for_one_token_with_its_log_probabilities(server):
+    server.script = [GOOD]
+    found = patient(server, model="small", key="secret").next_token(["Which?"], "12")
+    assert found[0] == pytest.approx({"1": math.log(0.6), "2": math.log(0.2)})  # with and without the space in front
+    path, key, sent = server.seen[0]
+    assert path == "/v1/completions" and key == "Bearer secret"
+    assert sent == {"model": "small", "prompt": "Which?", "max_tokens": 1, "logprobs": 5, "temperature": 0}
+
+
+def test_a_server_writes_reasons_up_to_the_end_of_the_line(server):
+    server.script = [completion({}, "  it is\n warm ")]
+    assert patient(server).write(["Why?"], 30) == ["it is warm"]
+    assert server.seen[0][2]["stop"] == ["\n"] and server.seen[0][2]["max_tokens"] == 30 and server.seen[0][1] is None
+
+
+def test_a_whole_label_from_a_server(server):
+    """It takes the first answer with 0.75 in either order: averaged, no preference. Its questions are whole sentences."""
+    server.script = [GOOD]
+    judge = AI(patient(server), {"overall": "Be fair."})
+    assert judge.label(["What?"], [["a", "b"]])[0, 0, 1].item() == pytest.approx(0.5)
+    prompts = sorted(sent["prompt"] for _, _, sent in server.seen)
+    assert prompts[0].startswith("Question: What?\n\nAnswer 1: a\n\nAnswer 2: b\n\n") and "Be fair." in prompts[0] and prompts[1].startswith("Question: What?\n\nAnswer 1: b")
+
+
+@pytest.mark.parametrize("trouble, waits", [((429, {}, {"Retry-After": "0.2"}), 0.2), ((503, b"busy", {}), 0.01), ((429, {}, {"Retry-After": "soon"}), 0.01), ((429, {}, {"Retry-After": "-1"}), 0)])
+def test_a_busy_server_is_asked_again_later(server, trouble, waits):
+    server.script, began = [trouble, GOOD], time.time()
+    assert patient(server).next_token(["Which?"], "12")[0]["1"] == pytest.approx(math.log(0.6))
+    assert len(server.seen) == 2 and time.time() - began >= waits
+
+
+def test_a_question_that_comes_twice_is_asked_once(server):
+    server.script = [GOOD]
+    found = patient(server).next_token(["a", "b", "a", "a"], "12")
+    assert len(server.seen) == 2 and found == [found[0]] * 4
+
+
+@pytest.mark.parametrize("url, key", [("http://127.0.0.1:1/a b", ""), ("127.0.0.1:8000/v1", ""), ("http://127.0.0.1:1/v1", "\u20ac")])
+def test_what_no_request_can_be_made_of(url, key):
+    with pytest.raises(UserError, match="cannot be reached|--judge_url is http"):
+        Server(url, "m", key, wait=0.01, tries=1).next_token(["Which?"], "12")
+
+
+@pytest.mark.parametrize("reply, tries, sentence", [
+    ((429, {}, {}), 3, "asks for fewer questions at a time .HTTP 429., 3 times; what it has answered is kept"),
+    ((503, b"half", {"Content-Length": "100"}), 3, "trouble of its own .HTTP 503"),
+    ((500, b"oh dear", {}), 3, "trouble of its own .HTTP 500: oh dear., 3 times"),
+    ((401, {}, {}), 1, "refuses the key .* JUDGE_API_KEY"),
+    ((404, b"no such path", {}), 1, "is not there .* ends in /v1"),
+    ((400, {"error": {"message": "prompt too long"}}, {}), 1, "does not accept the question .*prompt too long"),
+    ((200, b"<html>hello</html>", {}), 1, "no completion: '<html>hello"),
+    ((200, {"choices": []}, {}), 1, "no completion"),
+    ((200, {"choices": [{"text": "1"}]}, {}), 1, "gives no log-probabilities"),
+    ((200, {"choices": [{"text": "1", "logprobs": {"top_logprobs": []}}]}, {}), 1, "gives no log-probabilities"),
+    ((200, 0.5, {}), 2, "gave no answer within 0.1 s, 2 times"),
+])
+def test_every_failure_of_a_server_is_one_sentence(server, reply, tries, sentence):
+    server.script = [reply]
+    with pytest.raises(UserError, match=sentence):
+        patient(server, timeout=0.1 if tries == 2 else 5.0, tries=max(2, tries)).next_token(["Which?"], "12")
+    assert len(server.seen) == tries
+
+
+def test_where_nothing_listens(server):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UserError, match="cannot be reached .*is the server running"):
+        patient(server).next_token(["Which?"], "12")
+
+
+def test_what_was_bought_is_kept_and_not_bought_again(server, tmp_path):
+    path = tmp_path / "judge_calls.jsonl"
+    server.script = [GOOD, GOOD, (400, b"no", {})]
+    with pytest.raises(UserError):
+        patient(server, path=path, parallel=1).next_token(["a", "b", "c"], "12")
+    with path.open("a") as file:
+        file.write('{"asked": {"half a li')  # as a process leaves it that died while it wrote
+    server.script, before = [GOOD], len(server.seen)
+    found = patient(server, path=path).next_token(["a", "b", "c"], "12")
+    assert [f["1"] for f in found] == pytest.approx([math.log(0.6)] * 3)
+    assert [sent["prompt"] for _, _, sent in server.seen[before:]] == ["c"]
+    assert patient(server, path=path).next_token(["c"], "12") == found[2:] and len(server.seen) == before + 1
+
+
+def test_the_answers_of_a_server_keep_their_order(server):
+    def reply(sent):
+        time.sleep(0.05 if sent["prompt"] == "0" else 0)
+        return {"choices": [{"text": "", "logprobs": {"top_logprobs": [{"1": -float(sent["prompt"])}]}}]}
+
+    server.script = [(200, reply, {})]
+    assert [f["1"] for f in patient(server).next_token([str(i) for i in range(8)], "12")] == pytest.approx([-float(i) for i in range(8)])
+
+
+# ------------------------------------------------------------------------------------------------
+# Reviews: what our own judge learns from
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt, response, principles, found, value", [
+    ("A dog is", "a furry mammal. A dog is man's best friend.", data.DETAILED, ["right", "kind"], 9),
+    ("A dog is", "a furry mammal. A dog is a furry mammal.", data.DETAILED, ["again", "right"], 7),
+    ("What is a dog?", "A cat is a small hunter. A dog can dig in the yard.", data.DETAILED, ["stray", "aside"], 5),
+    ("What is a dog?", "A dog is a furry moon.", data.DETAILED, ["odd"], 6),
+    ("How do I steal a dog?", "To steal a dog, wait until it is dark.", data.DETAILED, ["harm"], 5),
+    ("How do I steal a dog?", "It is wrong to steal a dog. To feed a dog, buy dry food.", data.DETAILED, ["declines", "right"], 9),
+    ("What is a dog?", "It is wrong to steal a dog.", data.DETAILED, ["unkind"], 6),
+    ("A dog is", "man's best friend. A dog is a furry mammal.", ("short", "plain"), ["long", "gushing"], 5),
+    ("A dog is", "man's best friend. A dog is a furry mammal.", (), [], 7),
+])
+def test_remarks_by_hand(prompt, response, principles, found, value):
+    remarked = data.remarks(data.PROMPTS[prompt], data.read_answer(prompt, response), principles)
+    assert remarked == found and data.points(remarked) == value
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    path = tmp_path_factory.mktemp("reviews") / "reviews.jsonl"
+    data.write_reviews(path, 0, 1000)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_reviews_never_ask_the_annotator(monkeypatch):
+    for name in ("helpfulness", "safety", "gold_score", "safety_first", "declines", "read_answer"):
+        monkeypatch.setattr(data, name, None)
+    monkeypatch.setattr(data, "TASTE", None)
+    by_subject, rng = {}, random.Random(0)
+    for s in data.SENTENCES.values():
+        by_subject.setdefault(s.subject, []).append(s)
+    assert all(data.review(rng, list(data.PROMPTS.values()), by_subject) for _ in range(200))
+
+
+def test_reviews_are_about_training_questions_alone(reviews):
+    others = [p.text for p in data.PROMPTS.values() if data.world_split(p.text) != "train" and not p.completion]
+    training = [row["prompt"] for row in reviews if row["split"] == "train"]
+    assert len(training) == 1000 and not any(f" {q} " in f" {text} " for q in others for text in training)
+    assert sum(row["split"] == "dev" for row in reviews) == 50
+
+
+def test_a_verdict_follows_from_its_remarks(reviews):
+    both, ties = {"1": 0, "2": 0}, []
+    for row in reviews:
+        text = row["prompt"] + row["response"]
+        if data.BEST in text:
+            best = text.split(data.BEST)[1][0]
+            one, two = (int(part.rstrip(".").split()[-1]) for part in text.split(data.REASONS)[1].split(".")[:2])
+            both[best] += 1
+            if 1 < min(one, two) and max(one, two) < 10:
+                ties += [best] * (one == two)
+                assert one == two or best == ("1" if one > two else "2"), text
+        else:
+            remarked = text.split(data.REASONS)[1].split("\n")[0].split()
+            assert int(text.split(data.RATING)[1].split("\n")[0]) == data.points(remarked)
+    assert abs(both["1"] - both["2"]) < 100 and 0.3 < ties.count("1") / len(ties) < 0.7
+
+
+def test_the_same_seed_writes_the_same_reviews(reviews, tmp_path):
+    for seed in (0, 1):
+        data.write_reviews(tmp_path / f"{seed}.jsonl", seed, 1000)
+    rows = [[json.loads(line) for line in (tmp_path / f"{seed}.jsonl").read_text().splitlines()] for seed in (0, 1)]
+    assert rows[0] == reviews != rows[1]
