@@ -285,7 +285,7 @@ def main(argv=None):
     if not (args.checkpoint.parent / "tokenizer.json").exists():
         raise UserError(f"{args.checkpoint.parent}: there is no tokenizer.json beside the checkpoint; keep them together")
     enc = load_encoding(args.checkpoint.parent / "tokenizer.json")
-    scores, template = model.config.reward_head, checkpoint["stage"] != "pretrain"
+    scores, template = model.config.reward_head, checkpoint["stage"] != "pretrain" and not checkpoint["knobs"].get("reviews")  # an AI judge goes on with plain text
     limit = args.max_new_tokens or model.config.block_size // 2
     if limit >= model.config.block_size:
         raise UserError(f"--max_new_tokens {limit} leaves no room for a prompt: the context is {model.config.block_size} tokens")

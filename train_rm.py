@@ -44,6 +44,7 @@ class JudgeConfig(Common):
     judge_timeout: float = knob(60.0, "seconds that the server may take for an answer", low=0.1)
     preamble: str = knob("detailed", "what the AI judge is told to look for: none, base, detailed, or a text file with principles of your own")
     chain_of_thought: bool = knob(False, "the AI judge writes its reasons first, and its verdict is read behind them")
+    told = None  # {aspect: the preamble's text}, set by read_preamble; no knob
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Config(JudgeConfig):
     lm_coef: float = knob(1.0, "weight of the next-token loss on pretraining text, beside the ranking loss: keeps alive what new answers are judged by", low=0)
     damaged: float = knob(0.3, "comparisons of a demonstration with damaged copies of it, for each ranking: they cost no annotator", low=0)
     epochs: int = knob(2, "passes over the rankings", low=1)
-    batch_size: int = knob(16, "prompts in a step, each with all its answers", low=1)
+    batch_size: int = knob(0, "rankings in a step, each with all its answers (0: 16; 64 where they are an AI's, of two answers, 32 where half of them are)", low=0)
     lr: float = knob(3e-3, "peak learning rate", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
@@ -429,7 +430,7 @@ def check_judge(cfg, wanted):
     read_preamble(cfg)
 
 
-def load_judge(stage, enc, cfg):
+def load_judge(stage, enc, cfg, both_orders=True):
     """The AI judge that --judge, --judge_url and --preamble describe, our own one trained first if it is missing."""
     if cfg.judge_url:
         model = Server(cfg.judge_url, cfg.judge_model, os.environ.get("JUDGE_API_KEY", "").strip(), stage.folder / "judge_calls.jsonl", cfg.judge_timeout)
@@ -439,7 +440,7 @@ def load_judge(stage, enc, cfg):
         if checkpoint["knobs"].get("reviews", 0) == 0:
             raise UserError(f"--judge {cfg.judge}: that model has not learned from reviews; train one with: {SCRIPTS['judge']}")
         model, model_name = OwnModel(gpt, enc), f"{cfg.judge} {checkpoint['fingerprint']}"
-    judge = AI(model, cfg.told, cfg.chain_of_thought, getattr(cfg, "both_orders", True))
+    judge = AI(model, cfg.told, cfg.chain_of_thought, both_orders)
     judge.failings = (f"{model_name.strip()}, preamble {cfg.told['overall']!r}, {'with' if cfg.chain_of_thought else 'without'} chain of thought, "
                       f"{'both orders' if judge.both_orders else 'one order'}")
     return judge
@@ -454,7 +455,7 @@ def gather(stage, enc, labeler, names, cfg):
     if not training:
         raise UserError(f"{stage.data}: no training prompt is marked as {'un' * (cfg.aspect == 'safety')}safe, and --aspect {cfg.aspect} asks about those")
     groups, others, rng = [], [], random.Random(cfg.seed)
-    judge = load_judge(stage, enc, cfg) if labeler in ("ai", "mixed") else None
+    judge = load_judge(stage, enc, cfg, cfg.both_orders) if labeler in ("ai", "mixed") else None
     if not cfg.data:  # also where others label what is learned, the held-out figures are measured on the human's rankings
         human = SimulatedHuman(cfg.seed + 1000 * stage.state["round"], cfg.noise, cfg.tie_gap, cfg.flip_rate, cfg.position_habit)
         by_human = 0 if labeler == "ai" or labeler == "human" and cfg.only_human else max(1, cfg.rankings_per_prompt // (2 if labeler == "mixed" else 1))
@@ -607,6 +608,7 @@ def main(argv=None):
     if cfg.name != own and cfg.name in SCRIPTS and cfg.name != "rm_weak":
         raise UserError(f"--name {cfg.name}: that is another reward model; leave it out, or train that one with: {SCRIPTS[cfg.name]}")
     check_flags(cfg)
+    cfg.batch_size = cfg.batch_size or {"ai": 64, "mixed": 32}.get(cfg.labeler, 16)
     stage = Stage(cfg, "rm")
     labeler = cfg.labeler if cfg.labeler != "auto" else "file" if cfg.data else "simulated"
     groups, others, gold = [], [], None if cfg.data else data.TASTE[cfg.aspect]

@@ -255,7 +255,7 @@ def test_every_ranking_is_on_disk_before_the_next_question(monkeypatch, tmp_path
 
 
 def test_undo_takes_the_last_ranking_back_also_one_of_an_earlier_start(monkeypatch, tmp_path):
-    path, other = tmp_path / "rankings.jsonl", SimpleNamespace(label=lambda *_: torch.tensor([[[math.nan, 1], [0, math.nan]]]))
+    path, other = tmp_path / "rankings.jsonl", SimpleNamespace(batch=1, details=(), label=lambda *_: torch.tensor([[[math.nan, 1], [0, math.nan]]]))
     typing(monkeypatch, "u", "1", "2", "q")
     rank_all(path, QUESTIONS, Human(), **ABOUT)
     rank_all(path, QUESTIONS[:1], other, **ABOUT | {"labeler": "toy"})

@@ -96,7 +96,7 @@ def test_margins_and_ties_reach_the_loss(make_gpt, enc, monkeypatch, flags, marg
     seen = []
     monkeypatch.setattr(train_rm, "bradley_terry_loss", lambda c, r, m, p: seen.append((m, p)) or bradley_terry_loss(c, r, m, p))
     groups = [{"prompt": "A", "responses": ["b", "c", "d", "e", "f"], "tiers": [[3], [0, 4], [2], [1]], "split": "train"}]
-    cfg = train_rm.Config(epochs=1, lm_coef=0.0, ties="half", **flags)
+    cfg = train_rm.Config(epochs=1, batch_size=16, lm_coef=0.0, ties="half", **flags)
     train_rm.train(make_gpt(vocab_size=enc.n_vocab, block_size=64, reward_head=True), enc, groups, None, cfg)
     (m, p), = seen
     apart = torch.tensor([1.0, 1, 2, 3, 0, 1, 2, 1, 2, 1])
@@ -241,7 +241,7 @@ def test_rankings_are_collected_once_and_reused(monkeypatch, tmp_path):
     monkeypatch.setattr(train_rm, "answer", answer)
     monkeypatch.setattr(train_rm, "load_model", lambda path, device: (None, {"fingerprint": str(path)}))
     stage = SimpleNamespace(folder=tmp_path, parent=lambda author: author, device="cpu", state={"round": 1})
-    labeler = SimpleNamespace(name="toy", label=label, failings="")
+    labeler = SimpleNamespace(name="toy", label=label, failings="", batch=1, details=())
     prompts = [{"prompt": "a", "split": "train"}, {"prompt": "b", "split": "test"}]
     cfg = train_rm.Config(answers_of="first", answers_per_prompt=3)
     rows = collect(stage, None, prompts, labeler, "helpful", cfg)
