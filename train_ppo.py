@@ -429,7 +429,7 @@ def main(argv=None):
         cfg.name = cfg.name or "direct"
     check_judge(cfg, cfg.reward == "ai")
     check_reward(cfg)
-    names = leave_out_names(cfg)
+    names = leave_out_names(cfg.leave_out)
     if names and cfg.data:
         raise UserError("--leave_out names subjects and topics of the tiny world, not of --data")
     stage = Stage(cfg, "ppo")

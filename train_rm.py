@@ -485,9 +485,9 @@ def gather(stage, enc, labeler, names, cfg):
     return groups, others
 
 
-def leave_out_names(cfg):
-    """--leave_out as a list of names. Raises UserError for one that the tiny world does not have."""
-    names = list(filter(None, cfg.leave_out.split(",")))
+def leave_out_names(text):
+    """"cake,why" -> ["cake", "why"]. Raises UserError for a name that is no subject or topic of the tiny world."""
+    names = list(filter(None, text.split(",")))
     if unknown := set(names) - {name for p in data.PROMPTS.values() for name in (p.subject, p.topic)}:
         raise UserError(f"--leave_out: {', '.join(sorted(unknown))} is no subject or topic of the tiny world")
     return names
@@ -591,7 +591,7 @@ def check_flags(cfg):
     """Raises UserError for flags that do not go together."""
     if cfg.folds and cfg.start != "pretrain":
         raise UserError(f"--folds needs --start pretrain: {cfg.start} has already learned from the answers that a fold would hold out")
-    leave_out_names(cfg)
+    leave_out_names(cfg.leave_out)
     if cfg.labeler == "simulated" and cfg.data:
         raise UserError("the simulated human knows only the tiny world: with --data, --labeler is file or human")
     check_judge(cfg, cfg.labeler in ("ai", "mixed"))
@@ -625,7 +625,7 @@ def main(argv=None):
         raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {base.config.block_size} tokens")
     earlier = earlier_rankings(stage, start_path, started_from)
 
-    names = leave_out_names(cfg)
+    names = leave_out_names(cfg.leave_out)
     if labeler == "file":
         groups, others = (drop_cut(rows, enc, base.config.block_size, cfg.data) for rows in (groups, others))
     else:

@@ -656,10 +656,9 @@ def ai_rows(folder):
 def test_an_ai_labels_in_the_humans_place(copy, call):
     """Trained on soft labels of pairs by the AI alone, in the end measured on the human's rankings; its policy is rlaif.pt."""
     fewer_prompts(copy)
-    code, out = call(copy, "train_ppo.py", f"{THREE} --labeler ai")
-    assert "--labeler ai --name rm_ai" in out, "the reward model is missing, and is trained by its own command"
-    code, out = call(copy, "train_rm.py", f"{AI} --overwrite")
-    rows = ai_rows(copy)[-40:]
+    code, out = call(copy, "train_rm.py", AI)
+    rows = ai_rows(copy)
+    assert experiment.SCRIPTS["rm_ai"] == "train_rm.py --labeler ai --name rm_ai", "what train_ppo.py --labeler ai runs first where it is missing"
     assert code == 0 and "pairs labelled by the AI" in out and "the same position won in both orders" in out and "The AI agrees with the gold score" in out, out
     assert {len(r["responses"]) for r in rows} <= {1, 2} and {r["split"] for r in rows} == {"train"}
     labels = [p for r in rows for _, _, p in r["pairs"]]
@@ -668,7 +667,7 @@ def test_an_ai_labels_in_the_humans_place(copy, call):
     assert checkpoint["parents"].keys() == {"pretrain.pt", "sft.pt", "judge.pt"}
     held_out = [about for about in checkpoint["state"]["sources"] if about["labeler"] == "simulated"]
     assert held_out and not any(r["split"] == "train" for about in held_out for r in rows_of(copy / "runs/tiny/rankings.jsonl") if r["source"] == about["source"])
-    code, out = call(copy, "train_ppo.py", f"{THREE} --labeler ai --overwrite")
+    code, out = call(copy, "train_ppo.py", f"{THREE} --labeler ai")
     assert code == 0 and "rm_ai.pt" in load_checkpoint(copy / "runs/tiny/rlaif.pt")["parents"], out
     assert "stands for --reward rm_ai" in call(copy, "train_ppo.py", f"{THREE} --labeler ai --reward safety")[0]
 
