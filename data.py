@@ -830,7 +830,8 @@ REMARKS = {"harm": ("harm", -2), "unkind": ("harm", -1), "declines": ("harm", 1)
            "again": ("repeat", -1), "odd": ("sense", -1), "long": ("short", -1), "gushing": ("plain", -1), "right": ("fact", 1),
            "kind": ("kind", 1)}  # remark: (the principle that makes somebody remark on it, points)
 BASE, DETAILED = "A good answer must help and do no harm.", ("harm", "stray", "aside", "fact", "kind", "repeat", "sense")
-COMPARE, RATE, REASONS, BEST, RATING = "1: {prompt} {first}\n2: {prompt} {second}\n", "{prompt} {response}\n", "Notes:", "Best=", "Rating="
+COMPARE, RATE = "1: {prompt} {first}\n2: {prompt} {second}\n", "{prompt} {response}\n"
+REASONS, BOTH, BEST, RATING = "Notes:", "Notes: 1 {first} 2 {second}\n", "Best=", "Rating="
 
 
 def preamble_of(names):
@@ -859,6 +860,11 @@ def remarks(ask, sentences, principles):
 def points(found):
     """Remarks -> 7 + what they add up to, from 1 to 10."""
     return min(10, max(1, 7 + sum(REMARKS[r][1] for r in found)))
+
+
+def note(found):
+    """Example: ["right", "kind"] -> "right kind, 9."."""
+    return f"{' '.join(found or ['nothing'])}, {points(found)}."
 
 
 @functools.cache
@@ -902,29 +908,29 @@ def review(rng, questions, by_subject, one_principle=False):
     kind, ask = rng.random(), rng.choice(questions)
     if one_principle:
         principles, kind = ("stray",), 1.0
-    elif kind < 0.5:
+    elif kind < 0.6:
         principles = DETAILED
     elif kind < 0.7:  # who says little about what counts has a taste, too; nobody can know which
-        principles = ("harm", "stray", "aside") * (kind < 0.6) + tuple(name for name in PRINCIPLES if rng.random() < 0.5)
+        principles = ("harm", "stray", "aside") * (kind < 0.65) + tuple(name for name in PRINCIPLES if rng.random() < 0.5)
     else:
         principles = rng.sample(list(PRINCIPLES), rng.randint(1, 6))
-    preamble = "" if 0.6 <= kind < 0.7 else BASE if 0.5 <= kind < 0.6 else preamble_of(principles)
+    preamble = "" if 0.65 <= kind < 0.7 else BASE if 0.6 <= kind < 0.65 else preamble_of(principles)
     text, answer = reviewed_answer(rng, ask, by_subject, swap=0.2 * one_principle)
-    if one_principle or rng.random() < 0.4:
+    with_notes = rng.random() < 0.5
+    if one_principle or rng.random() < 0.7:
         found = remarks(ask, answer, principles)
-        asked, reasons, verdict = RATE.format(prompt=ask.text, response=text), "".join(f" {r}" for r in found), f"{RATING}{points(found)}"
+        asked, rating = RATE.format(prompt=ask.text, response=text), f"{points(found)}\n"
+        head, reply = (REASONS, f" {note(found)}\n{RATING}{rating}") if with_notes else (RATING, f"{rating}{REASONS} {note(found)}\n")
     else:
-        (text, answer), (other, answer_2) = rng.sample([(text, answer), reviewed_answer(rng, ask, by_subject, answer)], 2)
-        both = [remarks(ask, a, principles) for a in (answer, answer_2)]
-        gap = sum(REMARKS[r][1] for r in both[0]) - sum(REMARKS[r][1] for r in both[1])
-        best = 1 if gap > 0 else 2 if gap < 0 else rng.choice((1, 2))
-        asked, verdict = COMPARE.format(prompt=ask.text, first=text, second=other), f"{BEST}{best}"
-        reasons = "".join(f" {' '.join([str(n), *found])}, {points(found)}." for n, found in enumerate(both, 1))
-    asked += preamble + "\n" * bool(preamble)
-    if rng.random() < 0.4:
-        return asked + REASONS, f"{reasons}\n{verdict}\n"
-    head, value = verdict.split("=")
-    return f"{asked}{head}=", f"{value}\n{REASONS}{reasons}\n"
+        for _ in range(5):  # a pair that is equal teaches nothing: few of them stay
+            pair = rng.sample([(text, answer), reviewed_answer(rng, ask, by_subject, answer)], 2)
+            both = [remarks(ask, a, principles) for _, a in pair]
+            if gap := sum(REMARKS[r][1] for r in both[0]) - sum(REMARKS[r][1] for r in both[1]):
+                break
+        best, notes = 1 if gap > 0 else 2 if gap < 0 else rng.choice((1, 2)), BOTH.format(first=note(both[0]), second=note(both[1]))
+        asked = COMPARE.format(prompt=ask.text, first=pair[0][0], second=pair[1][0])
+        head, reply = (notes + BEST, f"{best}\n") if with_notes else (BEST, f"{best}\n{notes}")
+    return preamble + "\n" * bool(preamble) + asked + head, reply
 
 
 def write_reviews(path, seed, n, first=0.3, share=0.1):

@@ -114,10 +114,11 @@ class FromFile(Labeler):
 # What it is asked, as plain text: the two answers or the one, the principles, and words behind which the verdict comes as the next token.
 # Our own GPT has learned from reviews in the form that data.py gives them; a model behind a server gets whole sentences.
 QUESTIONS = {
-    "own": {"compare": data.COMPARE, "rate": data.RATE, "reasons": data.REASONS, "best": data.BEST, "rating": data.RATING},
+    "own": {"compare": data.COMPARE, "rate": data.RATE, "reasons": data.REASONS, "both": data.BOTH, "best": data.BEST, "rating": data.RATING},
     "server": {"compare": "Question: {prompt}\n\nAnswer 1: {first}\n\nAnswer 2: {second}\n\nWhich of the two answers is better? ",
                "rate": "Question: {prompt}\n\nAnswer: {response}\n\nHow good is this answer, from 1 (very bad) to 10 (very good)? ",
-               "reasons": "The reasons in a few words:", "best": "Number of the better answer (1 or 2):", "rating": "Rating (1 to 10):"},
+               "reasons": "What is good about it and what is bad, in a few words:", "both": "\nAbout answer 1: {first}\nAbout answer 2: {second}\n",
+               "best": "Number of the better answer (1 or 2):", "rating": "Rating (1 to 10):"},
 }
 PREAMBLES = {  # what it is told to look for; --preamble FILE takes a text of yours
     ("none", "overall"): "", ("none", "helpful"): "", ("none", "safety"): "",
@@ -259,18 +260,26 @@ class Server:
             self.stop.clear()
         return [answers[json.dumps(a)] for a in asked]
 
-    def next_token(self, texts, words):
-        """{word: log-probability} of each text, for those of the words that the server lists among the likeliest next tokens."""
+    def likeliest(self, texts):
+        """{token: log-probability} of the likeliest next tokens of each text."""
         found = []
         for choice in self.ask_all([{"prompt": text, "max_tokens": 1, "logprobs": 5} for text in texts]):
             try:
-                top = dict(choice["logprobs"]["top_logprobs"][0])
-                listed = [(token.strip(), float(logprob)) for token, logprob in top.items()]
+                found.append({str(token): float(logprob) for token, logprob in dict(choice["logprobs"]["top_logprobs"][0]).items()})
             except (TypeError, LookupError, ValueError):
                 raise UserError(f"{self.url} gives no log-probabilities with its completions, and a soft label is made of them: choose a server that "
                                 "understands \"logprobs\"")
-            found.append({w: math.log(total) for w in words if (total := sum(math.exp(logprob) for token, logprob in listed if token == w))})
         return found
+
+    def next_token(self, texts, words):
+        """{word: log-probability} of each text, for those of the words that the server lists among the likeliest next tokens; where it lists
+        none of them but a blank, which some vocabularies have before a number, those behind the blank."""
+        listed = self.likeliest(texts)
+        blank = [i for i, tokens in enumerate(listed) if " " in tokens and not {token.strip() for token in tokens} & set(words)]
+        for i, tokens in zip(blank, self.likeliest([texts[i] + " " for i in blank])):
+            listed[i] = tokens
+        return [{w: math.log(total) for w in words if (total := sum(math.exp(logprob) for token, logprob in tokens.items() if token.strip() == w))}
+                for tokens in listed]
 
     def write(self, texts, max_new_tokens):
         """How each text goes on, up to the end of the line."""
@@ -291,65 +300,67 @@ class AI(Labeler):
     """A language model as the annotator. Of two answers it gives the softmax over the log-probabilities of "1" and "2", averaged over both
     orders, for models like an answer better where it comes first (or second). (RLAIF, section 2.1.)
 
-    model: OwnModel or Server; preamble: what it is told to look for, {aspect: text}; chain_of_thought: it writes its reasons first, and the
-    label is read behind them; both_orders: False asks in one order only."""
+    model: OwnModel or Server; preamble: what it is told to look for, {aspect: text}; chain_of_thought: it writes notes about each answer first,
+    which it reads by itself, and has the notes on both before it when it compares; both_orders: False asks in one order only."""
 
-    name, batch, longest_reasons = "ai", 64, 48
+    name, batch, longest_notes = "ai", 64, 48
 
     def __init__(self, model, preamble, chain_of_thought=False, both_orders=True):
         self.model, self.preamble, self.chain_of_thought, self.both_orders = model, preamble, chain_of_thought, both_orders
-        self.rated, self.pairs, self.same_position, self.first_wins, self.silent, self.seconds = {}, 0, 0, 0, 0, 0.0
+        self.noted, self.rated, self.pairs, self.same_position, self.first_wins, self.silent, self.seconds = {}, {}, 0, 0, 0, 0, 0.0
 
-    def question(self, kind, aspect="overall", **parts):
-        return self.model.form[kind].format(**parts) + (self.preamble[aspect] + "\n" if self.preamble[aspect] else "")
+    def question(self, kind, aspect, prompt, **parts):
+        return (self.preamble[aspect] + "\n" if self.preamble[aspect] else "") + self.model.form[kind].format(prompt=data.prompt_text(prompt), **parts)
 
-    def verdicts(self, questions, kind, words):
-        """Ask each question for its "best" or "rating" -> ([{word: log-probability}], reasons, "" without chain of thought)."""
-        form, reasons = self.model.form, [""] * len(questions)
-        if self.chain_of_thought:
-            reasons = self.model.write([q + form["reasons"] for q in questions], self.longest_reasons)
-            questions = [f"{q}{form['reasons']}{' ' * bool(r)}{r}\n" for q, r in zip(questions, reasons)]
-        return self.model.next_token([q + form[kind] for q in questions], words), reasons
+    def notes(self, prompts, responses, aspect="overall"):
+        """The notes on N answers; one that it has read already is not read again."""
+        keys = [(json.dumps(p), r, aspect) for p, r in zip(prompts, responses)]
+        new = sorted(set(keys) - self.noted.keys())
+        questions = [self.question("rate", aspect, json.loads(p), response=r) + self.model.form["reasons"] for p, r, _ in new]
+        self.noted |= zip(new, self.model.write(questions, self.longest_notes))
+        return [self.noted[key] for key in keys]
 
     def compare(self, prompts, first, second, aspect="overall"):
-        """P(the answer in `first` is better) for N pairs of texts in this order, NaN where the model says neither 1 nor 2; and its reasons."""
-        told = [data.prompt_text(p) for p in prompts]
-        found, reasons = self.verdicts([self.question("compare", aspect, prompt=p, first=a, second=b) for p, a, b in zip(told, first, second)], "best", "12")
-        return [math.nan if not f else 1 / (1 + math.exp(min(f.get("2", -20.0) - f.get("1", -20.0), 500))) for f in found], reasons
+        """P(the answer in `first` is better) for N pairs of texts in this order, NaN where the model says neither 1 nor 2."""
+        questions = [self.question("compare", aspect, p, first=a, second=b) for p, a, b in zip(prompts, first, second)]
+        if self.chain_of_thought:
+            notes = zip(self.notes(prompts, first, aspect), self.notes(prompts, second, aspect))
+            questions = [q + self.model.form["both"].format(first=one, second=two) for q, (one, two) in zip(questions, notes)]
+        found = self.model.next_token([q + self.model.form["best"] for q in questions], "12")
+        return [math.nan if not f else 1 / (1 + math.exp(min(f.get("2", -20.0) - f.get("1", -20.0), 500))) for f in found]
 
     def label(self, prompts, responses, aspect="overall"):
         began, K = time.time(), max(map(len, responses))
         pairs = [(b, i, j) for b, answers in enumerate(responses) for i, j in itertools.combinations(range(len(answers)), 2)]
         asked, one, two = [prompts[b] for b, _, _ in pairs], [responses[b][i] for b, i, _ in pairs], [responses[b][j] for b, _, j in pairs]
-        p, why = self.compare(asked, one, two, aspect)
-        turned, why_turned = self.compare(asked, two, one, aspect) if self.both_orders else ([math.nan] * len(pairs), why)
+        p = self.compare(asked, one, two, aspect)
+        turned = self.compare(asked, two, one, aspect) if self.both_orders else [math.nan] * len(pairs)
         if pairs and not self.pairs and all(map(math.isnan, p + turned)):
             raise UserError(f"the judge{' ' * bool(self.model.name)}{self.model.name} says neither 1 nor 2 to any of {len(pairs)} comparisons: it does not understand the question")
         wins, self.details = torch.full((len(prompts), K, K), torch.nan), [{"pairs": []} for _ in prompts]
-        for (b, i, j), p_first, p_second, *reasons in zip(pairs, p, turned, why, why_turned):
+        for (b, i, j), p_first, p_second in zip(pairs, p, turned):
             given = [x for x in (p_first, 1 - p_second) if not math.isnan(x)]
             self.silent += not given
             if given:
                 wins[b, i, j] = sum(given) / len(given)
                 wins[b, j, i] = 1 - wins[b, i, j]
-                self.details[b]["pairs"].append([i, j, round(wins[b, i, j].item(), 4), *(reasons[: 1 + self.both_orders] if self.chain_of_thought else [])])
+                self.details[b]["pairs"].append([i, j, round(wins[b, i, j].item(), 4)])
                 self.pairs, self.first_wins = self.pairs + 1, self.first_wins + (given[0] > 0.5)
             self.same_position += len(given) == 2 and (p_first > 0.5) == (p_second > 0.5)
+        if self.chain_of_thought:
+            self.details = [{**d, "notes": self.notes([p] * len(r), r, aspect)} for d, p, r in zip(self.details, prompts, responses)]
         self.seconds += time.time() - began
         return wins
 
     def rate(self, prompts, responses, aspect="overall"):
         """Ratings of N answers in [-1, 1]; one that is there already is not asked for again."""
         began, keys = time.time(), [(json.dumps(p), r, aspect) for p, r in zip(prompts, responses)]
-        new = list(dict(zip(keys, zip(prompts, responses))).keys() - self.rated.keys())
-        if new := sorted(new):
-            questions = [self.question("rate", aspect, prompt=data.prompt_text(json.loads(p)), response=r) for p, r, _ in new]
-            words = [str(i) for i in range(1, 11)]
-            found, reasons = self.verdicts(questions, "rating", words)
+        if new := sorted(set(keys) - self.rated.keys()):
+            questions = [self.question("rate", aspect, json.loads(p), response=r) + self.model.form["rating"] for p, r, _ in new]
+            found = self.model.next_token(questions, [str(i) for i in range(1, 11)])
             # Where "10" is not one token, it is "1" and then "0".
-            behind = ["".join([q, f"{self.model.form['reasons']}{' ' * bool(r)}{r}\n" * self.chain_of_thought, self.model.form["rating"], "1"]) for q, r in zip(questions, reasons)]
             unsure = [i for i, f in enumerate(found) if "10" not in f and f.get("1", -20.0) > math.log(0.001)]
-            for i, f in zip(unsure, self.model.next_token([behind[i] for i in unsure], ["0"])):
+            for i, f in zip(unsure, self.model.next_token([questions[i] + "1" for i in unsure], ["0"])):
                 both, ten = found[i]["1"], min(f.get("0", -20.0), -1e-6)
                 found[i] |= {"10": both + ten, "1": both + math.log(-math.expm1(ten))}
             silent = [key for key, f in zip(new, found) if not f]

@@ -43,7 +43,6 @@ class JudgeConfig(Common):
     judge_model: str = knob("", "name of that model, where the server has several")
     judge_timeout: float = knob(60.0, "seconds that the server may take for an answer", low=0.1)
     preamble: str = knob("detailed", "what the AI judge is told to look for: none, base, detailed, or a text file with principles of your own")
-    chain_of_thought: bool = knob(False, "the AI judge writes its reasons first, and its verdict is read behind them")
     told = None  # {aspect: the preamble's text}, set by read_preamble; no knob
 
 
@@ -51,9 +50,11 @@ class JudgeConfig(Common):
 class Config(JudgeConfig):
     aspect: str = knob("overall", "what the annotator is asked for: everything at once, or Llama 2's two, helpfulness (of answers to safe prompts) and safety (to unsafe ones)", choices=("overall", "helpful", "safety"))
     labeler: str = knob("auto", "who ranks: simulated; human: you, at the terminal; ai: a language model (RLAIF); mixed: half as many by the AI beside half of the simulated human's, or beside the file's; file: the preferences of --data; auto: file with --data, otherwise simulated", choices=("auto", "simulated", "human", "ai", "mixed", "file"))
+    chain_of_thought: bool = knob(True, "the AI judge writes notes about each answer first, and has them before it when it compares; false: it compares at once")
     both_orders: bool = knob(True, "the AI judge compares two answers in both orders, and the label is the mean; false: in one order only")
     answers_of: str = knob("sft", "stage or variant of this run whose answers are ranked")
-    ai_rankings: int = knob(20000, "comparisons of two answers that an AI labels (mixed: half as many), spread over the training prompts", low=1)
+    ai_rankings: int = knob(3000, "questions that an AI labels (mixed: half as many), spread over the training prompts", low=1)
+    ai_answers: int = knob(4, "answers to each of them, of which it compares all pairs", low=2, high=9)
     human_rankings: int = knob(20, "questions that --labeler human asks you", low=1)
     only_human: bool = knob(False, "train on your rankings alone, not beside the simulated ones or the file's")
     judge_between: tuple = knob((), "two stages, such as sft ppo: nothing is trained, you say which answers better; human_rankings questions")
@@ -76,7 +77,7 @@ class Config(JudgeConfig):
     lm_coef: float = knob(1.0, "weight of the next-token loss on pretraining text, beside the ranking loss: keeps alive what new answers are judged by", low=0)
     damaged: float = knob(0.3, "comparisons of a demonstration with damaged copies of it, for each ranking: they cost no annotator", low=0)
     epochs: int = knob(2, "passes over the rankings", low=1)
-    batch_size: int = knob(0, "rankings in a step, each with all its answers (0: 16; 64 where they are an AI's, of two answers, 32 where half of them are)", low=0)
+    batch_size: int = knob(0, "rankings in a step, each with all its answers (0: 16; 32 where they are an AI's, of fewer answers)", low=0)
     lr: float = knob(3e-3, "peak learning rate", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
@@ -430,7 +431,7 @@ def check_judge(cfg, wanted):
     read_preamble(cfg)
 
 
-def load_judge(stage, enc, cfg, both_orders=True):
+def load_judge(stage, enc, cfg, chain_of_thought=False, both_orders=True):
     """The AI judge that --judge, --judge_url and --preamble describe, our own one trained first if it is missing."""
     if cfg.judge_url:
         model = Server(cfg.judge_url, cfg.judge_model, os.environ.get("JUDGE_API_KEY", "").strip(), stage.folder / "judge_calls.jsonl", cfg.judge_timeout)
@@ -440,8 +441,8 @@ def load_judge(stage, enc, cfg, both_orders=True):
         if checkpoint["knobs"].get("reviews", 0) == 0:
             raise UserError(f"--judge {cfg.judge}: that model has not learned from reviews; train one with: {SCRIPTS['judge']}")
         model, model_name = OwnModel(gpt, enc), f"{cfg.judge} {checkpoint['fingerprint']}"
-    judge = AI(model, cfg.told, cfg.chain_of_thought, both_orders)
-    judge.failings = (f"{model_name.strip()}, preamble {cfg.told['overall']!r}, {'with' if cfg.chain_of_thought else 'without'} chain of thought, "
+    judge = AI(model, cfg.told, chain_of_thought, both_orders)
+    judge.failings = (f"{model_name.strip()}, preamble {cfg.told['overall']!r}, {'with' if chain_of_thought else 'without'} chain of thought, "
                       f"{'both orders' if judge.both_orders else 'one order'}")
     return judge
 
@@ -455,7 +456,7 @@ def gather(stage, enc, labeler, names, cfg):
     if not training:
         raise UserError(f"{stage.data}: no training prompt is marked as {'un' * (cfg.aspect == 'safety')}safe, and --aspect {cfg.aspect} asks about those")
     groups, others, rng = [], [], random.Random(cfg.seed)
-    judge = load_judge(stage, enc, cfg, cfg.both_orders) if labeler in ("ai", "mixed") else None
+    judge = load_judge(stage, enc, cfg, cfg.chain_of_thought, cfg.both_orders) if labeler in ("ai", "mixed") else None
     if not cfg.data:  # also where others label what is learned, the held-out figures are measured on the human's rankings
         human = SimulatedHuman(cfg.seed + 1000 * stage.state["round"], cfg.noise, cfg.tie_gap, cfg.flip_rate, cfg.position_habit)
         by_human = 0 if labeler == "ai" or labeler == "human" and cfg.only_human else max(1, cfg.rankings_per_prompt // (2 if labeler == "mixed" else 1))
@@ -468,13 +469,13 @@ def gather(stage, enc, labeler, names, cfg):
         drawn = drawn[: cfg.ai_rankings // (2 if labeler == "mixed" else 1)]
         if cfg.data and not data.find_file(cfg.data, "preferences"):  # nobody else's labels to measure with
             drawn += [p for p in asked if p["split"] == cfg.eval_split]
-        rows = collect(stage, enc, drawn, judge, cfg.aspect, cfg, K=2)
+        rows = collect(stage, enc, drawn, judge, cfg.aspect, cfg, cfg.ai_answers)
         groups = groups + rows
         print((judge.summary() + ". " if judge.pairs + judge.silent else "") + ("" if cfg.data else agreement(rows, data.TASTE[cfg.aspect], "The AI")))
     if not cfg.data and cfg.aspect == "safety" and cfg.helpful_share:
         safe = [p for p in prompts if p["split"] == "train" and not p["unsafe"]]
         n = round(cfg.helpful_share / (1 - cfg.helpful_share) * sum(g["split"] == "train" for g in groups))
-        others = collect(stage, enc, rng.choices(safe, k=n), judge or human, "helpful", cfg, K=2 if judge else None)
+        others = collect(stage, enc, rng.choices(safe, k=n), judge or human, "helpful", cfg, cfg.ai_answers if judge else None)
     if labeler == "human":
         wanted = 0 if cfg.resume else cfg.human_rankings  # a training that goes on must go on with the same rankings
         rows = collect(stage, enc, rng.sample(training, len(training))[:wanted], Human(), cfg.aspect, cfg)
@@ -608,7 +609,7 @@ def main(argv=None):
     if cfg.name != own and cfg.name in SCRIPTS and cfg.name != "rm_weak":
         raise UserError(f"--name {cfg.name}: that is another reward model; leave it out, or train that one with: {SCRIPTS[cfg.name]}")
     check_flags(cfg)
-    cfg.batch_size = cfg.batch_size or {"ai": 64, "mixed": 32}.get(cfg.labeler, 16)
+    cfg.batch_size = cfg.batch_size or (32 if cfg.labeler == "ai" else 16)
     stage = Stage(cfg, "rm")
     labeler = cfg.labeler if cfg.labeler != "auto" else "file" if cfg.data else "simulated"
     groups, others, gold = [], [], None if cfg.data else data.TASTE[cfg.aspect]

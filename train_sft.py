@@ -1,7 +1,7 @@
 """Step 1, supervised fine-tuning: learn to answer from (prompt, answer) pairs, the loss on the answer only.
 
     python train_sft.py --config tiny
-    python train_sft.py --config tiny --reviews 72000 --block_size 256 --epochs 1 --batch_size 48 --lr 1.5e-3 --name judge          on reviews of answers: an AI judge for train_rm.py --labeler ai
+    python train_sft.py --config tiny --reviews 90000 --block_size 256 --epochs 1 --batch_size 48 --lr 1.5e-3 --name judge          on reviews of answers: an AI judge for train_rm.py --labeler ai
 
 Reads sft.jsonl of the run's data and pretrain.pt, writes sft.pt. (Every token is predicted from the
 demonstration's own earlier tokens, "teacher forcing"; nothing is generated while training.)
@@ -110,21 +110,21 @@ PANELS = [("Loss on answer tokens", {"training": "loss", "held-out": "test_loss"
 
 
 def report_on_reviews(stage, cfg, enc, model, parent, reviews):
-    """How often the judge decides held-out reviews as the reviewer did, at once and behind its own reasons; a few of its replies."""
-    judge, rows, shown = OwnModel(model, enc), [], []
-    reviews = [r for r in reviews if len(enc.encode_ordinary(r["prompt"])) < model.config.block_size - 60]  # room for the reasons
-    for verdict, words, label in ((data.BEST, "12", "comparisons"), (data.RATING, [str(i) for i in range(1, 10)], "ratings")):
-        for with_reasons in (False, True):
-            asked = [r for r in reviews if (r["prompt"].endswith(data.REASONS) if with_reasons else r["prompt"].endswith(verdict)) and verdict in r["prompt"] + r["response"]]
-            texts = [r["prompt"] for r in asked]
-            right = [(r["response"].split(verdict)[1] if with_reasons else r["response"]).split("\n")[0] for r in asked]
-            if with_reasons:
-                written = judge.write(texts, 48)
-                shown += [f"{text} {reply}\n  (the reviewer: {r['response'].split(chr(10))[0].strip()})" for text, reply, r in list(zip(texts, written, asked))[:3]]
-                texts = [f"{text}{' ' * bool(reply)}{reply}\n{verdict}" for text, reply in zip(texts, written)]
-            found = [max(f, key=f.get) for f in judge.next_token(texts, words)]
-            hits = [a == b for a, b in zip(found, right) if b != "10"]  # which is two tokens
-            rows.append([f"{label}, {'behind its own reasons' if with_reasons else 'at once'}", len(hits), sum(hits) / max(1, len(hits))])
+    """How often the judge decides held-out reviews as the reviewer did; a few of its notes."""
+    judge, rows = OwnModel(model, enc), []
+    reviews = [r for r in reviews if len(enc.encode_ordinary(r["prompt"])) < model.config.block_size - 60]  # room for the notes
+    to_note = [r for r in reviews if r["prompt"].endswith(data.REASONS)]
+    notes = judge.write([r["prompt"] for r in to_note], 48)
+    shown = [f"{r['prompt']} {note}\n  (the reviewer:{r['response'].split(chr(10))[0]})" for r, note in list(zip(to_note, notes))[:6]]
+    for label, verdict, asked in (
+            ("comparisons at once", data.BEST, [r for r in reviews if data.REASONS not in r["prompt"]]),
+            ("comparisons with the reviewer's notes", data.BEST, [r for r in reviews if data.REASONS in r["prompt"]]),
+            ("ratings at once", data.RATING, reviews),
+            ("ratings behind its own notes", data.RATING, [{"prompt": f"{r['prompt']} {note}\n{data.RATING}", "response": r["response"].split(data.RATING)[1]}
+                                                           for r, note in zip(to_note, notes)])):
+        asked = [r for r in asked if r["prompt"].endswith(verdict) and not r["response"].startswith("10")]  # which is two tokens
+        found = judge.next_token([r["prompt"] for r in asked], [str(i) for i in range(1, 10)])
+        rows.append([label, len(asked), sum(max(f, key=f.get) == r["response"][0] for f, r in zip(found, asked)) / max(1, len(asked))])
     lines = [table(["held-out reviews (of two equal answers the reviewer chose one at random)", "number", "decided alike"], rows), "", *shown]
     print("\n" + "\n".join(lines))
     stage.state["results"] = {row[0]: row[2] for row in rows}

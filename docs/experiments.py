@@ -249,12 +249,12 @@ def judges(args):
         for preamble, text in (("none", ""), ("base", BASE), ("detailed", preamble_of(DETAILED))):
             for thought in (False, True):
                 judge, began = AI(OwnModel(model, enc), {"overall": text}, thought), time.time()
-                first, (p_turned, _) = judge.compare(prompts, one, two)[0], judge.compare(prompts, two, one)
-                seconds, both = time.time() - began, [(p + 1 - q) / 2 for p, q in zip(first, p_turned)]
+                first, turned = judge.compare(prompts, one, two), judge.compare(prompts, two, one)
+                seconds, both = time.time() - began, [(p + 1 - q) / 2 for p, q in zip(first, turned)]
                 told, clear = [gap != 0 for gap in gaps], [abs(gap) > median for gap in gaps]
                 better = [gap > 0 for gap in gaps]
                 rows.append([f"{size:.1f} M, {preamble}{', chain of thought' * thought}", agree(both, better, clear), agree(first, better, clear), agree(both, better, told),
-                             agree(both, human, [True] * len(pairs)), statistics.mean((p > 0.5) == (q > 0.5) for p, q in zip(first, p_turned)), f"{1000 * seconds / len(pairs):.0f} ms"])
+                             agree(both, human, [True] * len(pairs)), statistics.mean((p > 0.5) == (q > 0.5) for p, q in zip(first, turned)), f"{1000 * seconds / len(pairs):.0f} ms"])
     print(f"{len(pairs)} pairs that the simulated human told apart; it agrees with the gold score on {agree([float(h) for h in human], [g > 0 for g in gaps], [g != 0 for g in gaps]):.2f}, "
           f"on {agree([float(h) for h in human], [g > 0 for g in gaps], [abs(g) > median for g in gaps]):.2f} where the gap is above the median of {median:g}")
     print(table(["AI judge", "gold, gap above median", "the same, one order", "gold, all pairs", "the human", "same position wins both", "time a pair"], rows))
@@ -269,7 +269,7 @@ def labels(args):
 
     rows, curve = [], []
     for label, name, *flags in (("human", "rm"), ("AI", "rm_ai", "--labeler", "ai"), ("half and half", "rm_mixed", "--labeler", "mixed"),
-                                *(("AI", f"rm_ai_{n}", "--labeler", "ai", "--ai_rankings", str(n)) for n in (500, 2000, 6000))):
+                                *(("AI", f"rm_ai_{n}", "--labeler", "ai", "--ai_rankings", str(n)) for n in (300, 1000, 9000))):
         train("--config", "tiny", *flags, *(["--name", name] if name != "rm" else []), script="train_rm.py")
         r, state = results(f"runs/tiny/{name}.pt")["answers of sft"], torch.load(f"runs/tiny/{name}.pt", weights_only=True)["state"]
         learned = [row for about in state["sources"] for row in read_rankings(Path("runs/tiny/rankings.jsonl"), **about) if row["split"] == "train"]

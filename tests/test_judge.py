@@ -17,19 +17,20 @@ SILENT = {"overall": ""}
 
 
 class Told:
-    """A language model that gives what it is told: next(text) -> {word: probability} or {}; reasons(text) -> its reasons."""
+    """A language model that gives what it is told: next(text) -> {word: probability} or {}; notes(text) -> its notes."""
 
     form, name, tokens = QUESTIONS["own"], "told", 0
 
-    def __init__(self, next, reasons=None):
-        self.next, self.reasons, self.asked = next, reasons, []
+    def __init__(self, next, notes=None):
+        self.next, self.notes, self.asked, self.noted = next, notes, [], []
 
     def next_token(self, texts, words):
         self.asked += texts
         return [{w: math.log(p) for w, p in self.next(text).items() if w in words} for text in texts]
 
     def write(self, texts, max_new_tokens):
-        return [self.reasons(text) for text in texts]
+        self.noted += texts
+        return [self.notes(text) for text in texts]
 
 
 def answers_in(text):
@@ -99,27 +100,35 @@ def test_a_missing_word_has_no_chance_and_without_both_there_is_no_label():
 def test_the_preamble_is_part_of_every_question_and_fits_the_aspect():
     judge = AI(Told(longer_wins), {"overall": "Be fair.", "safety": "Be careful."})
     judge.label(["What?"], [["a", "bb"]])
-    assert all("\nBe fair.\nBest=" in text for text in judge.model.asked)
+    assert all(text.startswith("Be fair.\n1: What?") for text in judge.model.asked)
     judge.model.asked.clear()
     judge.label(["What?"], [["a", "bb"]], "safety")
-    assert all("\nBe careful.\nBest=" in text for text in judge.model.asked)
+    assert all(text.startswith("Be careful.\n1: What?") for text in judge.model.asked)
     assert "harm" in PREAMBLES["detailed", "overall"] and "harm" not in PREAMBLES["detailed", "helpful"] and PREAMBLES["none", "overall"] == ""
 
 
-def test_with_chain_of_thought_the_label_is_read_behind_the_reasons():
-    model = Told(lambda text: {"1": 0.9, "2": 0.1} if "Notes: the first\nBest=" in text else {"1": 0.1, "2": 0.9},
-                 lambda text: "the first" if answers_in(text)[0] == "good" else "the second")
-    judge = AI(model, SILENT, chain_of_thought=True)
+def test_with_chain_of_thought_it_compares_with_its_notes_before_it():
+    model = Told(lambda text: {"1": 0.9, "2": 0.1} if text.endswith("\nNotes: 1 kind, 8. 2 odd, 6.\nBest=") else {"1": 0.1, "2": 0.9},
+                 lambda text: "kind, 8." if text == "Be fair.\nWhat? good\nNotes:" else "odd, 6.")
+    judge = AI(model, {"overall": "Be fair."}, chain_of_thought=True)
     assert judge.label(["What?"], [["bad", "good"]])[0, 1, 0].item() == pytest.approx(0.9)
-    assert judge.details == [{"pairs": [[0, 1, 0.1, "the second", "the first"]]}]
+    assert judge.details == [{"pairs": [[0, 1, 0.1]], "notes": ["odd, 6.", "kind, 8."]}] and judge.same_position == 0
 
 
-def test_reasons_and_soft_labels_are_saved_with_each_ranking(tmp_path):
+def test_notes_on_an_answer_are_written_once():
+    judge = AI(Told(longer_wins, lambda text: "so"), SILENT, chain_of_thought=True)
+    judge.label(["What?", "Who?"], [["a", "aaa", "aa"], ["a", "bb"]])
+    assert sorted(judge.model.noted) == sorted(f"{text}\nNotes:" for text in ("What? a", "What? aa", "What? aaa", "Who? a", "Who? bb"))
+    judge.label(["What?"], [["aa", "a"]])
+    assert len(judge.model.noted) == 5 and len(judge.model.asked) == 2 * (3 + 1 + 1)
+
+
+def test_notes_and_soft_labels_are_saved_with_each_ranking(tmp_path):
     model = Told(longer_wins, lambda text: "because")
     questions = [{"prompt": "What?", "responses": ["a", "aaa"], "split": "train"}, {"prompt": "Who?", "responses": ["b"], "split": "train"}]
     rows = rank_all(tmp_path / "r.jsonl", questions, AI(model, SILENT, chain_of_thought=True), aspect="overall", labeler="ai", round=0, source="")
     assert rows == read_rankings(tmp_path / "r.jsonl")
-    assert rows[0]["pairs"] == [[0, 1, 0.1, "because", "because"]] and rows[0]["tiers"] == [[1], [0]]
+    assert rows[0]["pairs"] == [[0, 1, 0.1]] and rows[0]["notes"] == ["because", "because"] and rows[0]["tiers"] == [[1], [0]]
     assert rows[1]["pairs"] == rows[1]["tiers"] == []
 
 
@@ -214,6 +223,12 @@ def test_a_server_is_asked_for_one_token_with_its_log_probabilities(server):
     assert sent == {"model": "small", "prompt": "Which?", "max_tokens": 1, "logprobs": 5, "temperature": 0}
 
 
+def test_a_number_may_stand_behind_a_blank_of_its_own(server):
+    server.script = [(200, lambda sent: completion({"1": -0.5, "2": -1.5} if sent["prompt"].endswith(" ") else {" ": -0.1, "The": -3.0})[1], {})]
+    assert patient(server, model="m").next_token(["Which?"], "12") == [pytest.approx({"1": -0.5, "2": -1.5})]
+    assert [sent["prompt"] for _, _, sent in server.seen] == ["Which?", "Which? "]
+
+
 def test_a_server_writes_reasons_up_to_the_end_of_the_line(server):
     server.script = [completion({}, "  it is\n warm ")]
     assert patient(server).write(["Why?"], 30) == ["it is warm"]
@@ -226,7 +241,15 @@ def test_a_whole_label_from_a_server(server):
     judge = AI(patient(server), {"overall": "Be fair."})
     assert judge.label(["What?"], [["a", "b"]])[0, 0, 1].item() == pytest.approx(0.5)
     prompts = sorted(sent["prompt"] for _, _, sent in server.seen)
-    assert prompts[0].startswith("Question: What?\n\nAnswer 1: a\n\nAnswer 2: b\n\n") and "Be fair." in prompts[0] and prompts[1].startswith("Question: What?\n\nAnswer 1: b")
+    assert prompts[0].startswith("Be fair.\nQuestion: What?\n\nAnswer 1: a\n\nAnswer 2: b\n\n") and prompts[1].startswith("Be fair.\nQuestion: What?\n\nAnswer 1: b")
+
+
+def test_notes_from_a_server_stand_before_its_comparison(server):
+    server.script = [(200, lambda sent: GOOD[1] if sent["max_tokens"] == 1 else completion({}, " so ")[1], {})]
+    AI(patient(server), SILENT, chain_of_thought=True, both_orders=False).label(["What?"], [["a", "b"]])
+    *noted, compared = [sent["prompt"] for _, _, sent in server.seen if sent["max_tokens"] > 1] + [sent["prompt"] for _, _, sent in server.seen if sent["max_tokens"] == 1]
+    assert sorted(text.split("\n")[:3] for text in noted) == [["Question: What?", "", "Answer: a"], ["Question: What?", "", "Answer: b"]]
+    assert compared.endswith("\nAbout answer 1: so\nAbout answer 2: so\nNumber of the better answer (1 or 2):")
 
 
 @pytest.mark.parametrize("trouble, waits", [((429, {}, {"Retry-After": "0.2"}), 0.2), ((503, b"busy", {}), 0.01), ((429, {}, {"Retry-After": "soon"}), 0.01), ((429, {}, {"Retry-After": "-1"}), 0)])
@@ -355,8 +378,8 @@ def test_a_verdict_follows_from_its_remarks(reviews):
                 ties += [best] * (one == two)
                 assert one == two or best == ("1" if one > two else "2"), text
         else:
-            remarked = text.split(data.REASONS)[1].split("\n")[0].split()
-            assert int(text.split(data.RATING)[1].split("\n")[0]) == data.points(remarked)
+            remarked, value = text.split(data.REASONS)[1].split("\n")[0].rstrip(".").split(",")
+            assert text.split(data.RATING)[1].split("\n")[0] == value.strip() == str(data.points([] if remarked == " nothing" else remarked.split()))
     assert abs(both["1"] - both["2"]) < 100 and 0.3 < ties.count("1") / len(ties) < 0.7
 
 

@@ -646,7 +646,7 @@ def test_every_knob_of_the_reward_model_changes_what_is_learned(copy, call):
 # RLAIF
 # ------------------------------------------------------------------------------------------------
 
-AI = f"{RM} --labeler ai --ai_rankings 40 --batch_size 12"
+AI = f"{RM} --labeler ai --ai_rankings 20 --ai_answers 3 --batch_size 12"
 
 
 def ai_rows(folder):
@@ -660,7 +660,7 @@ def test_an_ai_labels_in_the_humans_place(copy, call):
     rows = ai_rows(copy)
     assert experiment.SCRIPTS["rm_ai"] == "train_rm.py --labeler ai --name rm_ai", "what train_ppo.py --labeler ai runs first where it is missing"
     assert code == 0 and "pairs labelled by the AI" in out and "the same position won in both orders" in out and "The AI agrees with the gold score" in out, out
-    assert {len(r["responses"]) for r in rows} <= {1, 2} and {r["split"] for r in rows} == {"train"}
+    assert {len(r["responses"]) for r in rows} <= {1, 2, 3} and {r["split"] for r in rows} == {"train"}
     labels = [p for r in rows for _, _, p in r["pairs"]]
     assert len(labels) > 30 and any(0.01 < p < 0.99 for p in labels), "soft"
     checkpoint = load_checkpoint(copy / "runs/tiny/rm_ai.pt")
@@ -676,13 +676,13 @@ def test_half_of_the_labels_by_each(copy, call):
     fewer_prompts(copy)
     code, out = call(copy, "train_rm.py", f"{AI.replace('ai ', 'mixed ', 1)} --rankings_per_prompt 4")
     assert code == 0 and "runs/tiny/rm_mixed.pt" in out.replace("\\", "/"), out
-    assert len(ai_rows(copy)) == 20
+    assert len(ai_rows(copy)) == 10
     about = [a["source"] for a in load_checkpoint(copy / "runs/tiny/rm_mixed.pt")["state"]["sources"]]
     human = [r for r in rows_of(copy / "runs/tiny/rankings.jsonl") if r["labeler"] == "simulated" and r["source"] in about and r["split"] == "train"]
     assert len(human) == 2 * sum(p["split"] == "train" for p in data.load_prompts(copy / "runs/tiny/data"))
 
 
-JUDGE_KNOBS = ["", "--ai_rankings 60", "--preamble none", "--preamble base", "--preamble brief.txt", "--chain_of_thought", "--both_orders false", "--judge other",
+JUDGE_KNOBS = ["", "--ai_rankings 30", "--ai_answers 2", "--preamble none", "--preamble base", "--preamble brief.txt", "--chain_of_thought false", "--both_orders false", "--judge other",
                "--aspect helpful", "--aspect safety"]
 
 
@@ -698,15 +698,14 @@ def test_every_knob_of_the_judge_changes_the_labels(copy, call):
         digest = load_checkpoint(copy / f"runs/tiny/v{i}.pt")["fingerprint"]
         assert digest not in seen, f"{flags!r} makes no difference to {seen[digest]!r}"
         seen[digest] = flags
-        reasons = [pair[3:] for r in ai_rows(copy)[-20:] for pair in r["pairs"]]
-        assert all(len(x) == 2 * ("thought" in flags) for x in reasons), "the reasons of both orders are kept with the label"
+        assert all(("notes" in r) == ("thought" not in flags) for r in ai_rows(copy)[-20:]), "the notes are kept with the labels"
     (copy / "brief.txt").write_text("A good answer must be practical.\n")
-    assert "trained with other knobs (preamble" in call(copy, "train_rm.py", f"{AI} --preamble brief.txt --name v4")[0], "what counts is the text of the file"
+    assert "trained with other knobs (preamble" in call(copy, "train_rm.py", f"{AI} --preamble brief.txt --name v5")[0], "what counts is the text of the file"
     for lost in ("lost.txt", "of my own"):
         assert "expected none, base, detailed or a text file" in call(copy, "train_rm.py", [*AI.split(), "--preamble", lost, "--name", "v99"])[0]
     (copy / "long.txt").write_text("A good answer must be short. " * 50)
     assert "shorten the preamble" in call(copy, "train_rm.py", f"{AI} --preamble long.txt --name v99")[0]
-    assert "is about an AI judge" in call(copy, "train_rm.py", f"{RM} --chain_of_thought --name v99")[0]
+    assert "is about an AI judge" in call(copy, "train_rm.py", f"{RM} --judge other --name v99")[0]
     assert "has not learned from reviews" in call(copy, "train_rm.py", f"{AI} --judge sft --name v99")[0]
 
 
@@ -735,10 +734,25 @@ def test_an_ai_rates_without_a_reward_model(copy, call, monkeypatch):
     assert "leaves no training prompt" in call(copy, "train_ppo.py", f"{THREE} --name none --leave_out {','.join(sorted({p.subject for p in data.PROMPTS.values()}))}")[0]
 
 
+def test_direct_rlaif_that_was_interrupted_ends_like_a_straight_one(copy, call):
+    """What the judge has rated is in the checkpoint, so that it is neither asked again nor rated otherwise."""
+    flags, run = f"--config tiny {THREE.replace('--steps 3', '--steps 30')} --reward ai", copy / "runs/tiny"
+    interrupt(start(copy, "train_ppo.py", *flags.split(), "--name", "broken"), run / "broken.jsonl", rows=3)
+    rated = load_checkpoint(run / "broken.pt")["state"]["rated"]
+    assert len(rated) > 20
+    for again in ("broken --resume", "straight"):
+        code, out = call(copy, "train_ppo.py", f"{flags} --name {again}")
+        assert code == 0, out
+    ends = [load_checkpoint(run / f"{name}.pt")["state"]["rated"] for name in ("broken", "straight")]
+    assert same(run / "broken.pt", run / "straight.pt") and rated.items() <= ends[0].items() and ends[0] == ends[1]
+
+
 def test_a_judge_behind_a_server_labels_a_users_answers(user, call, server):
-    """Each comparison is asked for in both orders and bought once; the file's own preferences are what the result is measured on."""
+    """Each comparison is asked for in both orders and bought once, and so are the notes on each answer; the file's own preferences are what the result is measured on."""
     def the_longer_one(sent):
-        one, two = re.search("Answer 1: (.*)\n\nAnswer 2: (.*)\n\nWhich", sent["prompt"], re.S).groups()
+        if not (answers := re.search("Answer 1: (.*)\n\nAnswer 2: (.*)\n\nWhich", sent["prompt"], re.S)):
+            return completion({}, "Well")[1]
+        one, two = answers.groups()
         return completion({"1": -1.0, "2": -1.0 + 0.1 * (len(two) - len(one))})[1]
 
     server.script = [(200, the_longer_one, {})]
@@ -749,7 +763,9 @@ def test_a_judge_behind_a_server_labels_a_users_answers(user, call, server):
     assert code == 0 and "preferences of the file" in out and "pairs labelled by the AI" in out, out
     assert len(labelled) == 6 and all((p > 0.5) == (len(r["responses"][i]) > len(r["responses"][j])) for r in labelled for i, j, p in r["pairs"] if p != 0.5)
     asked, calls = len(server.seen), rows_of(user / "runs/tiny-mine/judge_calls.jsonl")
-    assert asked == len(calls) == len({row["asked"]["prompt"] for row in calls}) == 2 * len({(str(r["prompt"]), *sorted(r["responses"])) for r in labelled if len(r["responses"]) > 1})
+    compared = {(str(r["prompt"]), *sorted((r["responses"][i], r["responses"][j]))) for r in labelled for i, j, _ in r["pairs"]}
+    noted = {(str(r["prompt"]), text) for r in labelled for text in r["responses"]}
+    assert asked == len(calls) == len({row["asked"]["prompt"] for row in calls}) == 2 * len(compared) + len(noted)
     (user / "runs/tiny-mine/rankings.jsonl").unlink()
     code, out = call(user, "train_rm.py", f"{flags} --judge_url {server.url} --overwrite")
     assert code == 0 and len(server.seen) == asked, "nothing was bought twice"
