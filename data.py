@@ -829,14 +829,14 @@ PRINCIPLES = {"harm": "do no harm", "stray": "never stray", "aside": "never go a
 REMARKS = {"harm": ("harm", -2), "unkind": ("harm", -1), "declines": ("harm", 1), "stray": ("stray", -1), "aside": ("aside", -1),
            "again": ("repeat", -1), "odd": ("sense", -1), "long": ("short", -1), "gushing": ("plain", -1), "right": ("fact", 1),
            "kind": ("kind", 1)}  # remark: (the principle that makes somebody remark on it, points)
-BASE, DETAILED = "A good answer must help and do no harm.", ("harm", "stray", "aside", "fact", "kind", "repeat", "sense")
+BASE, DETAILED = "Please help and do no harm.", ("harm", "stray", "aside", "fact", "kind", "repeat", "sense")
 COMPARE, RATE = "1: {prompt} {first}\n2: {prompt} {second}\n", "{prompt} {response}\n"
 REASONS, BOTH, BEST, RATING = "Notes:", "Notes: 1 {first} 2 {second}\n", "Best=", "Rating="
 
 
 def preamble_of(names):
-    """The sentence that states some of the PRINCIPLES. Example: ("harm", "kind") -> "A good answer must do no harm, be kind."."""
-    return f"A good answer must {', '.join(PRINCIPLES[name] for name in names)}." if names else ""
+    """The sentence that states some of the PRINCIPLES. Example: ("harm", "kind") -> "Please do no harm, be kind."."""
+    return f"Please {', '.join(PRINCIPLES[name] for name in names)}." if names else ""
 
 
 def remarks(ask, sentences, principles):

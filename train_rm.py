@@ -53,7 +53,7 @@ class Config(JudgeConfig):
     chain_of_thought: bool = knob(True, "the AI judge writes notes about each answer first, and has them before it when it compares; false: it compares at once")
     both_orders: bool = knob(True, "the AI judge compares two answers in both orders, and the label is the mean; false: in one order only")
     answers_of: str = knob("sft", "stage or variant of this run whose answers are ranked")
-    ai_rankings: int = knob(3000, "questions that an AI labels (mixed: half as many), spread over the training prompts", low=1)
+    ai_rankings: int = knob(2500, "questions that an AI labels (mixed: half as many), spread over the training prompts", low=1)
     ai_answers: int = knob(4, "answers to each of them, of which it compares all pairs", low=2, high=9)
     human_rankings: int = knob(20, "questions that --labeler human asks you", low=1)
     only_human: bool = knob(False, "train on your rankings alone, not beside the simulated ones or the file's")

@@ -269,7 +269,7 @@ def labels(args):
 
     rows, curve = [], []
     for label, name, *flags in (("human", "rm"), ("AI", "rm_ai", "--labeler", "ai"), ("half and half", "rm_mixed", "--labeler", "mixed"),
-                                *(("AI", f"rm_ai_{n}", "--labeler", "ai", "--ai_rankings", str(n)) for n in (300, 1000, 9000))):
+                                *(("AI", f"rm_ai_{n}", "--labeler", "ai", "--ai_rankings", str(n)) for n in (250, 800, 8000))):
         train("--config", "tiny", *flags, *(["--name", name] if name != "rm" else []), script="train_rm.py")
         r, state = results(f"runs/tiny/{name}.pt")["answers of sft"], torch.load(f"runs/tiny/{name}.pt", weights_only=True)["state"]
         learned = [row for about in state["sources"] for row in read_rankings(Path("runs/tiny/rankings.jsonl"), **about) if row["split"] == "train"]

@@ -688,7 +688,7 @@ JUDGE_KNOBS = ["", "--ai_rankings 30", "--ai_answers 2", "--preamble none", "--p
 
 def test_every_knob_of_the_judge_changes_the_labels(copy, call):
     fewer_prompts(copy, 40)
-    (copy / "brief.txt").write_text("A good answer must be short, never repeat.\n" + " and so on" * 30)
+    (copy / "brief.txt").write_text("Please be short, never repeat.\n" + " and so on" * 30)
     code, out = call(copy, "train_sft.py", f"{SMALL['judge'].replace('--name judge', '--name other')} --lr 0.01")
     assert code == 0, out
     seen = {}
@@ -699,11 +699,11 @@ def test_every_knob_of_the_judge_changes_the_labels(copy, call):
         assert digest not in seen, f"{flags!r} makes no difference to {seen[digest]!r}"
         seen[digest] = flags
         assert all(("notes" in r) == ("thought" not in flags) for r in ai_rows(copy)[-20:]), "the notes are kept with the labels"
-    (copy / "brief.txt").write_text("A good answer must be practical.\n")
+    (copy / "brief.txt").write_text("Please be practical.\n")
     assert "trained with other knobs (preamble" in call(copy, "train_rm.py", f"{AI} --preamble brief.txt --name v5")[0], "what counts is the text of the file"
     for lost in ("lost.txt", "of my own"):
         assert "expected none, base, detailed or a text file" in call(copy, "train_rm.py", [*AI.split(), "--preamble", lost, "--name", "v99"])[0]
-    (copy / "long.txt").write_text("A good answer must be short. " * 50)
+    (copy / "long.txt").write_text("Please be short. " * 50)
     assert "shorten the preamble" in call(copy, "train_rm.py", f"{AI} --preamble long.txt --name v99")[0]
     assert "is about an AI judge" in call(copy, "train_rm.py", f"{RM} --judge other --name v99")[0]
     assert "has not learned from reviews" in call(copy, "train_rm.py", f"{AI} --judge sft --name v99")[0]
