@@ -916,8 +916,9 @@ def review(rng, questions, by_subject, one_principle=False):
         principles = rng.sample(list(PRINCIPLES), rng.randint(1, 6))
     preamble = "" if 0.65 <= kind < 0.7 else BASE if 0.6 <= kind < 0.65 else preamble_of(principles)
     text, answer = reviewed_answer(rng, ask, by_subject, swap=0.2 * one_principle)
-    with_notes = rng.random() < 0.5
-    if one_principle or rng.random() < 0.7:
+    a_rating = one_principle or rng.random() < 0.75
+    with_notes = rng.random() < (0.5 if a_rating else 0.25)  # with both notes in front of it, a comparison is quickly learned
+    if a_rating:
         found = remarks(ask, answer, principles)
         asked, rating = RATE.format(prompt=ask.text, response=text), f"{points(found)}\n"
         head, reply = (REASONS, f" {note(found)}\n{RATING}{rating}") if with_notes else (RATING, f"{rating}{REASONS} {note(found)}\n")

@@ -13,6 +13,7 @@
     python docs/experiments.py rlaif              RLHF, RLAIF and direct RLAIF on several seeds
     python docs/experiments.py principle          brief in place of kind in the judge's preamble: does the policy follow?
     python docs/experiments.py shift              trained on one family of prompts, measured on another, with human and AI labels
+    python docs/experiments.py ablations          PPO with one of its parts changed or left out, on several seeds
     python docs/experiments.py overoptimisation   proxy and gold against the distance from the SFT model, best-of-n and PPO
 """
 import argparse
@@ -351,6 +352,28 @@ def shift(args):
     print(table([f"trained without {family}", "reward model: other prompts", "left-out prompts", "policy's win rate: other prompts", "left-out prompts"], rows))
 
 
+ABLATIONS = (("the default", "ppo"), ("no KL term", "no_kl_rm", "--kl_coef", "0"), ("no clipping", "no_clip", "--clip", "0"),
+             ("4 epochs", "epochs", "--ppo_epochs", "4"), ("4 epochs, no clipping", "epochs_no_clip", "--ppo_epochs", "4", "--clip", "0"),
+             ("no value clipping", "no_value_clip", "--value_clip", "0"), ("no whitening", "no_whitening", "--whiten_advantages", "false"),
+             ("lambda 0", "lam_0", "--lam", "0"), ("lambda 1", "lam_1", "--lam", "1"), ("adaptive KL, target 1 nat", "adaptive", "--kl_target", "1"),
+             ("PPO-ptx", "ptx", "--ptx_coef", "1"), ("shared critic", "shared", "--critic", "shared"),
+             ("REINFORCE with a baseline", "reinforce", "--lam", "1", "--minibatch_size", "128"))  # one step an iteration: the ratio is 1, nothing is clipped
+
+
+def ablations(args):
+    """PPO on the default reward model, one part of it changed at a time; test prompts, mean and range over the seeds."""
+    keys = ("reward-model score", "gold score (never trained on)", "KL to SFT, nats an answer", "loss on pretraining text")
+    rows = []
+    for label, name, *flags in ABLATIONS:
+        found = []
+        for seed in range(args.seeds):
+            train("--config", "tiny", "--seed", str(seed), *flags, *(["--name", name] if flags else []))
+            path = Path("runs") / ("tiny" + f"-seed{seed}" * bool(seed)) / f"{name}.pt"
+            found.append([split_rates(path, lambda p: True), *(results(path)[key]["PPO"] for key in keys)])
+        rows.append([label, " ".join(flags) or "-", *(f"{statistics.mean(x):.2f} ({min(x):.2f} to {max(x):.2f})" for x in zip(*found))])
+    print(table([f"{args.seeds} seeds, test prompts", "flags", "gold win rate against SFT", *keys], rows))
+
+
 def fit(distances, gains, curve):
     """alpha and beta of gain = d (alpha - beta curve(d)), least squares: curve d for best-of-n, log d for reinforcement learning.
     (Gao et al. 2022, equations 1 and 2.)"""
@@ -422,7 +445,7 @@ def overoptimisation(args):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    experiments = {f.__name__: f for f in (seeds, rewards, domains, hacking, losses, elo, rejection, variants, judges, labels, rlaif, principle, shift, overoptimisation)}
+    experiments = {f.__name__: f for f in (seeds, rewards, domains, hacking, losses, elo, rejection, variants, judges, labels, rlaif, principle, shift, ablations, overoptimisation)}
     parser.add_argument("experiment", choices=experiments)
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")
     parser.add_argument("--out", type=Path, help="where the picture goes (default: into docs)")
