@@ -888,7 +888,8 @@ def reviewed_answer(rng, ask, by_subject, like=(), swap=0.0):
     else:
         answer = []
         for i in range(rng.choices((1, 2, 3, 4, 5), (25, 30, 25, 12, 8))[0]):
-            pool = rng.choices((on_topic, own, by_subject[rng.choice(list(by_subject))], answer or on_topic), (65, 15, 10, 10))[0]
+            refusals = [s for s in own if s.act == "refusal"]  # right or unkind, as the question is
+            pool = rng.choices((on_topic, own, by_subject[rng.choice(list(by_subject))], answer or on_topic, refusals), (57, 15, 10, 10, 8))[0]
             said = choose(rng, pool, 0.5)
             answer.append(rng.choice(elsewhere(*said[1:4]) * (rng.random() < swap) or [said]))
     if ask.completion and not answer[0].text.startswith(ask.text):

@@ -511,9 +511,9 @@ def picture(path, rows, panels, caption=""):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    columns = min(3, len(panels))
+    columns = len(panels) if len(panels) <= 3 else 2
     lines = math.ceil(len(panels) / columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.4 * columns, 3.1 * lines + 0.5), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(lines, columns, figsize=(9.6, 2.7 * lines + 0.5), squeeze=False, layout="constrained")  # letters stay legible at 800 pixels
     for axis, panel in zip(axes.flat, [*panels, *[None] * (lines * columns - len(panels))]):
         if panel is None:
             axis.axis("off")

@@ -405,13 +405,13 @@ def report(stage, cfg, enc, models, reward, held_out_text, rows):
         lines += ["", f"prompt:     {data.prompt_text(prompts[i])}"] + [f"{n + ':':<12}{results[n][0][i][0]}" for n in models]
     print("\n" + "\n".join(lines))
     stage.finish("\n".join(lines), [
-        ("Scores: proxy and truth", {"rating by the AI (trained on)" if reward.judge else "reward model (trained on)": "score", "gold (never seen)": "gold"}, "score"),
-        ("KL to the SFT model", {"k1": "kl", "k3": "kl_k3", "whole vocabulary": "kl_full"}, "nats an answer"),
-        ("Length", {"tokens": "length"}, "tokens an answer"),
-        ("Clip fraction and step size", {"clip fraction": "clip_fraction", "KL old to new": "approx_kl"}, ""),
-        ("Critic: explained variance", {"explained variance": "explained_variance"}, "1 = perfect"),
-        ("Entropy of the policy", {"entropy": "entropy"}, "nats a token")],
-        "PPO: the score rises while the KL pays for it; gold falling while the score rises is reward hacking")
+        ("Reward and truth should rise together", {"rating by the AI (trained on)" if reward.judge else "reward model (trained on)": "score", "gold (never seen)": "gold"}, "score"),
+        ("Distance from the SFT model (KL): up, then level", {"k1": "kl", "k3": "kl_k3", "whole vocabulary": "kl_full"}, "nats an answer"),
+        ("Length: a sudden growth is suspicious", {"tokens": "length"}, "tokens an answer"),
+        ("Size of the updates: small, and smaller", {"share of tokens clipped": "clip_fraction", "KL of one iteration": "approx_kl"}, "share; nats a token"),
+        ("Critic: what it foresees of the returns", {"explained variance": "explained_variance"}, "share of the variance"),
+        ("Entropy of the policy: falls, but not to 0", {"entropy": "entropy"}, "nats a token")],
+        "PPO. Look for: gold that falls while the score rises (reward hacking), a KL that runs away, length that jumps, entropy at 0")
     print(f"Talk to it: python model.py {stage.file('pt')}")
 
 

@@ -141,8 +141,8 @@ def main(argv=None):
     samples = "\n".join(f"{p!r} -> {a[0]!r}" for p, a in zip(prompts, answer(model, enc, prompts, limit, 1.0, template=False)))
     print("\n" + samples)
     stage.finish(samples, [("Next-token loss falls", {"training": "loss", "held-out": "test_loss"}, "nats a token"),
-                           ("Gradient norm", {"norm": "grad_norm"}, "before clipping"), ("Learning rate", {"rate": "lr"}, "")],
-                 f"Pretraining: held-out loss {before['new']:.2f} -> {after['new']:.2f}")
+                           ("Gradient norm: no spikes", {"norm": "grad_norm"}, "before clipping"), ("Learning rate: warm-up, cosine", {"rate": "lr"}, "")],
+                 f"Pretraining: held-out loss {before['new']:.2f} -> {after['new']:.2f}. Look for: a held-out loss that parts from the training loss (overfitting)")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def by_length(order, rows, batch_size):
 
 
 PANELS = [("Loss on answer tokens", {"training": "loss", "held-out": "test_loss"}, "nats a token"),
-          ("Gradient norm", {"norm": "grad_norm"}, "before clipping"), ("Learning rate", {"rate": "lr"}, "")]
+          ("Gradient norm: no spikes", {"norm": "grad_norm"}, "before clipping"), ("Learning rate: warm-up, cosine", {"rate": "lr"}, "")]
 
 
 def report_on_reviews(stage, cfg, enc, model, parent, reviews):
@@ -147,7 +147,7 @@ def report(stage, cfg, enc, model, parent, _):
     samples = "\n\n".join(f"prompt:     {data.prompt_text(prompts[i])}\npretrained: {answers['pretrained'][i][0]}\nSFT:        {answers['SFT'][i][0]}"
                           for i in range(min(6, len(prompts))))
     print("\n" + samples)
-    stage.finish(samples, PANELS, "SFT: the loss of the demonstrations' answers; held-out loss that rises again means too many epochs")
+    stage.finish(samples, PANELS, "SFT. Look for: held-out loss that rises again (too many epochs)")
 
 
 def main(argv=None):
