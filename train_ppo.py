@@ -277,6 +277,63 @@ def ppo_loss(policy, critic, mb, n_tokens, cfg):
 
 
 @torch.no_grad()
+def rollout(policy, critic, reference, reward, enc, prompts, cfg, kl_coef):
+    """Answers of the policy as it is now to B prompts, their rewards and advantages: what the updates of an iteration learn from.
+
+    Returns (batch, seen). batch, for `update`: tokens (B, P + R), prompt_lengths (B,); responses, mask, old_logprobs, advantages, old_values,
+    returns, (B, R) each. seen, for the log: texts, raw, scores (B,), ended (B,), ref_logprobs and rewards (B, R), logits and ref_logits (B, R, V)."""
+    device, pad, room = next(policy.parameters()).device, data.special_id(enc, "pad"), policy.config.block_size - cfg.max_new_tokens
+    # 1. sample an answer to each prompt; "old": these log-probabilities stay as they are while the policy moves
+    padded, prompt_lengths = (x.to(device) for x in data.pad_rows([data.encode_prompt(enc, p)[-room:] for p in prompts], pad))  # (B, P), (B,)
+    responses, mask, old_logprobs = generate(policy, padded, prompt_lengths, cfg.max_new_tokens, cfg.temperature, enc.eot_token, pad)  # (B, R)
+    tokens, lengths = join(padded, prompt_lengths, responses, mask, pad)  # (B, P + R), (B,)
+
+    # 2. score the answers; one that was cut off has no score of its own
+    texts, ended = [data.decode_response(enc, r, m) for r, m in zip(responses.tolist(), mask.tolist())], (responses == enc.eot_token).any(1)
+    raw = reward.raw(tokens, lengths, prompts, texts)  # (B,) for each reward model
+    scores = reward.combine(raw, prompts, cfg.whitening == "batch")  # (B,)
+    if cfg.eos_penalty:
+        scores = torch.where(ended, scores, -cfg.eos_penalty)
+
+    # 3. reward = score on the last token - beta KL on every token
+    logits, ref_logits = (response_logits(m, tokens, prompt_lengths, responses.shape[1], cfg.temperature) for m in (policy, reference))
+    ref_logprobs = token_logprobs(ref_logits, responses)  # the logits are divided by the temperature already
+    rewards = kl_shaped_rewards(scores, old_logprobs, ref_logprobs, mask, kl_coef)  # (B, R)
+
+    # 4. advantages: how much better than the critic expected
+    old_values = response_values(critic, tokens, prompt_lengths, responses.shape[1])  # (B, R)
+    advantages, returns = gae(rewards, old_values, mask, cfg.gamma, cfg.lam)
+    if cfg.whiten_advantages:  # only these: the returns are what the critic learns, on the scale of the rewards
+        advantages = whiten(advantages, mask)
+    return (dict(tokens=tokens, prompt_lengths=prompt_lengths, responses=responses, mask=mask, old_logprobs=old_logprobs, advantages=advantages,
+                 old_values=old_values, returns=returns),
+            dict(texts=texts, ended=ended, raw=raw, scores=scores, ref_logprobs=ref_logprobs, rewards=rewards, logits=logits, ref_logits=ref_logits))
+
+
+def update(policy, critic, optimizer, batch, cfg, text=None):
+    """5. Clipped updates of policy and critic, a minibatch of the sampled answers at a time. batch: of `rollout`; text: pretraining tokens, for --ptx_coef.
+    Returns a dict of numbers for each optimizer step."""
+    updates, mask = [], batch["mask"]
+    for _ in range(cfg.ppo_epochs):
+        for drawn in torch.randperm(len(mask)).split(cfg.minibatch_size):  # indices of answers
+            optimizer.zero_grad()
+            n_tokens, total = mask[drawn].sum(), {}
+            by_length = drawn[mask[drawn].sum(1).argsort().cpu()]  # answers of similar length together: less padding
+            for micro in by_length.split(cfg.micro_batch_size):
+                loss, diagnostics = ppo_loss(policy, critic, {name: x[micro] for name, x in batch.items()}, n_tokens, cfg)
+                loss.backward()
+                total = {name: total.get(name, 0.0) + x.item() for name, x in diagnostics.items()}
+            if cfg.ptx_coef:
+                inputs, targets = (x.to(mask.device) for x in data.text_batch(text, 16, min(96, policy.config.block_size - 1)))
+                (cfg.ptx_coef * lm_loss(policy(inputs), targets)).backward()
+            models = [policy] if critic is policy else [policy, critic]
+            norms = [torch.nn.utils.clip_grad_norm_(m.parameters(), cfg.clip_grad or torch.inf).item() for m in models]
+            optimizer.step()
+            updates.append({**total, "grad_norm": norms[0]})
+    return updates
+
+
+@torch.no_grad()
 def full_kl_and_entropy(logits, ref_logits, mask):
     """Exact KL(policy || reference) over the whole vocabulary at each visited position, summed over an answer: (B,); and the
     policy's mean entropy a token; in nats. logits, ref_logits: (B, R, V); mask: (B, R)."""
@@ -440,15 +497,13 @@ def main(argv=None):
     enc = data.load_encoding(stage.folder / "tokenizer.json")
     reward = load_reward(stage, cfg.reward, rows, enc)
     print(f"shape from {start_path}: {checkpoint['model_config']}")
-    pad, eos = data.special_id(enc, "pad"), enc.eot_token
     room = reference.config.block_size - cfg.max_new_tokens
     if room < 1:
         raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {reference.config.block_size} tokens")
     prompts = [p["prompt"] for p in data.of_split(rows, "train", stage.data) if not left_out(p["prompt"], names)]
     if not prompts:
         raise UserError("--leave_out leaves no training prompt")
-    prompt_ids = [data.encode_prompt(enc, p) for p in prompts]
-    cut = sum(len(ids) > room for ids in prompt_ids)
+    cut = sum(len(data.encode_prompt(enc, p)) > room for p in prompts)
     if cut:
         print(f"{cut} of {len(prompts)} prompts are longer than the {room} tokens that the answer leaves them: cut from the left")
     text, held_out_text = tokens_of(enc, data.load_text(stage.data))
@@ -474,66 +529,21 @@ def main(argv=None):
     for step in stage.steps(cfg.steps):
         lr = set_lr(optimizer, step, cfg.steps, cfg.warmup)
         kl_coef = stage.state["kl_coef"]  # beta: moves only with --kl_target
-        with torch.no_grad():
-            # 1. sample an answer to each prompt of a batch
-            asked = torch.randint(len(prompts), (cfg.batch_size,)).tolist()
-            padded, prompt_lengths = (x.to(stage.device) for x in data.pad_rows([prompt_ids[i][-room:] for i in asked], pad))  # (B, P), (B,)
-            # "old": these log-probabilities stay as they are while the policy moves in 5.
-            responses, mask, old_logprobs = generate(policy, padded, prompt_lengths, cfg.max_new_tokens, cfg.temperature, eos, pad)  # (B, R)
-            tokens, lengths = join(padded, prompt_lengths, responses, mask, pad)  # (B, P + R), (B,)
-            ended = (responses == eos).any(1)
+        asked = [prompts[i] for i in torch.randint(len(prompts), (cfg.batch_size,)).tolist()]
+        batch, seen = rollout(policy, critic, reference, reward, enc, asked, cfg, kl_coef)
+        k1, k3 = kl_estimates(batch["old_logprobs"], seen["ref_logprobs"], batch["mask"])
+        full_kl, entropy = full_kl_and_entropy(seen["logits"], seen["ref_logits"], batch["mask"])
+        drift = ((token_logprobs(seen["logits"], batch["responses"]) - batch["old_logprobs"]) * batch["mask"]).abs().max().item()
+        check_step(step, drift, full_kl.mean().item(), k3.item(), entropy.item(), seen["rewards"], seen["scores"], kl_coef, k1)
+        updates = update(policy, critic, optimizer, batch, cfg, text)
 
-            # 2. score the answers; one that was cut off has no score of its own
-            texts = [data.decode_response(enc, r, m) for r, m in zip(responses.tolist(), mask.tolist())]
-            raw = reward.raw(tokens, lengths, [prompts[i] for i in asked], texts)  # (B,) for each reward model
-            rm_scores = reward.combine(raw, [prompts[i] for i in asked], cfg.whitening == "batch")  # (B,)
-            scores = torch.where(ended, rm_scores, -cfg.eos_penalty) if cfg.eos_penalty else rm_scores
-
-            # 3. reward = score on the last token - beta KL on every token
-            logits = response_logits(policy, tokens, prompt_lengths, responses.shape[1], cfg.temperature)
-            ref_logits = response_logits(reference, tokens, prompt_lengths, responses.shape[1], cfg.temperature)
-            ref_logprobs = token_logprobs(ref_logits, responses)  # the logits are divided by the temperature already
-            rewards = kl_shaped_rewards(scores, old_logprobs, ref_logprobs, mask, kl_coef)  # (B, R)
-
-            # 4. advantages: how much better than the critic expected
-            old_values = response_values(critic, tokens, prompt_lengths, responses.shape[1])  # (B, R)
-            advantages, returns = gae(rewards, old_values, mask, cfg.gamma, cfg.lam)
-            if cfg.whiten_advantages:  # only these: the returns are what the critic learns, on the scale of the rewards
-                advantages = whiten(advantages, mask)
-
-            k1, k3 = kl_estimates(old_logprobs, ref_logprobs, mask)
-            full_kl, entropy = full_kl_and_entropy(logits, ref_logits, mask)
-            drift = ((token_logprobs(logits, responses) - old_logprobs) * mask).abs().max().item()
-            check_step(step, drift, full_kl.mean().item(), k3.item(), entropy.item(), rewards, scores, kl_coef, k1)
-
-        # 5. clipped updates, a minibatch of the sampled answers at a time
-        batch = dict(tokens=tokens, prompt_lengths=prompt_lengths, responses=responses, mask=mask, old_logprobs=old_logprobs,
-                     advantages=advantages, old_values=old_values, returns=returns)
-        updates = []
-        for _ in range(cfg.ppo_epochs):
-            for drawn in torch.randperm(cfg.batch_size).split(cfg.minibatch_size):  # indices of answers
-                optimizer.zero_grad()
-                n_tokens, total = mask[drawn].sum(), {}
-                by_length = drawn[mask[drawn].sum(1).argsort().cpu()]  # answers of similar length together: less padding
-                for micro in by_length.split(cfg.micro_batch_size):
-                    loss, diagnostics = ppo_loss(policy, critic, {name: x[micro] for name, x in batch.items()}, n_tokens, cfg)
-                    loss.backward()
-                    total = {name: total.get(name, 0.0) + x.item() for name, x in diagnostics.items()}
-                if cfg.ptx_coef:
-                    inputs, targets = data.text_batch(text, 16, min(96, policy.config.block_size - 1))
-                    (cfg.ptx_coef * lm_loss(policy(inputs.to(stage.device)), targets.to(stage.device))).backward()
-                norms = [torch.nn.utils.clip_grad_norm_(m.parameters(), cfg.clip_grad or torch.inf).item() for m in trained.values()]
-                optimizer.step()
-                updates.append({**total, "grad_norm": norms[0]})
-
-        # 6. log
         if cfg.kl_target:
             stage.state["kl_coef"] = adapt_kl_coef(kl_coef, k1.item(), cfg.kl_target, cfg.batch_size, cfg.kl_horizon)
-        about = describe([prompts[i] for i in asked], list(zip(texts, ended.tolist(), mask.sum(1).tolist())))
-        stage.log(step, ("score", "gold", "kl"), score=reward.combine(raw, [prompts[i] for i in asked]).mean().item(), gold=about["gold"] and sum(about["gold"]) / cfg.batch_size,
+        about = describe(asked, list(zip(seen["texts"], seen["ended"].tolist(), batch["mask"].sum(1).tolist())))
+        stage.log(step, ("score", "gold", "kl"), score=reward.combine(seen["raw"], asked).mean().item(), gold=about["gold"] and sum(about["gold"]) / cfg.batch_size,
                   kl=k1.item(), kl_k3=k3.item(), kl_full=full_kl.mean().item(), kl_coef=kl_coef, length=about["length"], ends=about["ends"],
                   **{name: sum(u[name] for u in updates) / len(updates) for name in updates[0]},
-                  explained_variance=explained_variance(old_values, returns, mask).item(), entropy=entropy.item(), lr=lr)
+                  explained_variance=explained_variance(batch["old_values"], batch["returns"], batch["mask"]).item(), entropy=entropy.item(), lr=lr)
         if step % cfg.eval_every == 0 or step + 1 == cfg.steps:
             show(stage, enc, policy, reference, reward, prompts, cfg)
 
