@@ -226,7 +226,7 @@ def judges(args):
     """Every variant of the AI judge on the same pairs: answers of the SFT model to test prompts, which the simulated human ranked."""
     folder, rng, pairs = Path("runs/tiny"), random.Random(0), []
     train("--config", "tiny", script="train_rm.py")
-    train("--config", "tiny", "--name", "pretrain_large", "--n_layer", "4", "--n_head", "4", "--n_embd", "160", script="train_pretrain.py")
+    train("--config", "tiny", "--name", "pretrain_large", "--n_layer", "4", "--n_head", "4", "--n_embd", "128", script="train_pretrain.py")
     script, *flags = SCRIPTS["judge"].split()
     for start, name in (("pretrain", "judge"), ("pretrain_large", "judge_large")):
         train("--config", "tiny", *flags, "--start", start, "--name", name, script=script)
