@@ -284,7 +284,7 @@ def labels(args):
     axis.set(xscale="log", xlabel="pairs labelled by the AI", ylabel="chance-corrected accuracy", ylim=(0, 1))
     axis.set_xticks([n for n, _ in curve], [f"{n:,}" for n, _ in curve])
     axis.minorticks_off()
-    axis.set_title("Reward model on held-out rankings by the human: does it still rise?", fontsize=10, loc="left")
+    axis.set_title("Reward model on the human's held-out rankings", fontsize=10, loc="left")
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8, frameon=False)
