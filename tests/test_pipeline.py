@@ -122,6 +122,12 @@ def fewer_prompts(folder, n=60):
     return {r["prompt"]: r for r in kept}
 
 
+def less_text(folder):
+    """A twentieth of a run's pretraining text, for tests that read it dozens of times."""
+    path = folder / "runs/tiny/data/pretrain.txt"
+    path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[::20]), encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A folder with a finished runs/tiny of fewer prompts, and in ppo.out (and so on) what each stage printed."""
@@ -130,8 +136,6 @@ def tiny(tmp_path_factory):
         (folder / f"{stage}.out").write_text(command(folder, script(stage), "--config", "tiny", *flags.split()), encoding="utf-8")
         if stage == "pretrain":
             fewer_prompts(folder, 120)
-            text = folder / "runs/tiny/data/pretrain.txt"  # every later stage reads it again
-            text.write_text("".join(text.read_text(encoding="utf-8").splitlines(keepends=True)[::10]), encoding="utf-8")
     return folder
 
 
@@ -636,6 +640,7 @@ RM_KNOBS = ["--aspect helpful", "--aspect safety", "--aspect safety --helpful_sh
 
 def test_every_knob_of_the_reward_model_changes_what_is_learned(copy, call):
     fewer_prompts(copy, 40)
+    less_text(copy)
     seen = {}
     for i, flags in enumerate(["", *RM_KNOBS]):
         code, out = call(copy, "train_rm.py", f"{RM} --batch_size 12 --lr 0.01 --warmup 0 {flags} --name v{i}")
