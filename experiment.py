@@ -95,7 +95,7 @@ class Common(WhichRun):
     overwrite: bool = knob(False, "train this stage again although its checkpoint exists")
 
 
-NOT_KNOBS = ("run", "name", "device", "resume", "overwrite", "judge_between", "rounds", "then_ppo", "judge_timeout")  # do not change what is learned
+NOT_KNOBS = ("run", "name", "device", "resume", "overwrite", "judge_between", "explain", "prompt", "rounds", "then_ppo", "judge_timeout")  # do not change what is learned
 
 
 class Parser(argparse.ArgumentParser):
@@ -351,7 +351,7 @@ def command_again(*words):
 class Stage:
     """One stage in its run folder. In the order of use:
 
-    stage = Stage(cfg, "sft")            stops here if the stage is finished already
+    stage = Stage(cfg, "sft")            stops here if the stage is finished already (look=True: a checkpoint is only looked at)
     parent = stage.parent("pretrain")    path of the parent's checkpoint, trained first if it is missing
     stage.track(model=model, optimizer=optimizer)     what a checkpoint holds; loads it when resuming
     for step in stage.steps(cfg.steps):  progress bar, Ctrl-C, regular checkpoints
@@ -359,7 +359,7 @@ class Stage:
     stage.finish()                       the final checkpoint
     """
 
-    def __init__(self, cfg, stage):
+    def __init__(self, cfg, stage, look=False):
         if cfg.resume and cfg.overwrite:
             raise UserError("--resume continues this stage, --overwrite begins it anew: choose one")
         self.cfg, self.stage, self.name = cfg, stage, cfg.name or stage
@@ -393,15 +393,15 @@ class Stage:
                     "keep both with --name NAME, or train it again with --overwrite" if old["finished"] else
                     f"it stopped at step {old['step']}: finish it with those knobs and --resume, or train it again with --overwrite"))
             self.check_parents(path, old)
-            if old["finished"]:
+            if old["finished"] and not look:
                 print(f"{path} is finished; nothing to do (--overwrite trains it again, python model.py {path} talks to it)")
                 sys.exit(0)
-            if not cfg.resume:
+            if not (cfg.resume or look):
                 raise UserError(f"{path} stopped at step {old['step']}; --resume continues it, --overwrite begins anew")
             self.checkpoint, self.start = old, old["step"]
             self.state = old["state"]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.rows = [json.loads(row) for row in self.file("jsonl").read_text().splitlines()[: self.start]] if self.start else []
+        self.rows = [json.loads(row) for row in self.file("jsonl").read_text().splitlines()[: self.start]] if self.start and not look else []
 
     def file(self, suffix):
         """Path of this stage's file with that ending."""

@@ -5,6 +5,7 @@
     python train_ppo.py --config tiny --labeler ai                 RLAIF: an AI has labelled what the reward model learned; rlaif.pt
     python train_ppo.py --config tiny --reward ai                  direct RLAIF: an AI rates each answer, no reward model; direct.pt
     python train_ppo.py --config tiny --reward rm_weak --kl_coef 0 --name no_kl    watch it hack a reward model
+    python train_ppo.py --config tiny --explain --prompt "A dog is"                one more step of what was trained, token by token
 
 Reads prompts.jsonl of the run's data, sft.pt (policy and frozen reference) and the reward model or models (--reward),
 writes ppo.pt; pretrain.pt and its text are for the comparison at the end.
@@ -13,14 +14,18 @@ generalised advantages, Schulman et al. 2016; the clipped objective, Schulman et
 """
 import difflib
 import json
+import os
+import shlex
 import statistics
+import sys
+import textwrap
 from dataclasses import dataclass
 
 import torch
 
 import data
-from experiment import (SCRIPTS, InvariantError, Stage, UserError, adam, fingerprint, knob, load_model, parse, random_state, run_folder, run_main, set_lr,
-                        set_random_state, table)
+from experiment import (COLORS, SCRIPTS, InvariantError, Parser, Stage, UserError, adam, fingerprint, knob, load_checkpoint, load_model, parse,
+                        random_state, run_folder, run_main, set_lr, set_random_state, table)
 from model import answer, generate, join, response_hidden, score, token_logprobs, with_heads
 from preferences import SimulatedHuman, describe, noise_ceiling, win_rate, wins_to_tiers
 from train_pretrain import held_out_loss, lm_loss, tokens_of
@@ -67,6 +72,8 @@ class Config(JudgeConfig):
     ptx_coef: float = knob(0.0, "weight of the pretraining loss mixed in (PPO-ptx, InstructGPT)", low=0)
     eval_every: int = knob(10, "iterations between three printed answers", low=1)
     eval_answers: int = knob(4, "answers to each prompt in the final table; the more, the steadier the figures", low=1)
+    explain: bool = knob(False, "train nothing: make one more step of what the same command has trained, in memory, and show it token by token")
+    prompt: str = knob("A dog is", "what --explain shows the answer to")
     eval_split: str = knob("test", "prompts of the final table: dev while tuning, test for the figures that count", choices=("dev", "test"))
 
 
@@ -472,6 +479,163 @@ def report(stage, cfg, enc, models, reward, held_out_text, rows):
     print(f"Talk to it: python model.py {stage.file('pt')}")
 
 
+# ------------------------------------------------------------------------------------------------
+# --explain: one step, token by token
+# ------------------------------------------------------------------------------------------------
+
+# What may be given anew for the step that is shown; every other knob is the checkpoint's.
+WHAT_IF = ("batch_size", "minibatch_size", "micro_batch_size", "ppo_epochs", "clip", "value_clip", "gamma", "lam", "whiten_advantages")
+COLUMNS = {"log p": ("log-probability, policy", "nats"), "reference": ("log-probability, reference", "nats"), "KL": ("KL: the difference", "nats, cost beta"),
+           "reward": ("reward: score - beta KL", "score"), "value": ("value: the critic expects", "score"), "return": ("return: advantage + value", "score"),
+           "advantage": ("advantage: more than expected", "score"), "whitened": ("advantage, whitened", "std"), "new log p": ("log-probability, policy", "nats"),
+           "ratio": ("ratio of the probabilities", "new / old"), "branch": ("branch of the loss", "next time")}
+
+
+def refuse(sentence):
+    Parser(prog=os.path.basename(sys.argv[0])).error(sentence)
+
+
+def reopen(cfg):
+    """Give cfg the knobs of the checkpoint that it names, except those given anew; returns those of WHAT_IF among them, for the step alone.
+    Ends with one sentence and exit code 2 where there is nothing to look at."""
+    path, ours = run_folder(cfg) / f"{cfg.name or 'ppo'}.pt", ("--explain", "--prompt")
+    if not path.exists():
+        rest = [w for before, w in zip(["", *cfg.argv], cfg.argv) if not w.startswith(ours) and (w.startswith("--") or before not in ours)]
+        refuse(f"{path} is not there yet; it is made by: python {shlex.join([sys.argv[0], *rest])}")
+    checkpoint = load_checkpoint(path)
+    if lost := [file for file in checkpoint["parents"] if not (path.parent / file).exists()]:
+        refuse(f"{path.parent / lost[0]}, which {path.name} was trained with, is no longer there")
+    if cfg.resume or cfg.overwrite:
+        refuse("--explain only looks: leave out --resume and --overwrite")
+    named = {w.split("=")[0].removeprefix("--") for w in cfg.argv} | {"preamble"}  # which may be a file's text there: its flag has to be repeated
+    what_if = {name: getattr(cfg, name) for name in WHAT_IF if name in named}
+    vars(cfg).update({name: value for name, value in checkpoint["knobs"].items() if name not in named or name in what_if})
+    return what_if
+
+
+def clipped_tokens(logprobs, old_logprobs, advantages, clip):
+    """Of which tokens the clip stops the gradient: the loss itself is asked, a token at a time. (R,) each; returns R bools."""
+    one = torch.ones(1, device=logprobs.device)
+    return [ppo_policy_loss(*token, one, clip)[1]["clip_fraction"].item() == 1 for token in zip(logprobs.split(1), old_logprobs.split(1), advantages.split(1))]
+
+
+def columns_of(batch, seen, new_logprobs, cfg, i=0):
+    """What a step did to the tokens of answer i: {name, as in COLUMNS: a number for each token}; branch is 1 where it is the clipped one.
+
+    batch, seen: of `rollout`; new_logprobs: (B, R), of the same tokens under the policy after `update`."""
+    old, mask = batch["old_logprobs"], batch["mask"]
+    advantages, returns = gae(seen["rewards"], batch["old_values"], mask, cfg.gamma, cfg.lam)
+    all_rows = {"log p": old, "reference": seen["ref_logprobs"], "KL": old - seen["ref_logprobs"], "reward": seen["rewards"], "value": batch["old_values"],
+                "return": returns, "advantage": advantages, "whitened": batch["advantages"], "new log p": new_logprobs, "ratio": (new_logprobs - old).exp()}
+    row = {name: x[i, : int(mask[i].sum())] for name, x in all_rows.items() if cfg.whiten_advantages or name != "whitened"}
+    branch = clipped_tokens(row["new log p"], row["log p"], row.get("whitened", row["advantage"]), cfg.clip)
+    return {name: x.tolist() for name, x in row.items()} | {"branch": [float(x) for x in branch]}
+
+
+def token_lines(tokens, columns, color=False):
+    """The table, a line for each token. color: green above 0 (a ratio: above 1), red below, a clipped token yellow."""
+    neutral = {"KL": 0, "reward": 0, "advantage": 0, "whitened": 0, "ratio": 1}
+
+    def cell(name, x):
+        text = f"{'clipped' if x else 'plain':>11}" if name == "branch" else f"{x:z11.3f}"
+        code = 31 + (x > neutral[name]) if name in neutral else 33 * int(name == "branch" and x)
+        return f"\033[{code}m{text}\033[0m" if color and code else text
+
+    width = max(5, *map(len, tokens))
+    head = "token".ljust(width) + "".join(f"{name:>11}" for name in columns)
+    return [head, "-" * len(head), *(token.ljust(width) + "".join(cell(name, x[t]) for name, x in columns.items()) for t, token in enumerate(tokens))]
+
+
+def score_in_words(reward, seen, prompts, cfg, i=0):
+    """Where the score of answer i comes from."""
+    plain = Reward(reward.kind, [], reward.unsafe).combine(seen["raw"], prompts)  # not whitened
+    mean, std = (plain.mean(), plain.std(correction=0)) if cfg.whitening == "batch" else (reward.mean, reward.std)
+    given = ["rating by the AI, from -1 to 1:"] if reward.judge else reward_models(reward.kind)
+    text = ", ".join(f"{name} {raw[i]:.3f}" for name, raw in zip(given, seen["raw"])) + f", of which Llama 2's rule takes {plain[i]:.3f}" * (len(given) > 1)
+    text += f"; ({plain[i]:.3f} - mean {mean:.3f}) / standard deviation {std:.3f} = {(plain[i] - mean) / (std + 1e-8):.3f}, both over answers of "
+    text += "this batch." if cfg.whitening == "batch" else "the SFT model."
+    return text + f" But the answer was cut off before its EOS: {-cfg.eos_penalty:g} (--eos_penalty)." * (cfg.eos_penalty > 0 and not seen["ended"][i])
+
+
+def sums(c, score, beta, mean, std, cfg):
+    """How the columns c add up, and what they mean, in words: {column: text}. score, beta: of this answer; mean, std: of the batch's advantages."""
+    kl, reward, value, advantage = sum(c["KL"]), c["reward"][0], c["value"][0], c["advantage"][0]
+    next_value, next_advantage = ([*c[name], 0.0][1] for name in ("value", "advantage"))
+    delta, g, gl = reward + cfg.gamma * next_value - value, cfg.gamma, cfg.gamma * cfg.lam
+    obeyed = sum(a * (r - 1) > 0 for a, r in zip(c.get("whitened", c["advantage"]), c["ratio"]))
+    return {
+        "KL": f"{kl:.3f} in sum. Below 0 where the reference finds a token likelier than the policy does: only the mean over many answers is the KL.",
+        "reward": f"score {score:.3f} - beta {beta:g} x KL {kl:.3f} = {score - beta * kl:.3f}; the column sums to {sum(c['reward']):.3f}. The score judges the whole answer, so "
+                  "it stands on the last token only; the KL is known at each token, so each pays for its own.",
+        "advantage": f"first token: delta = reward {reward:.3f} + gamma {g:g} x next value {next_value:.3f} - value {value:.3f} = {delta:.3f}; delta + gamma lambda {gl:g} x next "
+                     f"advantage {next_advantage:.3f} = {delta + gl * next_advantage:.3f}. How much better it went from here on than the critic expected.",
+        "return": f"first token: advantage {advantage:.3f} + value {value:.3f} = {advantage + value:.3f}. What the critic learns to expect here.",
+        "whitened": f"first token: ({advantage:.3f} - mean {mean:.3f}) / standard deviation {std:.3f} = {(advantage - mean) / std:.3f}, both over all tokens of the batch. Only the "
+                    "policy's loss uses it." if cfg.whiten_advantages else "no such column: the loss takes the advantages as they are (--whiten_advantages false).",
+        "ratio": f"first token: exp(new log p {c['new log p'][0]:.3f} - log p {c['log p'][0]:.3f}) = {c['ratio'][0]:.3f}. Above 1 a token has become likelier: {obeyed} of "
+                 f"{len(c['ratio'])} moved as the sign of their advantage asks; the other answers of the batch pull at the same weights.",
+    }
+
+
+def draw_tokens(path, tokens, columns, clip, caption, width=16):
+    """The table as a picture: a strip for each column, `width` tokens to a line; strips of one unit share their shades."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shades = matplotlib.colors.LinearSegmentedColormap.from_list("", [COLORS[1], "white", COLORS[0]])
+    off = {name: [v - 1 for v in x] if name == "ratio" else [-v for v in x] if name == "branch" else x for name, x in columns.items()}
+    starts, step = range(0, len(tokens), width), list(columns).index("new log p")
+    figure, axes = plt.subplots(len(starts), figsize=(9.6, 3.2 * len(starts) + 0.6), squeeze=False, layout="constrained")
+    for axis, start in zip(axes.flat, starts):
+        part = slice(start, start + width)
+        places = [y + 0.8 * (y >= step) for y in range(len(columns))]
+        for y, (name, x) in zip(places, columns.items()):
+            most = max([1e-9, clip * (name == "ratio"), *(abs(v) for other in columns if COLUMNS[other][1] == COLUMNS[name][1] for v in off[other])])
+            axis.imshow([off[name][part]], cmap=shades, vmin=-1.3 * most, vmax=1.3 * most, extent=(-0.5, len(x[part]) - 0.5, y + 0.46, y - 0.46), aspect="auto")
+            for t, v in enumerate(x[part]):
+                axis.text(t, y, f"{v:z.2f}" if name != "branch" else "clipped" if v else "plain", fontsize=8, ha="center", va="center")
+        axis.text(-0.5, step - 0.1, "after the step", fontsize=9, weight="bold", va="center")
+        axis.set(xlim=(-0.5, width - 0.5), ylim=(places[-1] + 0.5, -0.5))
+        axis.set_xticks(range(len(tokens[part])), tokens[part], fontsize=9, rotation=30, ha="left", weight="bold", parse_math=False)
+        axis.set_yticks(places, ["{} ({})".format(*COLUMNS[name]) for name in columns], fontsize=8)
+        axis.tick_params(length=0, labeltop=True, labelbottom=False)
+        axis.spines[:].set_visible(False)
+    figure.suptitle(caption, fontsize=9, x=0.01, ha="left", parse_math=False)
+    figure.savefig(path, dpi=110, facecolor="white")
+    plt.close(figure)
+
+
+def explain(stage, cfg, enc, policy, critic, reference, reward, optimizer, prompts, text):
+    """One more step in memory, on a batch that begins with --prompt: print and draw what happens to each token of that answer."""
+    room, length = policy.config.block_size - cfg.max_new_tokens, len(data.encode_prompt(enc, cfg.prompt))
+    if length > room or not cfg.prompt.strip():
+        refuse(f"--prompt: expected a text of at most {room} tokens, those of the template included; this one has {length}")
+    lr, beta = set_lr(optimizer, cfg.warmup, cfg.steps, cfg.warmup), stage.state["kl_coef"]  # the peak: where the training ended, it is 0
+    asked = [cfg.prompt, *(prompts[i] for i in torch.randint(len(prompts), (cfg.batch_size - 1,)).tolist())]
+    batch, seen = rollout(policy, critic, reference, reward, enc, asked, cfg, beta)
+    updates = update(policy, critic, optimizer, batch, cfg, text)
+    with torch.no_grad():
+        new = token_logprobs(response_logits(policy, batch["tokens"], batch["prompt_lengths"], batch["mask"].shape[1], cfg.temperature), batch["responses"])
+    again = ppo_policy_loss(new, batch["old_logprobs"], batch["advantages"], batch["mask"], cfg.clip)[1]["clip_fraction"]
+    c, advantages = columns_of(batch, seen, new, cfg), (batch["returns"] - batch["old_values"])[batch["mask"].bool()]
+    words = {"score": score_in_words(reward, seen, asked, cfg),
+             **sums(c, seen["scores"][0].item(), beta, advantages.mean().item(), advantages.std(correction=0).item() or 1e-4, cfg),
+             "branch": f"in the first optimizer step every ratio is 1, and nothing is clipped; of all {len(updates)} steps together the clip stopped "
+                       f"{sum(u['clip_fraction'] for u in updates) / len(updates):.1%} of the tokens. The column is what one more pass over the same answers would meet: clipped are {sum(c['branch']):.0f} "
+                       f"of these {len(c['KL'])} tokens, {again:.1%} of the batch's. Their ratio is above {1 + cfg.clip:g} with an advantage above 0, or below {1 - cfg.clip:g} with one "
+                       "below 0: enough has been learned from them, their gradient is 0." if cfg.clip else "plain everywhere: --clip 0 turns the clip off."}
+    tokens = ["EOS" if i == enc.eot_token else repr(enc.decode_single_token_bytes(i))[2:-1] for i in batch["responses"][0, : len(c["KL"])].tolist()]
+    print(f"\n{stage.file('pt')} after step {stage.start}, and one more step in memory: {len(asked)} answers, {len(updates)} optimizer steps at the peak learning rate {lr:g}. "
+          f"The checkpoint stays as it is.\n\nprompt: {cfg.prompt}\nanswer: {seen['texts'][0]}\n", *token_lines(tokens, c, sys.stdout.isatty() and not os.environ.get("NO_COLOR")),
+          "\nHow it adds up (rounding may cost the last digit):\n", *(textwrap.fill(f"{name:<11}{words[name]}", 130, subsequent_indent=" " * 11) for name in words), sep="\n")
+    draw_tokens(stage.file("explain.png"), tokens, c, cfg.clip, f'A PPO step, prompt "{" ".join(cfg.prompt.split())[:80]}": what it did to each token of the answer. Blue: above 0 (a ratio: above 1), '
+                "orange: below.\nLook for: the score, on the last token only; the advantage, which shares it out among the tokens; a ratio above 1\n"
+                "where the advantage is above 0, below 1 where it is below; clipped tokens, which no longer have a gradient.")
+    print(f"\nThe same as a picture: {stage.file('explain.png')}")
+
+
 def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv)
     if cfg.kl_target and (not cfg.kl_coef or cfg.kl_horizon < cfg.batch_size):
@@ -484,12 +648,16 @@ def main(argv=None):
         cfg.reward, cfg.name = "rm_ai", cfg.name or "rlaif"
     if cfg.reward == "ai":
         cfg.name = cfg.name or "direct"
+    if cfg.prompt != Config.prompt and not cfg.explain:
+        refuse("--prompt is for --explain; give both")
+    what_if = reopen(cfg) if cfg.explain else {}
     check_judge(cfg, cfg.reward == "ai")
     check_reward(cfg)
     names = leave_out_names(cfg.leave_out)
     if names and cfg.data:
         raise UserError("--leave_out names subjects and topics of the tiny world, not of --data")
-    stage = Stage(cfg, "ppo")
+    stage = Stage(cfg, "ppo", look=cfg.explain)
+    vars(cfg).update(what_if)
     pretrained_path, sft_path, start_path = (stage.parent(name) for name in ("pretrain", "sft", cfg.start))
     reference, checkpoint = load_model(start_path, stage.device)
     sft = reference if cfg.start == "sft" else load_model(sft_path, stage.device)[0]
@@ -524,6 +692,9 @@ def main(argv=None):
     stage.state.setdefault("kl_coef", cfg.kl_coef)
     if reward.judge:
         reward.judge.rated = stage.state.setdefault("rated", reward.judge.rated)  # what was rated once stays as it was, also when resuming
+    if cfg.explain:
+        explain(stage, cfg, enc, policy, critic, reference, reward, optimizer, prompts, text)
+        return
     print(bill(cfg, **trained, reference=reference, **dict(zip(reward_models(cfg.reward), reward.models)), **({"judge": reward.judge.model.model} if reward.judge and not cfg.judge_url else {})))
 
     for step in stage.steps(cfg.steps):

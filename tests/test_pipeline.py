@@ -876,6 +876,78 @@ def test_ctrl_c_in_a_missing_parent_names_the_command_that_was_typed(user):
     assert load_checkpoint(user / "runs/fresh/pretrain.pt")["step"] >= 2 and not (user / "runs/fresh/sft.pt").exists()
 
 
+def files_of(folder):
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+def table_of(out):
+    """The table that --explain prints as {column: its numbers or words}; the rest of what it prints in one line."""
+    head, rule, *rows = out[out.index("\ntoken ") + 1 : out.index("\n\nHow it adds up")].splitlines()
+    columns = dict(zip(["log p", "reference", "KL", "reward", "value", "return", "advantage", "whitened", "new log p", "ratio"],
+                       zip(*(map(float, row[len(head) - 11 * 11 :].split()[:-1]) for row in rows))))
+    return columns | {"branch": [row.split()[-1] for row in rows]}, " ".join(out.split())
+
+
+def test_a_step_is_explained_token_by_token(copy, call, monkeypatch):
+    """Numbers that add up as they are printed, half of the last digit a token; the picture is all that is written; colors for a terminal alone."""
+    run, prompts, rollout = copy / "runs/tiny", [], train_ppo.rollout
+    monkeypatch.setattr(train_ppo, "rollout", lambda *what: prompts.append(what[5]) or rollout(*what))
+    before = files_of(run)
+    code, out = call(copy, "train_ppo.py", "--explain")
+    after, (c, said) = files_of(run), table_of(out)
+    assert code == 0 and "\033" not in out and {p: x for p, x in after.items() if p.name != "ppo.explain.png"} == before, out
+    assert after[run / "ppo.explain.png"][1].startswith(b"\x89PNG") and "ppo.pt after step 3, and one more step in memory: 16 answers, 2 optimizer steps" in said
+    n, checkpoint = len(c["KL"]), load_checkpoint(run / "ppo.pt")
+    gamma, lam, beta, close = 1.0, 0.95, checkpoint["state"]["kl_coef"], lambda x, tokens=1: pytest.approx(x, abs=0.0006 * (tokens + 2))
+    earned, kl, total, column = map(float, re.search(rf"score ([-.\d]+) - beta {beta:g} x KL ([-.\d]+) = ([-.\d]+); the column sums to ([-.\d]+)\.", said).groups())
+    assert total == column == close(sum(c["reward"]), n) and kl == close(sum(c["KL"]), n) and total == close(earned - beta * kl)
+    assert list(c["KL"]) == [close(a - b) for a, b in zip(c["log p"], c["reference"])] and any(c["KL"]), "three steps from the SFT model"
+    assert list(c["reward"][:-1]) == [close(-beta * x) for x in c["KL"][:-1]] and c["reward"][-1] == close(earned - beta * c["KL"][-1])
+    deltas = [r + gamma * v2 - v for r, v, v2 in zip(c["reward"], c["value"], [*c["value"][1:], 0])]
+    assert list(c["advantage"]) == [close(d + gamma * lam * a, 3) for d, a in zip(deltas, [*c["advantage"][1:], 0])]
+    assert list(c["return"]) == [close(a + v) for a, v in zip(c["advantage"], c["value"])]
+    mean, std = map(float, re.search(r"- mean ([-.\d]+)\) / standard deviation ([-.\d]+) = [-.\d]+, both over all", said).groups())
+    assert list(c["whitened"]) == [pytest.approx((a - mean) / std, abs=0.01 / std) for a in c["advantage"]]
+    assert list(c["ratio"]) == [pytest.approx(math.exp(new - old), rel=0.002, abs=0.001) for new, old in zip(c["new log p"], c["log p"])] and set(c["ratio"]) != {1.0}
+    clipped = [(r > 1.2 and a > 0) or (r < 0.8 and a < 0) for r, a in zip(c["ratio"], c["whitened"])]
+    assert c["branch"] == ["clipped" if x else "plain" for x in clipped] and f"clipped are {sum(clipped)} of these {n} tokens" in said
+    (asked,), training = prompts, {p["prompt"] for p in data.load_prompts(run / "data") if p["split"] == "train"}
+    assert asked[0] == "A dog is" and len(asked) == 16 and set(asked[1:]) <= training
+    assert ("cut off before its EOS: -1" in said) == (earned == -1) and f"= {earned:.3f}, both over answers of the SFT model" in said or earned == -1
+
+    monkeypatch.setattr(train_ppo, "draw_tokens", lambda *rest: None)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, colored = call(copy, "train_ppo.py", "--explain")
+    assert colored != out == re.sub(r"\033\[\d+m", "", colored), "the same step again, the same figures in color"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert call(copy, "train_ppo.py", "--explain")[1] == out
+
+
+def test_explain_takes_what_the_checkpoint_was_trained_with(user, call, monkeypatch):
+    """Knobs that are not given are the checkpoint's, some may be given anew for the step; a critic on the policy, a prompt that is in no list."""
+    drawn = []
+    monkeypatch.setattr(train_ppo, "draw_tokens", lambda *what: drawn.append(what))
+    flags = "--data mine --critic shared --kl_coef 0.3 --whiten_advantages false --name other"
+    code, out = call(user, "train_ppo.py", f"{PPO} --lr 0.02 {flags}")
+    assert code == 0, out
+    before = files_of(user / "runs")
+    code, out = call(user, "train_ppo.py", ["--data", "mine", "--name", "other", "--explain", "--prompt", "Who $ate$ my cake?"])
+    assert code == 0 and "8 answers, 2 optimizer steps at the peak learning rate 0.02" in out and "beta 0.3 x" in out and "whitened   no such column" in out, out
+    assert "prompt: Who $ate$ my cake?" in out and drawn[0][0].name == "other.explain.png" and len(drawn[0][1]) == len(drawn[0][2]["KL"])
+    code, out = call(user, "train_ppo.py", f"{flags} --explain --ppo_epochs 4 --clip 0.01")
+    assert code == 0 and "8 optimizer steps" in out and "ratio is above 1.01" in " ".join(out.split()) and 1.0 in drawn[1][2]["branch"], out
+    assert "kl_coef 0.3 -> 0.2" in call(user, "train_ppo.py", "--data mine --name other --explain --kl_coef 0.2")[0]
+    assert files_of(user / "runs") == before
+
+
+@pytest.mark.parametrize("args, hint", [("--explain --prompt " + "dog" * 60, "--prompt: expected a text of at most 52 tokens"), ("--explain --prompt=", "at most 52 tokens"),
+                                        ("--prompt cats", "--prompt is for --explain"), ("--explain --overwrite", "--explain only looks"),
+                                        ("--explain --prompt cats --kl_coef 0 --name none", "train_ppo.py --kl_coef 0 --name none (")])
+def test_nothing_to_explain_is_one_sentence(tiny, call, args, hint):
+    code, out = call(tiny, "train_ppo.py", args)
+    assert code == 2 and hint in out.splitlines()[-1] and not (tiny / "runs/tiny/ppo.explain.png").exists()
+
+
 # Flags under which each knob must matter, in two steps that move the policy far; then the knob's other value.
 KNOBS = ["--steps 3", "--batch_size 12", "--minibatch_size 8", "--ppo_epochs 1", "--max_new_tokens 6", "--temperature 0.7", "--lr 0.002",
          "--critic_lr 0.02", "--warmup 2", "--clip_grad 0.01", "--kl_coef 0", "--kl_target 0.001", "--kl_target 0.001 --kl_horizon 100",

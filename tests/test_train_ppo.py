@@ -1,5 +1,6 @@
 """The formulas of PPO: numbers computed by hand, references written as plain loops, and what padding must never change."""
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 import train_ppo
 from experiment import InvariantError
 from model import score, generate, join, token_logprobs, with_heads
-from train_ppo import (adapt_kl_coef, check, check_step, explained_variance, full_kl_and_entropy, gae, kl_estimates, kl_shaped_rewards,
-                       masked_mean, ppo_loss, ppo_policy_loss, response_logits, response_values, value_loss, whiten)
+from train_ppo import (adapt_kl_coef, check, check_step, clipped_tokens, columns_of, explained_variance, full_kl_and_entropy, gae, kl_estimates,
+                       kl_shaped_rewards, masked_mean, ppo_loss, ppo_policy_loss, response_logits, response_values, sums, token_lines, value_loss, whiten)
 
 EOS, PAD = 10, 11
 
@@ -536,3 +537,92 @@ def test_bill_counts_trained_models_four_times():
 def test_with_heads_gives_the_critic_zero_values_at_first(make_gpt):
     critic = with_heads(make_gpt(reward_head=True), value_head=True)
     assert not response_values(critic, torch.tensor([[1, 2, 3]]), torch.tensor([1]), 2).any()
+
+
+# ------------------------------------------------------------------------------------------------
+# --explain
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_clipped_where_the_loss_has_no_gradient():
+    ratios, advantages = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.19, 0.81, 1.0]), torch.tensor([1.0, -1.0, 1.0, -1.0, 2.0, -2.0, 3.0])
+    old = torch.full((7,), -3.0)
+    new = (old + ratios.log()).requires_grad_()
+    assert clipped_tokens(new, old, advantages, 0.2) == [True, False, False, True, False, False, False]
+    slopes, = torch.autograd.grad(ppo_policy_loss(new, old, advantages, torch.ones(7), 0.2)[0], new)
+    assert (slopes == 0).tolist() == [True, False, False, True, False, False, False]
+    assert not any(clipped_tokens(new, old, advantages, 0))
+
+
+def explained(other=9.0, **changes):
+    """Two answers of 3 and 2 tokens, the first that of the worked examples of kl_shaped_rewards and gae; values and a new policy."""
+    old, ref, values = (torch.tensor([row, [x, x, 0.0]]) for row, x in (([-1.0, -2.0, -0.5], -4.0), ([-1.2, -1.5, -0.9], -3.0), ([0.2, 0.4, 0.6], other)))
+    mask, new = torch.tensor([[1.0, 1, 1], [1, 1, 0]]), torch.tensor([[-0.5, -2.0, -1.0], [-4.0, -5.0, 7.0]])
+    rewards = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    cfg = SimpleNamespace(**{**vars(config(clip=0.2)), "gamma": 1.0, "lam": 0.95, "whiten_advantages": False, **changes})
+    advantages = gae(rewards, values, mask, cfg.gamma, cfg.lam)[0]
+    batch = dict(mask=mask, old_logprobs=old, old_values=values, advantages=whiten(advantages, mask) if cfg.whiten_advantages else advantages)
+    return columns_of(batch, dict(rewards=rewards, ref_logprobs=ref), new, cfg), columns_of(batch, dict(rewards=rewards, ref_logprobs=ref), new, cfg, 1), cfg
+
+
+def test_columns_of_the_worked_example():
+    first, second, _ = explained()
+    expected = {"log p": [-1, -2, -0.5], "reference": [-1.2, -1.5, -0.9], "KL": [0.2, -0.5, 0.4], "reward": [0, 0, 1], "value": [0.2, 0.4, 0.6],
+                "return": [0.951, 0.98, 1], "advantage": [0.751, 0.58, 0.4], "new log p": [-0.5, -2, -1], "ratio": [math.exp(0.5), 1, math.exp(-0.5)],
+                "branch": [1, 0, 0]}
+    assert list(first) == list(expected) and {len(x) for x in second.values()} == {2}, "no padding"
+    for name in expected:
+        assert first[name] == pytest.approx(expected[name], abs=1e-6), name
+    # Behind its second token nothing comes: A = -9, before that -9 + 9 - 0.95 * 9. The second token became less likely, as it should: clipped.
+    assert second["advantage"] == pytest.approx([-8.55, -9]) and second["return"] == pytest.approx([0.45, 0]) and second["branch"] == [0, 1]
+    whitened = explained(whiten_advantages=True)[0]
+    assert list(whitened)[7] == "whitened" and whitened["advantage"] == first["advantage"]
+    all_five = [0.751, 0.58, 0.4, -8.55, -9]
+    mean = sum(all_five) / 5
+    std = math.sqrt(sum((a - mean) ** 2 for a in all_five) / 5)
+    assert whitened["whitened"] == pytest.approx([(a - mean) / std for a in all_five[:3]], abs=1e-5)
+    turned = explained(-9.0, whiten_advantages=True)[0]  # beside better answers these advantages, though above 0, are below 0 when whitened
+    assert min(turned["advantage"]) > 0 > max(turned["whitened"]) and turned["branch"] == [0, 0, 1], "the loss sees the whitened ones"
+
+
+def test_the_sums_are_those_of_the_columns():
+    """By hand: the KL is 0.1, the rewards of this table are score 1 without the price of the KL, which beta 0 says; then a beta that costs 0.05."""
+    columns, second, cfg = explained(whiten_advantages=True)
+    said = sums(columns, 1.0, 0.0, 0.5, 0.25, cfg)
+    assert said["KL"].startswith("0.100 in sum")
+    assert said["reward"].startswith("score 1.000 - beta 0 x KL 0.100 = 1.000; the column sums to 1.000.")
+    assert "delta = reward 0.000 + gamma 1 x next value 0.400 - value 0.200 = 0.200; delta + gamma lambda 0.95 x next advantage 0.580 = 0.751." in said["advantage"]
+    assert "advantage 0.751 + value 0.200 = 0.951." in said["return"] and "(0.751 - mean 0.500) / standard deviation 0.250 = 1.004" in said["whitened"]
+    assert "exp(new log p -0.500 - log p -1.000) = 1.649." in said["ratio"] and "1 of 3 moved as the sign" in said["ratio"]
+    cfg.whiten_advantages, cfg.gamma = False, 0.9
+    said = sums({name: x[-1:] for name, x in second.items()}, -2.0, 0.5, 0.5, 0.25, cfg)
+    assert "score -2.000 - beta 0.5 x KL -1.000 = -1.500; the column sums to 0.000." in said["reward"], "a wrong column would be seen"
+    assert "gamma 0.9 x next value 0.000 - value 9.000 = -9.000; delta + gamma lambda 0.855 x next advantage 0.000 = -9.000." in said["advantage"], "nothing comes behind the last token"
+    assert "--whiten_advantages false" in said["whitened"]
+    assert "gamma 0.9 x next value 0.400 - value 0.200 = 0.160; delta + gamma lambda 0.855 x next advantage 0.580 = 0.656." in sums(columns, 1.0, 0.0, 0.5, 0.25, cfg)["advantage"]
+
+
+def test_colors_change_no_figure():
+    columns, _, _ = explained()
+    plain, colored = (token_lines([" a", "dog", "EOS"], columns, color) for color in (False, True))
+    assert "\033" not in "".join(plain) and [re.sub(r"\033\[\d+m", "", line) for line in colored] == plain
+    assert plain[0].split() == "token log p reference KL reward value return advantage new log p ratio branch".split() and {len(line) for line in plain} == {len(plain[0])}
+    assert [float(x) for x in plain[2].split()[1:-1]] == pytest.approx([columns[name][0] for name in list(columns)[:-1]], abs=5e-4)
+    green, red, yellow = (f"\033[{code}m" for code in (32, 31, 33))
+    assert colored[2].count(green) == 3 and colored[2].count(red) == 1 and f"{yellow}    clipped" in colored[2], "KL, advantage and ratio; reward 0; the branch"
+    assert f"{red}      0.607" in colored[4] and f"{red}     -0.500" in colored[3], "a ratio below 1, a KL below 0"
+
+
+def test_where_a_score_comes_from():
+    cfg, seen = SimpleNamespace(whitening="frozen", eos_penalty=1.0), dict(raw=[torch.tensor([3.0, 1.0])], ended=torch.tensor([True, False]))
+    reward = train_ppo.Reward("rm_weak", [], {})
+    reward.mean, reward.std = 1.0, 4.0
+    whole, cut = (train_ppo.score_in_words(reward, seen, ["a", "b"], cfg, i) for i in (0, 1))
+    assert whole == "rm_weak 3.000; (3.000 - mean 1.000) / standard deviation 4.000 = 0.500, both over answers of the SFT model."
+    assert cut.endswith("= 0.000, both over answers of the SFT model. But the answer was cut off before its EOS: -1 (--eos_penalty).")
+    cfg.whitening, cfg.eos_penalty = "batch", 0.0
+    assert train_ppo.score_in_words(reward, seen, ["a", "b"], cfg, 1) == "rm_weak 1.000; (1.000 - mean 2.000) / standard deviation 1.000 = -1.000, both over answers of this batch."
+    two = train_ppo.Reward("llama2", [], {'"b"': True})
+    said = [train_ppo.score_in_words(two, dict(seen, raw=[torch.tensor([3.0, 1.0]), torch.tensor([0.5, 2.0])]), ["a", "b"], cfg, i) for i in (0, 1)]
+    assert "rm_helpful 3.000, rm_safety 0.500, of which Llama 2's rule takes 3.000;" in said[0], "a safe prompt"
+    assert "rm_helpful 1.000, rm_safety 2.000, of which Llama 2's rule takes 2.000;" in said[1], "an unsafe one"
