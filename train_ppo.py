@@ -537,12 +537,12 @@ def token_lines(tokens, columns, color=False):
     neutral = {"KL": 0, "reward": 0, "advantage": 0, "whitened": 0, "ratio": 1}
 
     def cell(name, x):
-        text = f"{'clipped' if x else 'plain':>11}" if name == "branch" else f"{x:z11.3f}"
+        text = f"{'clipped' if x else 'plain':>10}" if name == "branch" else f"{x:z10.3f}"
         code = 31 + (x > neutral[name]) if name in neutral else 33 * int(name == "branch" and x)
         return f"\033[{code}m{text}\033[0m" if color and code else text
 
     width = max(5, *map(len, tokens))
-    head = "token".ljust(width) + "".join(f"{name:>11}" for name in columns)
+    head = "token".ljust(width) + "".join(f"{name:>10}" for name in columns)
     return [head, "-" * len(head), *(token.ljust(width) + "".join(cell(name, x[t]) for name, x in columns.items()) for t, token in enumerate(tokens))]
 
 
@@ -577,8 +577,8 @@ def sums(c, score, beta, mean, std, cfg):
     }
 
 
-def draw_tokens(path, tokens, columns, clip, caption, width=16):
-    """The table as a picture: a strip for each column, `width` tokens to a line; strips of one unit share their shades."""
+def draw_tokens(path, tokens, columns, clip, caption):
+    """The table as a picture: a strip for each column, up to 16 tokens to a line; strips of one unit share their shades."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -586,6 +586,7 @@ def draw_tokens(path, tokens, columns, clip, caption, width=16):
 
     shades = matplotlib.colors.LinearSegmentedColormap.from_list("", [COLORS[1], "white", COLORS[0]])
     off = {name: [v - 1 for v in x] if name == "ratio" else [-v for v in x] if name == "branch" else x for name, x in columns.items()}
+    width = -(-len(tokens) // -(-len(tokens) // 16))  # lines of equal length
     starts, step = range(0, len(tokens), width), list(columns).index("new log p")
     figure, axes = plt.subplots(len(starts), figsize=(9.6, 3.2 * len(starts) + 0.6), squeeze=False, layout="constrained")
     for axis, start in zip(axes.flat, starts):
@@ -597,7 +598,7 @@ def draw_tokens(path, tokens, columns, clip, caption, width=16):
             for t, v in enumerate(x[part]):
                 axis.text(t, y, f"{v:z.2f}" if name != "branch" else "clipped" if v else "plain", fontsize=8, ha="center", va="center")
         axis.text(-0.5, step - 0.1, "after the step", fontsize=9, weight="bold", va="center")
-        axis.set(xlim=(-0.5, width - 0.5), ylim=(places[-1] + 0.5, -0.5))
+        axis.set(xlim=(-0.5, max(width, 8) - 0.5), ylim=(places[-1] + 0.5, -0.5))
         axis.set_xticks(range(len(tokens[part])), tokens[part], fontsize=9, rotation=30, ha="left", weight="bold", parse_math=False)
         axis.set_yticks(places, ["{} ({})".format(*COLUMNS[name]) for name in columns], fontsize=8)
         axis.tick_params(length=0, labeltop=True, labelbottom=False)
@@ -622,14 +623,14 @@ def explain(stage, cfg, enc, policy, critic, reference, reward, optimizer, promp
     c, advantages = columns_of(batch, seen, new, cfg), (batch["returns"] - batch["old_values"])[batch["mask"].bool()]
     words = {"score": score_in_words(reward, seen, asked, cfg),
              **sums(c, seen["scores"][0].item(), beta, advantages.mean().item(), advantages.std(correction=0).item() or 1e-4, cfg),
-             "branch": f"in the first optimizer step every ratio is 1, and nothing is clipped; of all {len(updates)} steps together the clip stopped "
+             "branch": f"in the first optimizer step every ratio is 1, and nothing is clipped; in the mean of all of them ({len(updates)}) the clip stopped "
                        f"{sum(u['clip_fraction'] for u in updates) / len(updates):.1%} of the tokens. The column is what one more pass over the same answers would meet: clipped are {sum(c['branch']):.0f} "
                        f"of these {len(c['KL'])} tokens, {again:.1%} of the batch's. Their ratio is above {1 + cfg.clip:g} with an advantage above 0, or below {1 - cfg.clip:g} with one "
                        "below 0: enough has been learned from them, their gradient is 0." if cfg.clip else "plain everywhere: --clip 0 turns the clip off."}
     tokens = ["EOS" if i == enc.eot_token else repr(enc.decode_single_token_bytes(i))[2:-1] for i in batch["responses"][0, : len(c["KL"])].tolist()]
     print(f"\n{stage.file('pt')} after step {stage.start}, and one more step in memory: {len(asked)} answers, {len(updates)} optimizer steps at the peak learning rate {lr:g}. "
           f"The checkpoint stays as it is.\n\nprompt: {cfg.prompt}\nanswer: {seen['texts'][0]}\n", *token_lines(tokens, c, sys.stdout.isatty() and not os.environ.get("NO_COLOR")),
-          "\nHow it adds up (rounding may cost the last digit):\n", *(textwrap.fill(f"{name:<11}{words[name]}", 130, subsequent_indent=" " * 11) for name in words), sep="\n")
+          "\nHow it adds up (rounding shows in the last digits):\n", *(textwrap.fill(f"{name:<11}{words[name]}", 118, subsequent_indent=" " * 11) for name in words), sep="\n")
     draw_tokens(stage.file("explain.png"), tokens, c, cfg.clip, f'A PPO step, prompt "{" ".join(cfg.prompt.split())[:80]}": what it did to each token of the answer. Blue: above 0 (a ratio: above 1), '
                 "orange: below.\nLook for: the score, on the last token only; the advantage, which shares it out among the tokens; a ratio above 1\n"
                 "where the advantage is above 0, below 1 where it is below; clipped tokens, which no longer have a gradient.")

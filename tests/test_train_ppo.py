@@ -609,8 +609,8 @@ def test_colors_change_no_figure():
     assert plain[0].split() == "token log p reference KL reward value return advantage new log p ratio branch".split() and {len(line) for line in plain} == {len(plain[0])}
     assert [float(x) for x in plain[2].split()[1:-1]] == pytest.approx([columns[name][0] for name in list(columns)[:-1]], abs=5e-4)
     green, red, yellow = (f"\033[{code}m" for code in (32, 31, 33))
-    assert colored[2].count(green) == 3 and colored[2].count(red) == 1 and f"{yellow}    clipped" in colored[2], "KL, advantage and ratio; reward 0; the branch"
-    assert f"{red}      0.607" in colored[4] and f"{red}     -0.500" in colored[3], "a ratio below 1, a KL below 0"
+    assert colored[2].count(green) == 3 and colored[2].count(red) == 1 and f"{yellow}   clipped" in colored[2], "KL, advantage and ratio; reward 0; the branch"
+    assert f"{red}     0.607" in colored[4] and f"{red}    -0.500" in colored[3], "a ratio below 1, a KL below 0"
 
 
 def test_where_a_score_comes_from():
