@@ -1,4 +1,5 @@
 """The formulas of PPO: numbers computed by hand, references written as plain loops, and what padding must never change."""
+import json
 import math
 import re
 from types import SimpleNamespace
@@ -6,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import data
+import experiment
 import train_ppo
-from experiment import InvariantError
+from experiment import InvariantError, Stage
 from model import score, generate, join, token_logprobs, with_heads
 from train_ppo import (adapt_kl_coef, check, check_step, clipped_tokens, columns_of, explained_variance, full_kl_and_entropy, gae, kl_estimates,
                        kl_shaped_rewards, masked_mean, ppo_loss, ppo_policy_loss, response_logits, response_values, sums, token_lines, value_loss, whiten)
@@ -626,3 +629,88 @@ def test_where_a_score_comes_from():
     said = [train_ppo.score_in_words(two, dict(seen, raw=[torch.tensor([3.0, 1.0]), torch.tensor([0.5, 2.0])]), ["a", "b"], cfg, i) for i in (0, 1)]
     assert "rm_helpful 3.000, rm_safety 0.500, of which Llama 2's rule takes 3.000;" in said[0], "a safe prompt"
     assert "rm_helpful 1.000, rm_safety 2.000, of which Llama 2's rule takes 2.000;" in said[1], "an unsafe one"
+
+
+# ------------------------------------------------------------------------------------------------
+# The loop, with models that know nothing
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loop(tmp_path, monkeypatch, make_gpt, enc):
+    """loop(flags) runs train_ppo.py from random models and 8 prompts. Returns the rows of its metrics, and what its formulas got and gave:
+    {name: [(arguments, result)]}."""
+    def run(flags):
+        train_ppo.main(f"--data mine --batch_size 8 --minibatch_size 8 --micro_batch_size 8 --max_new_tokens 8 --warmup 0 --device cpu {flags}".split())
+        return [json.loads(line) for line in (tmp_path / "runs/tiny-mine/ppo.jsonl").read_text().splitlines()], calls
+
+    def watch(name, formula):
+        def watched(*args):
+            result = formula(*args)
+            calls.setdefault(name, []).append((args, result))
+            return result
+
+        monkeypatch.setattr(train_ppo, name, watched)
+
+    calls = {}
+    for name in ("generate", "kl_shaped_rewards", "gae", "ppo_loss"):
+        watch(name, getattr(train_ppo, name))
+    monkeypatch.setattr(experiment, "picture", lambda path, *rest: path.write_text("no picture"))  # drawing takes longest
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/pretrain.txt").write_text("A dog is a furry mammal. What is a cat? A cat is a small hunter.\n" * 60)
+    (tmp_path / "mine/prompts.jsonl").write_text("".join(json.dumps({"prompt": "A dog is" + " a cat" * i, "split": "train"}) + "\n" for i in range(8)))
+    for stage, heads in (("pretrain", {}), ("sft", {}), ("rm", {"reward_head": True})):
+        model = make_gpt(std=0.2, vocab_size=enc.n_vocab, block_size=64, **heads)
+        with torch.no_grad():  # EOS is likelier than other tokens: some answers end, some are cut off
+            model.ln_f.bias += 5 * model.wte.weight[enc.eot_token] / model.wte.weight[enc.eot_token].pow(2).sum()
+        parent = Stage(train_ppo.Config(data="mine", device="cpu"), stage)
+        parent.track(model=model)
+        parent.save(1, True)
+    (tmp_path / "runs/tiny-mine/tokenizer.json").write_text(data.dump_encoding(enc))
+    return run
+
+
+def test_only_the_advantages_are_whitened(loop):
+    """The critic learns the returns as GAE gives them, on the scale of the rewards."""
+    _, calls = loop("--steps 1")
+    ((_, (advantages, returns)),), (((_, _, mb, *_), _),) = calls["gae"], calls["ppo_loss"]
+    white = mb["advantages"][mb["mask"].bool()]
+    assert white.mean().item() == pytest.approx(0, abs=1e-5) and white.std(correction=0).item() == pytest.approx(1, abs=1e-4) != advantages[mb["mask"].bool()].std().item()
+    close(sorted(mb["returns"].flatten().tolist()), sorted(returns.flatten().tolist()))
+
+
+def test_the_parts_of_a_minibatch_divide_by_its_tokens(loop):
+    """Minibatches of 5 and 3 answers in parts of 2: all parts of one get the number of its real tokens."""
+    _, calls = loop("--steps 1 --minibatch_size 5 --micro_batch_size 2")
+    parts = [(args[2]["mask"].sum().item(), args[3]) for args, _ in calls["ppo_loss"]]
+    for minibatch in (parts[:3], parts[3:]):
+        assert [n for _, n in minibatch] == [sum(tokens for tokens, _ in minibatch)] * len(minibatch)
+    assert len(parts) == 5 and len({tokens for tokens, _ in parts}) > 1, "answers of different lengths"
+
+
+def test_an_answer_that_was_cut_off_has_the_penalty_as_its_score(loop, enc):
+    _, calls = loop("--steps 1 --eos_penalty 7")
+    (_, (responses, _, _)), ((scores, *_), _) = calls["generate"][0], calls["kl_shaped_rewards"][0]
+    ended = (responses == enc.eot_token).any(1)
+    assert 0 < ended.sum() < len(ended), "this test needs answers of both kinds"
+    assert (scores[~ended] == -7).all() and (scores[ended].abs() < 7).all()
+
+
+def test_every_minibatch_begins_without_gradients(loop):
+    """The weights stay where they are: the gradient of three passes is three times the same."""
+    still = "--steps 1 --lr 0 --critic_lr 0 --clip_grad 0"
+    (once,), (thrice,) = (loop(f"{still} --ppo_epochs {n} --overwrite")[0] for n in (1, 3))
+    assert once["grad_norm"] > 1e-3 and thrice["grad_norm"] == pytest.approx(once["grad_norm"], rel=1e-3)
+
+
+def test_a_step_has_one_temperature(loop):
+    """Sampler, policy and reference: before the first update the KL is 0 and every ratio 1, at a temperature other than 1, too."""
+    (first,), _ = loop("--steps 1 --temperature 0.7")
+    assert max(abs(first[name]) for name in ("kl", "kl_full", "approx_kl", "clip_fraction")) < 1e-5
+
+
+def test_the_reference_stays_where_it_was(loop):
+    """Nothing but the policy moves: the KL grows from 0."""
+    (first, second), _ = loop("--steps 2 --lr 0.01")
+    assert abs(first["kl_full"]) < 1e-5 and second["kl_full"] > 1e-3

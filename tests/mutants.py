@@ -1,0 +1,761 @@
+"""Silent bugs: plausible mistakes that crash nothing, each with the test that catches it and what a person would see of it in a run.
+
+    python tests/mutants.py                              breaks a copy of the repository with each of them: does its test fail?
+    python tests/mutants.py --only ppo-7 ppo-8 --jobs 1  a few of them, one at a time
+    python tests/mutants.py list                         names and symptoms, without saying what is wrong
+    python tests/mutants.py apply ppo-7 OUT              an exercise: a broken copy in the new folder OUT, and the symptom
+    python tests/mutants.py apply ppo-7 --answer         its solution; writes nothing
+    python tests/mutants.py symptom ppo-7 OUT.png        trains the stage right and wrong and draws what shows it
+    python tests/mutants.py gallery docs/bugs.png        the same for the most telling ones, in one picture
+
+A mutant is killed by a test that passes without it and fails with it, by an assertion or an error that the code means to raise.
+symptom and gallery need the finished stages of a run (--run-folder, runs/tiny by default) and leave it as it is.
+"""
+import argparse
+import contextlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    what: str  # goes wrong, in plain words
+    right: str  # occurs once in the file
+    wrong: str
+    test: str  # pytest's name of the test that must fail
+    symptom: str  # what a person sees of it in a run, without saying why
+    curves: tuple = ()  # the stage and the one or two metrics of it that show it; () where no curve does
+    flags: str = ""  # of that stage, where the default ones do not show it
+
+
+MODEL, PPO, RM, SFT, JUDGE, PREFERENCES, EXPERIMENT = (f"tests/test_{name}.py::test_" for name in (
+    "model", "train_ppo", "train_rm", "train_sft", "judge", "preferences", "experiment"))
+
+MUTANTS = [
+    # --------------------------------------------------------------------------------------------
+    # Sampler
+    # --------------------------------------------------------------------------------------------
+    Mutant("sampler-1", "model.py", "An answer that is over goes on.",
+           "going = going & (token != eos)",
+           "going = going & (token != pad)",
+           MODEL + "eos_is_in_the_mask_and_nothing_behind_it",
+           "Every answer has 48 tokens, from the first iteration on. Nearly all of them hold an EOS all the same, and go on with other sentences behind it; the score starts at 1.8, not at 0, and hardly moves.", ("ppo", "length", "score")),
+    Mutant("sampler-2", "model.py", "The temperature is turned round: warm is cold.",
+           "torch.log_softmax(model.lm_head(hidden) / (temperature or 1.0), -1)",
+           "torch.log_softmax(model.lm_head(hidden) * (temperature or 1.0), -1)",
+           MODEL + "temperature_divides_the_logits[0.5]",
+           "Not measured yet."),
+    Mutant("sampler-3", "model.py", "The cache is written behind the longest prompt of the batch, not behind the row's own.",
+           "hidden = model.hidden(token[:, None], caches, lengths[:, None] + t)[:, 0]",
+           "hidden = model.hidden(token[:, None], caches, torch.full_like(lengths, P)[:, None] + t)[:, 0]",
+           MODEL + "cached_greedy_equals_the_naive_sampler_for_ragged_prompts",
+           "PPO stops before its first update: the first ratio is not 1, sampler and training forward disagree by 14 nats on a token."),
+    Mutant("sampler-4", "model.py", "All rows of a batch share one random number.",
+           "torch.rand(len(rows), 1, device=device)",
+           "torch.rand(1, 1, device=device)",
+           MODEL + "rows_and_steps_do_not_share_one_random_number",
+           "Not measured yet."),
+    Mutant("sampler-5", "model.py", "The end of an answer is no part of its mask.",
+           "mask[rows, t] = going.float()",
+           "mask[rows, t] = (going & (token != eos)).float()",
+           MODEL + "eos_is_in_the_mask_and_nothing_behind_it",
+           "Answers shrink from 20 to 9 tokens. The score starts at 1.5, not at 0, and never rises; the gold score falls from 2.3 to 1.2 where it should rise to 4.8.", ("ppo", "length", "score")),
+    Mutant("sampler-6", "model.py", "The first token of a short prompt's answer is read off the padding.",
+           "[torch.arange(B, device=device), prompt_lengths - 1]\n    responses",
+           "[:, -1]\n    responses",
+           MODEL + "cached_greedy_equals_the_naive_sampler_for_ragged_prompts",
+           "PPO stops before its first update: the first ratio is not 1, sampler and training forward disagree by 5 nats on a token."),
+    # --------------------------------------------------------------------------------------------
+    # Pretraining
+    # --------------------------------------------------------------------------------------------
+    Mutant("pretrain-1", "model.py", "Every token sees the one that it is to predict.",
+           "dtype=torch.bool).triu(1)",
+           "dtype=torch.bool).triu(2)",
+           MODEL + "no_token_sees_the_future",
+           "The loss is too good to be true: 0.03 after 200 steps, on held-out text, too, where 0.6 is usual. The samples repeat one word: is is is is.", ("pretrain", "loss")),
+    Mutant("pretrain-2", "data.py", "The targets of pretraining are its inputs: every token predicts itself.",
+           "return windows[:, :-1], windows[:, 1:]",
+           "return windows[:, :-1], windows[:, :-1]",
+           "tests/test_data.py::test_windows_of_text_are_shifted_by_one_and_reach_the_last_token",
+           "The held-out loss rises, from 8 to 16, while the training loss falls to 0. The samples repeat the last word of the prompt.", ("pretrain", "test_loss", "loss")),
+    # --------------------------------------------------------------------------------------------
+    # SFT
+    # --------------------------------------------------------------------------------------------
+    Mutant("sft-1", "train_sft.py", "The sign of the loss: the demonstrations become less likely.",
+           "return (losses * response_mask).sum() /",
+           "return -(losses * response_mask).sum() /",
+           SFT + "descending_the_loss_makes_the_answer_likelier",
+           "The loss is negative, from the first step on, and falls without end: -68 after 374 steps. The answers are s........, 48 tokens long.", ("sft", "loss")),
+    Mutant("sft-2", "data.py", "The prompt is learned, too.",
+           "mask[i, len(p) : len(p) + len(r)] = 1",
+           "mask[i, : len(p) + len(r)] = 1",
+           SFT + "targets_are_the_next_tokens_and_the_mask_is_on_the_answer",
+           "The loss is a little too high: 0.47 at the end where 0.34 is usual. The answers look as they should.", ("sft", "loss")),
+    Mutant("sft-3", "data.py", "The labels are off by one: every token predicts itself.",
+           "return tokens[:, :-1], tokens[:, 1:], mask[:, 1:]",
+           "return tokens[:, :-1], tokens[:, :-1], mask[:, 1:]",
+           SFT + "targets_are_the_next_tokens_and_the_mask_is_on_the_answer",
+           "The loss falls to 0.00002, on held-out demonstrations, too. Every answer is empty and 48 tokens long.", ("sft", "loss")),
+    Mutant("sft-4", "data.py", "The end of an answer is not learned.",
+           "mask[i, len(p) : len(p) + len(r)] = 1",
+           "mask[i, len(p) : len(p) + len(r) - 1] = 1",
+           SFT + "every_answer_token_and_no_other_is_supervised",
+           "No answer ends: all have 48 tokens, a good beginning and then more and more sentences. The loss starts at 0.9 where 1.9 is usual.", ("sft", "loss")),
+    Mutant("sft-5", "data.py", "The padding is learned, too.",
+           "mask[i, len(p) : len(p) + len(r)] = 1",
+           "mask[i, len(p) :] = 1",
+           SFT + "targets_are_the_next_tokens_and_the_mask_is_on_the_answer",
+           "The loss starts at 7 where 1.9 is usual, and ends at 0.17 where 0.34 is. The answers look as they should.", ("sft", "loss")),
+    Mutant("sft-6", "data.py", "The mask is not shifted with the targets: the first word is left out, a pad behind the end is in.",
+           "return tokens[:, :-1], tokens[:, 1:], mask[:, 1:]",
+           "return tokens[:, :-1], tokens[:, 1:], mask[:, :-1]",
+           SFT + "targets_are_the_next_tokens_and_the_mask_is_on_the_answer",
+           "The loss looks even a little better than usual. Every answer is empty.", ("sft", "loss")),
+    # --------------------------------------------------------------------------------------------
+    # Reward model
+    # --------------------------------------------------------------------------------------------
+    Mutant("rm-1", "train_rm.py", "Chosen and rejected are swapped.",
+           "difference = chosen - rejected - (0 if margin is None else margin)",
+           "difference = rejected - chosen - (0 if margin is None else margin)",
+           RM + "the_gradient_is_sigmoid_minus_1",
+           "Not measured yet.", ("rm", "test_accuracy", "loss")),
+    Mutant("rm-2", "train_rm.py", "The sigmoid is missing.",
+           "        return -F.logsigmoid(difference).mean()\n"
+           "    return -(p_chosen * F.logsigmoid(difference) + (1 - p_chosen) * F.logsigmoid(-difference)).mean()",
+           "        return -difference.mean()\n"
+           "    return -(p_chosen * difference - (1 - p_chosen) * difference).mean()",
+           RM + "equal_scores_cost_log_2",
+           "Not measured yet.", ("rm", "loss")),
+    Mutant("rm-3", "model.py", "The score is read at the end of the padding, not at the last real token.",
+           "[torch.arange(len(tokens), device=tokens.device), lengths - 1]",
+           "[:, -1]",
+           MODEL + "score_is_read_at_the_last_real_token",
+           "Not measured yet.", ("rm", "test_accuracy")),
+    Mutant("rm-4", "model.py", "The score is a mean over all positions, so it depends on the padding of the batch.",
+           "[torch.arange(len(tokens), device=tokens.device), lengths - 1]",
+           ".mean(1)",
+           MODEL + "score_does_not_depend_on_the_padding",
+           "Not measured yet.", ("rm", "test_accuracy")),
+    Mutant("rm-5", "train_rm.py", "The sign of the margin: the clearer a preference, the smaller a difference will do.",
+           "difference = chosen - rejected - (0 if margin is None else margin)",
+           "difference = chosen - rejected + (0 if margin is None else margin)",
+           RM + "a_margin_asks_for_a_larger_difference",
+           "Not measured yet.", ("rm", "loss"), "--margin large"),
+    Mutant("rm-6", "model.py", "The score is read one token too early, before the end of the answer.",
+           "[torch.arange(len(tokens), device=tokens.device), lengths - 1]",
+           "[torch.arange(len(tokens), device=tokens.device), lengths - 2]",
+           MODEL + "score_is_read_at_the_last_real_token",
+           "Not measured yet.", ("rm", "test_accuracy")),
+    Mutant("rm-7", "train_rm.py", "After a tie, pairs point at answers to another prompt.",
+           'start += len(g["responses"])',
+           'start += len(g["tiers"])',
+           RM + "pairs_point_into_the_answers_laid_end_to_end",
+           "Not measured yet.", ("rm", "accuracy", "test_accuracy")),
+    Mutant("rm-8", "train_rm.py", "Scores come back in the order of length, not in that of the answers.",
+           "return torch.cat(scores)[torch.tensor(order).argsort().to(device)]",
+           "return torch.cat(scores)",
+           RM + "scores_of_a_batch_do_not_depend_on_its_padding",
+           "Not measured yet.", ("rm", "accuracy", "test_accuracy")),
+    Mutant("rm-9", "train_rm.py", "Safety counts only where both the prompt asks for it and the answer is unsafe.",
+           "is_safety_prompt | (safety < threshold)",
+           "is_safety_prompt & (safety < threshold)",
+           RM + "llama2_takes_safety_where_it_matters",
+           "None with one reward model, as by default. With --reward llama2 harmful advice should pay on the prompts that ask for it; not measured."),
+    # --------------------------------------------------------------------------------------------
+    # PPO: the KL and the reward
+    # --------------------------------------------------------------------------------------------
+    Mutant("ppo-1", "train_ppo.py", "The sign of the KL: straying is rewarded.",
+           "rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask",
+           "rewards = kl_coef * (logprobs - ref_logprobs) * response_mask",
+           PPO + "kl_costs_when_the_policy_is_more_certain_than_the_reference",
+           "PPO stops after its first update: the rewards do not add up to score - beta KL."),
+    Mutant("ppo-2", "train_ppo.py", "The direction of the exact KL: reference to policy.",
+           "kl = ((logp.exp() * (logp - ref)).sum(-1) * mask).sum(1)",
+           "kl = ((ref.exp() * (ref - logp)).sum(-1) * mask).sum(1)",
+           PPO + "exact_kl_has_its_direction",
+           "The exact KL leaves its two estimates: 3.5 nats after 30 iterations where k1 and k3 say 1.8. Everything else is as usual.", ("ppo", "kl_full", "kl")),
+    Mutant("ppo-3", "train_ppo.py", "k2, half the square, in the reward in place of k1.",
+           "rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask",
+           "rewards = -kl_coef * 0.5 * (logprobs - ref_logprobs) ** 2 * response_mask",
+           PPO + "rewards_of_the_worked_example",
+           "PPO stops after two updates: the rewards do not add up to score - beta KL, off by 0.008."),
+    Mutant("ppo-4", "train_ppo.py", "k3, which is never negative, in the reward in place of k1.",
+           "rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask",
+           "rewards = -kl_coef * (torch.exp(ref_logprobs - logprobs) - 1 + logprobs - ref_logprobs) * response_mask",
+           PPO + "rewards_of_the_worked_example",
+           "PPO stops after two updates: the rewards do not add up to score - beta KL, off by -0.004."),
+    Mutant("ppo-5", "train_ppo.py", "|k1| in the reward in place of k1.",
+           "rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask",
+           "rewards = -kl_coef * (logprobs - ref_logprobs).abs() * response_mask",
+           PPO + "rewards_of_the_worked_example",
+           "PPO stops after its first update: the rewards do not add up to score - beta KL, off by -0.07."),
+    Mutant("ppo-6", "train_ppo.py", "k1 is clamped at 0 in the reward: being less sure than the reference earns nothing back.",
+           "rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask",
+           "rewards = -kl_coef * (logprobs - ref_logprobs).clamp(min=0) * response_mask",
+           PPO + "rewards_of_the_worked_example",
+           "PPO stops after its first update: the rewards do not add up to score - beta KL, off by -0.03."),
+    Mutant("ppo-7", "train_ppo.py", "The score lands on the last column, not on the last real token.",
+           "last = response_mask.sum(1).long() - 1",
+           "last = response_mask.shape[1] - 1",
+           PPO + "score_lands_on_the_last_real_token_of_each_row",
+           "The score hardly rises: 0.16 after 30 iterations where 1.0 is usual. The critic explains nothing, the KL stays below 0.3.", ("ppo", "score", "length")),
+    Mutant("ppo-8", "train_ppo.py", "Every token gets the score.",
+           "rewards[torch.arange(len(rewards), device=rewards.device), last] += scores",
+           "rewards += scores[:, None] * response_mask",
+           PPO + "score_lands_on_the_last_real_token_of_each_row",
+           "PPO stops before its first update: the rewards do not add up to score - beta KL, off by -0.4."),
+    Mutant("ppo-9", "train_ppo.py", "The padding pays for KL, too.",
+           "rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask",
+           "rewards = -kl_coef * (logprobs - ref_logprobs)",
+           PPO + "rewards_are_zero_on_padding_whatever_the_logprobs_there",
+           "PPO stops before its first update: the rewards do not add up to score - beta KL, off by -76."),
+    Mutant("ppo-10", "train_ppo.py", "k3 with the sign of d turned: the estimate is of another quantity.",
+           "(torch.exp(-d) - 1 + d).sum(1).mean()",
+           "(torch.exp(d) - 1 - d).sum(1).mean()",
+           PPO + "both_kl_estimates_are_unbiased",
+           "k3 leaves k1 and the exact KL: up to 11 nats where they say 1.8. Everything else is as usual.", ("ppo", "kl_k3", "kl")),
+    # --------------------------------------------------------------------------------------------
+    # PPO: advantages
+    # --------------------------------------------------------------------------------------------
+    Mutant("ppo-11", "train_ppo.py", "GAE bootstraps past the end: the critic's opinion of the padding counts.",
+           "values = values * response_mask\n",
+           "values = values.clone()\n",
+           PPO + "gae_does_not_bootstrap_past_the_end",
+           "The critic learns nothing: its explained variance stays below 0.1 where 0.5 is usual. The score reaches 0.7, not 1.0.", ("ppo", "explained_variance")),
+    Mutant("ppo-12", "train_ppo.py", "GAE takes V_t for V_{t+1}.",
+           "delta = rewards[:, t] + gamma * next_value - values[:, t]",
+           "delta = rewards[:, t] + gamma * values[:, t] - values[:, t]",
+           PPO + "with_lambda_0_an_advantage_is_one_step_of_surprise",
+           "The critic unlearns what it has learned: its explained variance is back at 0 after 30 iterations where 0.5 is usual. The score reaches 0.8, not 1.0.", ("ppo", "explained_variance")),
+    Mutant("ppo-13", "train_ppo.py", "GAE ignores lambda.",
+           "(delta + gamma * lam * next_advantage)",
+           "(delta + gamma * next_advantage)",
+           PPO + "gae_of_the_worked_example",
+           "Not measured yet."),
+    Mutant("ppo-14", "train_ppo.py", "GAE ignores gamma.",
+           "delta = rewards[:, t] + gamma * next_value - values[:, t]",
+           "delta = rewards[:, t] + next_value - values[:, t]",
+           PPO + "with_lambda_0_an_advantage_is_one_step_of_surprise",
+           "None at the default gamma of 1: the same numbers to the last digit."),
+    Mutant("ppo-15", "train_ppo.py", "GAE runs through the padding.",
+           "    values = values * response_mask\n"
+           "    advantages = torch.zeros_like(rewards)\n"
+           "    next_value = next_advantage = torch.zeros_like(rewards[:, 0])\n"
+           "    for t in reversed(range(rewards.shape[1])):\n"
+           "        delta = rewards[:, t] + gamma * next_value - values[:, t]\n"
+           "        advantages[:, t] = (delta + gamma * lam * next_advantage) * response_mask[:, t]\n",
+           "    advantages = torch.zeros_like(rewards)\n"
+           "    next_value = next_advantage = torch.zeros_like(rewards[:, 0])\n"
+           "    for t in reversed(range(rewards.shape[1])):\n"
+           "        delta = rewards[:, t] + gamma * next_value - values[:, t]\n"
+           "        advantages[:, t] = delta + gamma * lam * next_advantage\n",
+           PPO + "gae_ignores_garbage_rewards_and_values_on_padding",
+           "Hardly any: the score rises a little more slowly, 0.84 after 30 iterations where 1.03 is usual, which chance could do, too."),
+    Mutant("ppo-16", "train_ppo.py", "The critic learns returns that were built from whitened advantages.",
+           "        advantages = whiten(advantages, mask)\n",
+           "        advantages = whiten(advantages, mask)\n"
+           "        returns = advantages + old_values * mask\n",
+           PPO + "only_the_advantages_are_whitened",
+           "The value loss stays at 0.5 where it should fall to 0.05. The critic explains half as much of the returns as usual.", ("ppo", "value_loss", "explained_variance")),
+    Mutant("ppo-17", "train_ppo.py", "Whitening adds the mean back.",
+           "return (white if shift_mean else white + mean) * mask",
+           "return (white + mean) * mask",
+           PPO + "whitening_by_hand",
+           "Not measured yet."),
+    # --------------------------------------------------------------------------------------------
+    # PPO: the update
+    # --------------------------------------------------------------------------------------------
+    Mutant("ppo-18", "train_ppo.py", "The sign of the policy loss: good answers become rarer.",
+           "    plain = -advantages * ratio\n    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip) if clip else plain\n",
+           "    plain = advantages * ratio\n    clipped = advantages * ratio.clamp(1 - clip, 1 + clip) if clip else plain\n",
+           PPO + "a_good_token_becomes_likelier",
+           "The gold score collapses, from 2.3 to -6.5. The KL goes to 500 nats; the answers become 48 tokens of nonsense, which the reward model likes: its score ends at 1.2.", ("ppo", "gold", "kl")),
+    Mutant("ppo-19", "train_ppo.py", "min in place of max: the clip takes away the cost of moving and leaves the gain.",
+           "masked_mean(torch.max(plain, clipped), mask, n_tokens)",
+           "masked_mean(torch.min(plain, clipped), mask, n_tokens)",
+           PPO + "clipped_objective_of_the_worked_table[1-1.5--1.2-0]",
+           "Not measured yet.", ("ppo", "approx_kl", "score"), "--ppo_epochs 4"),
+    Mutant("ppo-20", "train_ppo.py", "Nothing is clipped.",
+           "clipped = -advantages * ratio.clamp(1 - clip, 1 + clip) if clip else plain",
+           "clipped = plain",
+           PPO + "clipped_objective_of_the_worked_table[1-1.5--1.2-0]",
+           "The clip fraction is 0 in all iterations. Everything else looks as usual.", ("ppo", "clip_fraction")),
+    Mutant("ppo-21", "train_ppo.py", "Only the clipped branch: what has moved too far the wrong way is never called back.",
+           "masked_mean(torch.max(plain, clipped), mask, n_tokens)",
+           "masked_mean(clipped, mask, n_tokens)",
+           PPO + "clipped_objective_of_the_worked_table[1-0.5--0.5--1]",
+           "Not measured yet.", ("ppo", "approx_kl", "score"), "--ppo_epochs 4"),
+    Mutant("ppo-22", "train_ppo.py", "Sums run over the padding, too: the mask is ignored.",
+           "return (x * mask).sum() / (mask.sum() if n_tokens is None else n_tokens)",
+           "return x.sum() / (mask.sum() if n_tokens is None else n_tokens)",
+           PPO + "masked_mean_by_hand",
+           "The entropy starts at 2.9 nats a token where 0.35 is usual. The KL from old to new policy is 10; score and gold score rise as usual.", ("ppo", "entropy")),
+    Mutant("ppo-23", "train_ppo.py", "Means divide by the padding, too.",
+           "return (x * mask).sum() / (mask.sum() if n_tokens is None else n_tokens)",
+           "return (x * mask).sum() / (mask.numel() if n_tokens is None else n_tokens)",
+           PPO + "masked_mean_by_hand",
+           "The entropy is half of what it should be: 0.15 nats a token at first where 0.35 is usual. Score and gold score rise as usual.", ("ppo", "entropy")),
+    Mutant("ppo-24", "train_ppo.py", "The old log-probabilities are computed anew in each minibatch: the ratio is always 1.",
+           'ppo_policy_loss(logprobs, mb["old_logprobs"], mb["advantages"]',
+           'ppo_policy_loss(logprobs, logprobs.detach(), mb["advantages"]',
+           PPO + "the_ratio_compares_with_the_policy_that_sampled",
+           "Clip fraction and KL from old to new policy are exactly 0 in all iterations. Everything else looks as usual.", ("ppo", "approx_kl")),
+    Mutant("ppo-25", "train_ppo.py", "The update forgets the temperature that the sampler used.",
+           'token_logprobs(policy.lm_head(hidden), mb["responses"], cfg.temperature)',
+           'token_logprobs(policy.lm_head(hidden), mb["responses"])',
+           PPO + "the_first_ratio_is_1_at_any_temperature[0.7]",
+           "Not measured yet.", ("ppo", "clip_fraction"), "--temperature 0.7"),
+    Mutant("ppo-26", "train_ppo.py", "The value clip with min: far from the return, the critic is free to stay there.",
+           "errors = torch.max(errors, (values.clamp(",
+           "errors = torch.min(errors, (values.clamp(",
+           PPO + "value_loss_takes_the_larger_error",
+           "None at the default knobs: the same numbers to the last digit, for in one pass no value moves as far as its clip."),
+    Mutant("ppo-27", "train_ppo.py", "The sign of the value loss: the critic flees from the returns.",
+           "return 0.5 * masked_mean(errors, mask, n_tokens)",
+           "return -0.5 * masked_mean(errors, mask, n_tokens)",
+           PPO + "value_loss_takes_the_larger_error",
+           "The critic's explained variance never rises above 0. The value loss is negative; answers shrink to 10 tokens, and the score stops at 0.5.", ("ppo", "explained_variance")),
+    Mutant("ppo-28", "train_ppo.py", "Micro-batches are averaged by answers, not by tokens.",
+           "n_tokens, cfg)\n                loss.backward()",
+           "None, cfg)\n                (loss * len(micro) / len(drawn)).backward()",
+           PPO + "the_parts_of_a_minibatch_divide_by_its_tokens",
+           "Not measured yet."),
+    Mutant("ppo-29", "train_ppo.py", "Each micro-batch is divided by its own tokens, and the parts are added.",
+           "return (x * mask).sum() / (mask.sum() if n_tokens is None else n_tokens)",
+           "return (x * mask).sum() / mask.sum()",
+           PPO + "micro_batches_divide_by_the_tokens_of_the_whole",
+           "The gradient norm is twice as large as usual: 1.0 at first in place of 0.45. Score and gold score rise as usual.", ("ppo", "grad_norm", "approx_kl")),
+    Mutant("ppo-30", "train_ppo.py", "Gradients are never cleared.",
+           "            optimizer.zero_grad()\n            n_tokens, total =",
+           "            n_tokens, total =",
+           PPO + "every_minibatch_begins_without_gradients",
+           "The gradient norm grows: 1.4 after ten iterations where 0.4 is usual. The score stops at 0.5 after five iterations, the KL at twice the usual.", ("ppo", "grad_norm")),
+    Mutant("ppo-31", "train_ppo.py", "The penalty of an answer without an end is a gift.",
+           "torch.where(ended, scores, -cfg.eos_penalty)",
+           "torch.where(ended, scores, cfg.eos_penalty)",
+           PPO + "an_answer_that_was_cut_off_has_the_penalty_as_its_score",
+           "Not measured yet.", ("ppo", "length", "ends")),
+    Mutant("ppo-32", "train_ppo.py", "Scores are whitened anew over each batch, whatever was frozen.",
+           "mean, std = (None, None) if batch else (self.mean, self.std)",
+           "mean, std = None, None",
+           PPO + "a_reward_is_frozen_on_given_answers_or_whitened_over_a_batch",
+           "The score is 0.00 in all iterations. The gold score rises as usual.", ("ppo", "score", "gold")),
+    Mutant("ppo-33", "model.py", "The log-probability of a token is read at the token itself, not before it.",
+           "places = prompt_lengths[:, None] - 1 + torch.arange(R, device=tokens.device)",
+           "places = prompt_lengths[:, None] + torch.arange(R, device=tokens.device)",
+           MODEL + "logprob_of_a_response_token_comes_from_the_position_before_it",
+           "PPO stops before its first update: the first ratio is not 1, sampler and training forward disagree by 26 nats on a token."),
+    Mutant("ppo-34", "train_ppo.py", "The adaptive beta moves the wrong way.",
+           "min(max(kl / target - 1, -0.2), 0.2)",
+           "min(max(1 - kl / target, -0.2), 0.2)",
+           PPO + "adaptive_beta_of_the_worked_example",
+           "Not measured yet.", ("ppo", "kl_coef", "kl"), "--kl_target 0.5 --kl_horizon 500"),
+    Mutant("ppo-35", "train_ppo.py", "The reference is scored at another temperature than the policy.",
+           "(response_logits(m, tokens, prompt_lengths, responses.shape[1], cfg.temperature) for m in (policy, reference))",
+           "(response_logits(m, tokens, prompt_lengths, responses.shape[1], t) for m, t in ((policy, cfg.temperature), (reference, 1.0)))",
+           PPO + "a_step_has_one_temperature",
+           "Not measured yet."),
+    # --------------------------------------------------------------------------------------------
+    # Rejection sampling
+    # --------------------------------------------------------------------------------------------
+    Mutant("rs-1", "rejection_sampling.py", "The worst answer is kept.",
+           "return rewards.argmax(1)",
+           "return rewards.argmin(1)",
+           "tests/test_rejection_sampling.py::test_the_best_answer_is_chosen_for_each_prompt",
+           "The winners have a mean reward of -5.6 where 3.5 is usual; answers become worse with every round."),
+    Mutant("rs-2", "rejection_sampling.py", "Every prompt keeps the answer at the place where the best of the whole batch stands.",
+           "return rewards.argmax(1)",
+           "return (rewards.argmax() % rewards.shape[1]).expand(len(rewards))",
+           "tests/test_rejection_sampling.py::test_the_best_answer_is_chosen_for_each_prompt",
+           "The winners have a mean reward of -0.3, no better than that of all answers, where 3.5 is usual; a round changes nothing for the better."),
+    Mutant("rs-3", "rejection_sampling.py", "The best-of-n curve takes the best value, not that of the answer with the highest reward.",
+           "ranked = values.gather(1, rewards.argsort(dim=1, stable=True))",
+           "ranked = values.sort(dim=1).values",
+           "tests/test_rejection_sampling.py::test_best_of_n_is_the_mean_over_all_choices_of_n",
+           "The gold score of the best of n is too high: 5.95 at n = 16 where 5.57 is true, of the same answers."),
+    # --------------------------------------------------------------------------------------------
+    # Elo
+    # --------------------------------------------------------------------------------------------
+    Mutant("elo-1", "preferences.py", "The expected score is turned round: the favourite is expected to lose.",
+           "expected = 1 / (1 + 10 ** ((rating[j] - rating[i]) / 400))",
+           "expected = 1 / (1 + 10 ** ((rating[i] - rating[j]) / 400))",
+           PREFERENCES + "elo_by_hand",
+           "None by default. With more than one pass the ratings run away: from -18000 to 20000 after 100 passes over one ranking where 0 to 2000 is usual (python docs/experiments.py elo)."),
+    Mutant("elo-2", "preferences.py", "The winner takes points that nobody loses.",
+           "rating[i], rating[j] = rating[i] + points, rating[j] - points",
+           "rating[i] = rating[i] + points",
+           PREFERENCES + "elo_takes_from_one_what_it_gives_to_the_other[rankings0]",
+           "None by default. In python docs/experiments.py elo no rating is below 1000, and the last one is 1000 after 100 passes, too."),
+    Mutant("elo-3", "preferences.py", "A tie is a win of the one that is named first.",
+           "points = k_factor * ((1.0 if apart else 0.5) - expected)",
+           "points = k_factor * (1.0 - expected)",
+           PREFERENCES + "elo_by_hand",
+           "None by default, nor for a ranking without ties. With --loss regression answers that tie are taught different scores, the one named first the highest."),
+    # --------------------------------------------------------------------------------------------
+    # The run
+    # --------------------------------------------------------------------------------------------
+    Mutant("run-1", "experiment.py", "A resumed run draws its random numbers from the beginning again.",
+           'set_random_state(self.checkpoint["random"])',
+           "torch.manual_seed(self.cfg.seed)",
+           EXPERIMENT + "a_resumed_run_equals_a_straight_one",
+           "None in a straight run. One that was stopped and resumed has other numbers from there on than one that was not."),
+    Mutant("run-2", "experiment.py", "A resumed run has lost the optimizer's memory.",
+           "            for name, thing in objects.items():\n                thing.load_state_dict(self.checkpoint[name])",
+           '            objects["model"].load_state_dict(self.checkpoint["model"])',
+           EXPERIMENT + "a_resumed_run_equals_a_straight_one",
+           "None in a straight run. One that was stopped and resumed has other numbers from there on than one that was not."),
+    Mutant("run-3", "experiment.py", "An unknown flag is accepted and ignored.",
+           "    if unknown:\n",
+           '    if unknown and not unknown[0].startswith("-"):\n',
+           EXPERIMENT + "a_wrong_command_line_is_one_line_that_says_what_would_be_right[argv0---steps]",
+           "A typo costs a day: --kl_coeff 0 trains with the usual beta, and nobody says a word."),
+    Mutant("run-4", "train_ppo.py", "A preset has a knob that does not exist.",
+           "                  eval_answers=1),\n",
+           "                  eval_answer=1),\n",
+           EXPERIMENT + "every_preset_of_every_script_builds[train_ppo]",
+           "None in the tiny world. With --config small the table at the end takes four answers a prompt, and four times as long."),
+    Mutant("run-5", "train_ppo.py", "Nothing reads a knob.",
+           "(cfg.value_coef if critic is policy else 1.0)",
+           "(0.1 if critic is policy else 1.0)",
+           EXPERIMENT + "every_knob_is_read_somewhere_and_has_a_reason[train_ppo]",
+           "None at the default knobs. With --critic shared any --value_coef gives the same run to the last digit."),
+    Mutant("run-6", "model.py", "A copy of a model shares its memory with the original: whoever trains the one trains the other.",
+           "if k in new.state_dict()}, strict=False)",
+           "if k in new.state_dict()}, strict=False, assign=True)",
+           MODEL + "with_heads_copies_the_trunk_and_only_the_heads_asked_for",
+           "The gold score rises, then falls below where it began: 0.9 after 12 iterations. The KL is 0 all the time, the score soars to 2.1; after the last iteration PPO stops: the reference or a reward model changed.", ("ppo", "gold", "score")),
+    Mutant("run-7", "train_ppo.py", "The reference is the policy itself.",
+           'policy = with_heads(reference, value_head=cfg.critic == "shared")',
+           'policy = reference if cfg.critic == "separate" else with_heads(reference, value_head=True)',
+           PPO + "the_reference_stays_where_it_was",
+           "The KL is 0 in all iterations. After the last one PPO stops: the reference or a reward model changed.", ("ppo", "kl", "score")),
+    # --------------------------------------------------------------------------------------------
+    # The AI judge
+    # --------------------------------------------------------------------------------------------
+    Mutant("judge-1", "preferences.py", "The judge is asked in one order only.",
+           "turned = self.compare(asked, two, one, aspect) if self.both_orders else [math.nan] * len(pairs)",
+           "turned = [math.nan] * len(pairs)",
+           JUDGE + "both_orders_are_averaged",
+           "The summary of the labels says that the same position won in both orders in 0.00 of the pairs, where 0.27 is usual here, and labels cost half the time."),
+    Mutant("judge-2", "preferences.py", "The second order is not turned back: p in place of 1 - p.",
+           "given = [x for x in (p_first, 1 - p_second) if not math.isnan(x)]",
+           "given = [x for x in (p_first, p_second) if not math.isnan(x)]",
+           JUDGE + "both_orders_are_averaged",
+           "Labels agree with the gold score in 0.51 of the pairs, which is guessing, where 0.81 is usual here; they are all close to 0.5."),
+    Mutant("judge-3", "preferences.py", "The ratings are counted from 0 to 9, not from 1 to 10.",
+           "s = sum(i * p for i, p in probabilities.items())",
+           "s = sum((i - 1) * p for i, p in probabilities.items())",
+           JUDGE + "expected_rating_by_hand",
+           "The printed ratings are 0.22 lower. What PPO makes of them is the same, for it whitens them."),
+    Mutant("judge-4", "preferences.py", "The digits are swapped: 1 means the second answer.",
+           'f.get("2", -20.0) - f.get("1", -20.0)',
+           'f.get("1", -20.0) - f.get("2", -20.0)',
+           JUDGE + "a_label_is_the_softmax_over_1_and_2",
+           "Labels agree with the gold score in 0.19 of the pairs where 0.81 is usual here."),
+    Mutant("judge-5", "preferences.py", "A soft label keeps its probability where its pair is turned round.",
+           "(i, j, p) if p >= 0.5 else (j, i, 1 - p)",
+           "(i, j, p) if p >= 0.5 else (j, i, p)",
+           JUDGE + "soft_labels_reach_the_loss",
+           "What the reward model is taught agrees with the gold score in 0.51 of the pairs, which is guessing, though the printed agreement is as high as usual."),
+    Mutant("judge-6", "preferences.py", "A rating of 10, which is 1 and then 0, is read as 1.",
+           'unsure = [i for i, f in enumerate(found) if "10" not in f and f.get("1", -20.0) > math.log(0.001)]',
+           "unsure = []",
+           JUDGE + "ten_is_one_and_then_zero_where_it_is_no_token_of_its_own",
+           "Hardly any with our own judge, whose ratings change by less than 0.01, for it rarely says 10."),
+]
+
+GALLERY = ("pretrain-1", "pretrain-2", "sft-3", "sft-5", "rm-1", "rm-2", "sampler-1", "sampler-5", "ppo-2", "ppo-7", "ppo-11", "ppo-16", "ppo-18", "ppo-22", "ppo-24", "ppo-27",
+           "ppo-32", "run-6")
+
+# ------------------------------------------------------------------------------------------------
+# Broken copies
+# ------------------------------------------------------------------------------------------------
+# What a copy consists of. It has no trace of this file, its test or its picture, and all files of a copy are equally old.
+PARTS = ("*.py", "*.md", "*.txt", "LICENSE", "tests/*.py", "docs/*.py", "docs/*.png")
+OURS = ("mutants.py", "test_mutants.py", "bugs.png")
+
+
+class Mistake(Exception):
+    """What whoever typed the command can mend; one sentence."""
+
+
+def problem(mutant):
+    """Why a mutant cannot be made, "" where it can."""
+    n = (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.right)
+    return "" if n == 1 else f"its right line is in {mutant.file} {n} times and must be there once"
+
+
+def broken(mutant):
+    """The text of the mutant's file with the bug in it. Raises Mistake where the right line is not there exactly once."""
+    if problem(mutant):
+        raise Mistake(f"{mutant.name}: {problem(mutant)}")
+    return (ROOT / mutant.file).read_text(encoding="utf-8").replace(mutant.right, mutant.wrong)
+
+
+def copy_to(folder, mutant=None):
+    """Write a copy of the repository into a new folder, with the bug of a mutant in it."""
+    changed = broken(mutant) if mutant else ""
+    for path in sorted(path for part in PARTS for path in ROOT.glob(part) if path.name not in OURS):
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(changed.encode("utf-8") if mutant and path == ROOT / mutant.file else path.read_bytes())
+
+
+# ------------------------------------------------------------------------------------------------
+# Does its test fail?
+# ------------------------------------------------------------------------------------------------
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+# What a test, or a check inside the code, says when it finds a bug. Anything else, such as a NameError, says that the mutant is no silent bug.
+FOUND = re.compile(r"assert|AssertionError|Failed: DID NOT RAISE|SystemExit|experiment\.InvariantError")
+
+
+def run_tests(folder, tests):
+    """Run some tests of a copy in this process, which is good for nothing afterwards. Returns ({test: None where it passed, else what it said},
+    seconds)."""
+    import pytest
+
+    class Ears:
+        def pytest_runtest_makereport(self, item, call):
+            if call.when == "call" or call.excinfo:
+                said[item.nodeid] = call.excinfo and f"{call.when}: " * (call.when != "call") + call.excinfo.exconly().partition("\n")[0]
+
+        def pytest_collectreport(self, report):
+            said.update(dict.fromkeys(tests, f"did not run: {report.longreprtext[-200:]}") if report.failed else {})
+
+    began, said = time.time(), dict.fromkeys(tests, "did not run: there is no such test")
+    os.chdir(folder)
+    sys.dont_write_bytecode = True
+    sys.path = [path for path in sys.path if Path(path).resolve() not in (ROOT, ROOT / "tests")]  # the copy's files, not ours
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[Ears()])
+    return said, time.time() - began
+
+
+def verdict(before, after):
+    """What became of a mutant: "killed", or why not. before, after: what its test said without and with it, None where it passed."""
+    if before is not None:
+        return f"its test fails without it: {before}"
+    if after is None:
+        return "SURVIVED"
+    return "killed" if FOUND.match(after) else f"not found, but: {after}"
+
+
+def prove(mutants, jobs):
+    """Run the test of every mutant with and without it, print a line each. Returns whether all were killed."""
+    os.environ.update(ENVIRONMENT)
+    # A process of its own for every mutant. Importing torch takes longer than most tests: where the system can, they start with it imported.
+    starts = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
+    if starts.get_start_method() == "forkserver":
+        starts.set_forkserver_preload(["pytest", "tiktoken", "torch"])
+    began, killed, tests = time.time(), 0, sorted({mutant.test for mutant in mutants})
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(jobs, starts, max_tasks_per_child=1) as pool:
+        def start(name, tests, mutant=None):
+            copy_to(Path(folder, name), mutant)
+            return pool.submit(run_tests, Path(folder, name), tests)
+
+        before, seconds = start("right", tests).result()
+        print(f"{sum(said is None for said in before.values())} of {len(tests)} tests pass without a bug ({seconds:.0f} s). With it:\n", flush=True)
+        attempts = [None if problem(mutant) else start(mutant.name, [mutant.test], mutant) for mutant in mutants]
+        for mutant, attempt in zip(mutants, attempts):
+            after, seconds = attempt.result() if attempt else ({mutant.test: problem(mutant)}, 0.0)
+            result = verdict(before[mutant.test], after[mutant.test])
+            killed += result == "killed"
+            print(f"{mutant.name:<11}{result:<9}{seconds:5.1f} s  {mutant.what}  [{mutant.test.partition('::')[2]}]", flush=True)
+    print(f"\n{killed} of {len(mutants)} killed in {time.time() - began:.0f} s")
+    return killed == len(mutants)
+
+
+# ------------------------------------------------------------------------------------------------
+# What a person sees of it
+# ------------------------------------------------------------------------------------------------
+# A stage as it is run for the pictures, shorter than by default, and the checkpoints that it starts from.
+STAGES = {"pretrain": ("train_pretrain.py --steps 200 --eval_every 20", ()),
+          "sft": ("train_sft.py --eval_split dev --eval_every 20", ("pretrain",)),
+          "rm": ("train_rm.py --epochs 1 --eval_every 20", ("pretrain", "sft")),
+          "ppo": ("train_ppo.py --eval_split dev --eval_answers 1 --steps 30", ("pretrain", "sft", "rm"))}
+METRICS = {"loss": "training loss", "test_loss": "held-out loss, nats a token", "accuracy": "share of training pairs ranked right", "test_accuracy": "share of held-out pairs ranked right",
+           "score": "reward-model score", "gold": "gold score", "kl": "KL to SFT, k1, nats an answer", "kl_k3": "KL to SFT, k3, nats an answer",
+           "kl_full": "KL to SFT, exact, nats an answer", "kl_coef": "beta", "value_loss": "value loss", "length": "tokens an answer", "ends": "share of answers that end", "clip_fraction": "share of tokens clipped",
+           "approx_kl": "KL from old to new policy, nats a token", "grad_norm": "gradient norm", "explained_variance": "critic's explained variance", "entropy": "entropy, nats a token"}
+RIGHT, WRONG = "#2a6fdb", "#d9662b"
+
+
+def train(mutant, stage, flags, run_folder):
+    """Train a stage in a broken copy (mutant None: a right one), from the parents of a finished run. Returns the rows of its metrics, and
+    the sentence with which it stopped, "" where it came to its end."""
+    command, parents = STAGES[stage]
+    script, *knobs = [*command.split(), *flags.split()]
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder, "runs", "tiny")
+        shutil.copytree(run_folder / "data", run / "data")
+        for name in ("tokenizer.json", "rankings.jsonl", *(f"{parent}.pt" for parent in parents)):
+            if (run_folder / name).exists():
+                shutil.copy(run_folder / name, run / name)
+        copy_to(Path(folder, "code"), mutant)
+        done = subprocess.run([sys.executable, Path(folder, "code", script), "--run", "tiny", "--name", "shown", "--device", "cpu", *knobs], cwd=folder, env=ENVIRONMENT,
+                              capture_output=True, text=True, encoding="utf-8")
+        metrics = run / "shown.jsonl"
+        rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
+    return rows, done.stderr.strip().splitlines()[-1] if done.returncode else ""
+
+
+def trained(mutants, run_folder, jobs):
+    """Train the stages that these mutants need, right and wrong. Returns {(mutant's name or "right", stage, flags): (rows, why it stopped)}."""
+    wanted = {key: mutant for m in mutants for key, mutant in ((("right", m.curves[0], m.flags), None), ((m.name, m.curves[0], m.flags), m))}
+    for _, stage, _ in wanted:
+        for name in ("data", "tokenizer.json", *(f"{parent}.pt" for parent in STAGES[stage][1])):
+            if not (run_folder / name).exists():
+                raise Mistake(f"{run_folder / name} is not there: --run-folder takes a finished run, and python train_ppo.py --config tiny makes one")
+
+    def one(key, mutant):
+        began, result = time.time(), train(mutant, *key[1:], run_folder)
+        print(f"{key[0]}: {key[1]} {key[2]} {time.time() - began:.0f} s {result[1]}", flush=True)
+        return result
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return dict(zip(wanted, pool.map(one, wanted, wanted.values())))
+
+
+def draw(axis, metric, right, wrong):
+    """One metric of a stage, right against wrong, a cross where a run stopped. Where the wrong curve goes far away it leaves the picture for a while."""
+    shown = []
+    for (rows, stopped), color, label in ((right, RIGHT, "right"), (wrong, WRONG, "wrong")):
+        points = [(row["step"], row[metric]) for row in rows if row[metric] is not None and math.isfinite(row[metric])]
+        axis.plot(*zip(*points), color=color, label=label, linewidth=1.6, marker="x" if stopped else None, markevery=[-1])
+        shown.append([y for _, y in points])
+    low, high, wrong = min(shown[0]), max(shown[0]), sorted(shown[1])
+    room, quarter = 2 * (high - low) or 1.0, len(wrong) // 4  # three quarters of the wrong curve at either end are always in the picture
+    bottom, top = max(min(low, wrong[0]), min(low - room, wrong[quarter])), min(max(high, wrong[-1]), max(high + room, wrong[-1 - quarter]))
+    axis.set_ylim(bottom - 0.05 * (top - bottom), top + 0.05 * (top - bottom))
+    axis.set_ylabel(textwrap.fill(METRICS[metric], 26), fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def picture(path, panels, columns, title, caption):
+    """Curves with a text above and below each. panels: [(above, below, metric, (rows, why it stopped) of the right version, the same of the wrong one)]."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines, width = math.ceil(len(panels) / columns), 93 // columns
+    figure, axes = plt.subplots(lines, columns, figsize=(8, 2.5 * lines + 1), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (above, below, *curves) in zip(axes.flat, panels):
+        draw(axis, *curves)
+        axis.set_title(textwrap.fill(above, width), fontsize=8.5, loc="left")
+        axis.set_xlabel("step\n" + textwrap.fill(below, width), fontsize=8.5, loc="left")
+    axes.flat[0].legend(fontsize=8, frameon=False)
+    figure.suptitle(textwrap.fill(title, 100), fontsize=10, x=0.01, ha="left")
+    figure.supxlabel(textwrap.fill(caption, 116), fontsize=8.5, x=0.01, ha="left")
+    figure.savefig(path, dpi=110, facecolor="white")
+    plt.close(figure)
+
+
+def symptom(mutant, out, run_folder, jobs):
+    """Draw what shows one mutant."""
+    if not mutant.curves:
+        raise Mistake(f"{mutant.name}: no curve shows it. {mutant.symptom}")
+    stage, *metrics = mutant.curves
+    runs = trained([mutant], run_folder, jobs)
+    pair = [runs[name, stage, mutant.flags] for name in ("right", mutant.name)]
+    picture(out, [("", "", metric, *pair) for metric in metrics], len(metrics), f"{mutant.name}. {mutant.what}", f"{mutant.symptom} ({STAGES[stage][0]} {mutant.flags})")
+
+
+def gallery(out, run_folder, jobs):
+    """Draw the most telling ones, the first metric of each."""
+    mutants = [by_name(name) for name in GALLERY]
+    runs = trained(mutants, run_folder, jobs)
+    panels = [(m.what, m.symptom.partition(". ")[0].rstrip(".") + ".", m.curves[1], *(runs[name, m.curves[0], m.flags] for name in ("right", m.name))) for m in mutants]
+    picture(out, panels, 3, "What a silent bug looks like: a stage of the tiny world, right (blue) and wrong (orange)", "Above a panel what is wrong, below it what shows it.")
+
+
+# ------------------------------------------------------------------------------------------------
+# Command line
+# ------------------------------------------------------------------------------------------------
+
+
+def by_name(name):
+    """The mutant of that name. Raises Mistake where there is none."""
+    if found := [mutant for mutant in MUTANTS if mutant.name == name]:
+        return found[0]
+    raise Mistake(f"{name}: no mutant has this name; python tests/mutants.py list shows all of them")
+
+
+def apply(mutant, out, answer):
+    """Write the exercise and print its symptom, or print its solution."""
+    if answer:
+        print(f"{mutant.file}: {mutant.what}\n\nwrong:\n{mutant.wrong}\n\nright:\n{mutant.right}\n\nIts test: {mutant.test}")
+    elif out is None:
+        raise Mistake("apply NAME OUT writes the broken copy to the new folder OUT, apply NAME --answer prints the solution")
+    elif out.exists():
+        raise Mistake(f"{out} exists already: name a folder that does not")
+    else:
+        copy_to(out, mutant)
+        print(mutant.symptom)
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"mutants.py: {message} (-h shows all commands)\n")
+
+
+def main(argv=None):
+    """Returns the exit code: 0, or 1 where a mutant was not killed."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    jobs = {"type": int, "metavar": "N", "help": "processes at a time, each with one thread (default: one a core)"}
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these mutants alone")
+    parser.add_argument("--jobs", default=os.cpu_count(), **jobs)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    commands.add_parser("list", help="names and symptoms")
+    given = {name: commands.add_parser(name, help=text) for name, text in (("apply", "a broken copy"), ("symptom", "a picture of one"), ("gallery", "a picture of many"))}
+    for name in ("apply", "symptom"):
+        given[name].add_argument("name", metavar="NAME")
+    given["apply"].add_argument("out", metavar="OUT", type=Path, nargs="?", help="a new folder")
+    given["apply"].add_argument("--answer", action="store_true", help="print the solution instead")
+    for name in ("symptom", "gallery"):
+        given[name].add_argument("out", metavar="OUT", type=Path, help="a .png file")
+        given[name].add_argument("--run-folder", type=Path, default=Path("runs/tiny"), metavar="FOLDER", help="a finished run (default: runs/tiny)")
+        given[name].add_argument("--jobs", default=argparse.SUPPRESS, **jobs)
+    args = parser.parse_args(argv)
+    try:
+        if args.jobs < 1:
+            raise Mistake(f"--jobs {args.jobs}: at least 1")
+        if args.command == "list":
+            print("\n".join(textwrap.fill(f"{m.name:<12}{m.symptom}", 120, subsequent_indent=" " * 12, break_on_hyphens=False) for m in MUTANTS))
+        elif args.command == "apply":
+            apply(by_name(args.name), args.out, args.answer)
+        elif args.command is None:
+            return 0 if prove([by_name(name) for name in args.only] if args.only else MUTANTS, args.jobs) else 1
+        elif args.out.suffix != ".png" or not args.out.resolve().parent.is_dir():
+            raise Mistake(f"{args.out}: expected a .png file in a folder that is there")
+        elif args.command == "symptom":
+            symptom(by_name(args.name), args.out, args.run_folder, args.jobs)
+        else:
+            gallery(args.out, args.run_folder, args.jobs)
+    except Mistake as error:
+        parser.exit(2, f"mutants.py: {error}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
