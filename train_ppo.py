@@ -533,12 +533,13 @@ def columns_of(batch, seen, new_logprobs, cfg, i=0):
 
 
 def token_lines(tokens, columns, color=False):
-    """The table, a line for each token. color: green above 0 (a ratio: above 1), red below, a clipped token yellow."""
+    """The table, a line for each token. color: green above 0 (a ratio: above 1), red below, as far as three digits show it; a clipped token yellow."""
     neutral = {"KL": 0, "reward": 0, "advantage": 0, "whitened": 0, "ratio": 1}
 
     def cell(name, x):
         text = f"{'clipped' if x else 'plain':>10}" if name == "branch" else f"{x:z10.3f}"
-        code = 31 + (x > neutral[name]) if name in neutral else 33 * int(name == "branch" and x)
+        above = round(x - neutral[name], 3) if name in neutral else 0
+        code = 32 if above > 0 else 31 if above < 0 else 33 * (name == "branch" and x > 0)
         return f"\033[{code}m{text}\033[0m" if color and code else text
 
     width = max(5, *map(len, tokens))
@@ -562,7 +563,8 @@ def sums(c, score, beta, mean, std, cfg):
     kl, reward, value, advantage = sum(c["KL"]), c["reward"][0], c["value"][0], c["advantage"][0]
     next_value, next_advantage = ([*c[name], 0.0][1] for name in ("value", "advantage"))
     delta, g, gl = reward + cfg.gamma * next_value - value, cfg.gamma, cfg.gamma * cfg.lam
-    obeyed = sum(a * (r - 1) > 0 for a, r in zip(c.get("whitened", c["advantage"]), c["ratio"]))
+    which = "whitened" if cfg.whiten_advantages else "advantage"
+    obeyed = [a * (r - 1) > 0 for a, r in zip(c[which], c["ratio"]) if round(r, 3) != 1]  # a token that was certain has no gradient
     return {
         "KL": f"{kl:.3f} in sum. Below 0 where the reference finds a token likelier than the policy does: only the mean over many answers is the KL.",
         "reward": f"score {score:.3f} - beta {beta:g} x KL {kl:.3f} = {score - beta * kl:.3f}; the column sums to {sum(c['reward']):.3f}. The score judges the whole answer, so "
@@ -572,8 +574,8 @@ def sums(c, score, beta, mean, std, cfg):
         "return": f"first token: advantage {advantage:.3f} + value {value:.3f} = {advantage + value:.3f}. What the critic learns to expect here.",
         "whitened": f"first token: ({advantage:.3f} - mean {mean:.3f}) / standard deviation {std:.3f} = {(advantage - mean) / std:.3f}, both over all tokens of the batch. Only the "
                     "policy's loss uses it." if cfg.whiten_advantages else "no such column: the loss takes the advantages as they are (--whiten_advantages false).",
-        "ratio": f"first token: exp(new log p {c['new log p'][0]:.3f} - log p {c['log p'][0]:.3f}) = {c['ratio'][0]:.3f}. Above 1 a token has become likelier: {obeyed} of "
-                 f"{len(c['ratio'])} moved as the sign of their advantage asks; the other answers of the batch pull at the same weights.",
+        "ratio": f"first token: exp(new log p {c['new log p'][0]:.3f} - log p {c['log p'][0]:.3f}) = {c['ratio'][0]:.3f}. Above 1 a token has become likelier. Of the "
+                 f"{len(obeyed)} whose ratio is not 1.000, {sum(obeyed)} moved as the sign in the column {which} asks; the other answers of the batch pull at the same weights.",
     }
 
 
@@ -624,9 +626,10 @@ def explain(stage, cfg, enc, policy, critic, reference, reward, optimizer, promp
     words = {"score": score_in_words(reward, seen, asked, cfg),
              **sums(c, seen["scores"][0].item(), beta, advantages.mean().item(), advantages.std(correction=0).item() or 1e-4, cfg),
              "branch": f"in the first optimizer step every ratio is 1, and nothing is clipped; in the mean of all of them ({len(updates)}) the clip stopped "
-                       f"{sum(u['clip_fraction'] for u in updates) / len(updates):.1%} of the tokens. The column is what one more pass over the same answers would meet: clipped are {sum(c['branch']):.0f} "
-                       f"of these {len(c['KL'])} tokens, {again:.1%} of the batch's. Their ratio is above {1 + cfg.clip:g} with an advantage above 0, or below {1 - cfg.clip:g} with one "
-                       "below 0: enough has been learned from them, their gradient is 0." if cfg.clip else "plain everywhere: --clip 0 turns the clip off."}
+                       f"{sum(u['clip_fraction'] for u in updates) / len(updates):.1%} of the tokens. The column is what one more pass over the same answers would "
+                       f"meet: of these {len(c['KL'])} tokens {sum(c['branch']):.0f} clipped, of the batch's {again:.1%}. Their ratio is above {1 + cfg.clip:g} where the column "
+                       f"{'whitened' if cfg.whiten_advantages else 'advantage'} is above 0, or below {1 - cfg.clip:g} where that is below 0: enough has been learned "
+                       "from them, their gradient is 0." if cfg.clip else "plain everywhere: --clip 0 turns the clip off."}
     tokens = ["EOS" if i == enc.eot_token else repr(enc.decode_single_token_bytes(i))[2:-1] for i in batch["responses"][0, : len(c["KL"])].tolist()]
     print(f"\n{stage.file('pt')} after step {stage.start}, and one more step in memory: {len(asked)} answers, {len(updates)} optimizer steps at the peak learning rate {lr:g}. "
           f"The checkpoint stays as it is.\n\nprompt: {cfg.prompt}\nanswer: {seen['texts'][0]}\n", *token_lines(tokens, c, sys.stdout.isatty() and not os.environ.get("NO_COLOR")),

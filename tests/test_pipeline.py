@@ -910,7 +910,7 @@ def test_a_step_is_explained_token_by_token(copy, call, monkeypatch):
     assert list(c["whitened"]) == [pytest.approx((a - mean) / std, abs=0.01 / std) for a in c["advantage"]]
     assert list(c["ratio"]) == [pytest.approx(math.exp(new - old), rel=0.002, abs=0.001) for new, old in zip(c["new log p"], c["log p"])] and set(c["ratio"]) != {1.0}
     clipped = [(r > 1.2 and a > 0) or (r < 0.8 and a < 0) for r, a in zip(c["ratio"], c["whitened"])]
-    assert c["branch"] == ["clipped" if x else "plain" for x in clipped] and f"clipped are {sum(clipped)} of these {n} tokens" in said
+    assert c["branch"] == ["clipped" if x else "plain" for x in clipped] and f"of these {n} tokens {sum(clipped)} clipped" in said
     (asked,), training = prompts, {p["prompt"] for p in data.load_prompts(run / "data") if p["split"] == "train"}
     assert asked[0] == "A dog is" and len(asked) == 16 and set(asked[1:]) <= training
     assert earned == -1 if "cut off before its EOS: -1" in said else f"= {earned:.3f}, both over answers of the SFT model" in said

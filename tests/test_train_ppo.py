@@ -596,7 +596,7 @@ def test_the_sums_are_those_of_the_columns():
     assert said["reward"].startswith("score 1.000 - beta 0 x KL 0.100 = 1.000; the column sums to 1.000.")
     assert "delta = reward 0.000 + gamma 1 x next value 0.400 - value 0.200 = 0.200; delta + gamma lambda 0.95 x next advantage 0.580 = 0.751." in said["advantage"]
     assert "advantage 0.751 + value 0.200 = 0.951." in said["return"] and "(0.751 - mean 0.500) / standard deviation 0.250 = 1.004" in said["whitened"]
-    assert "exp(new log p -0.500 - log p -1.000) = 1.649." in said["ratio"] and "1 of 3 moved as the sign" in said["ratio"]
+    assert "exp(new log p -0.500 - log p -1.000) = 1.649." in said["ratio"] and "Of the 2 whose ratio is not 1.000, 1 moved as the sign in the column whitened" in said["ratio"]
     cfg.whiten_advantages, cfg.gamma = False, 0.9
     said = sums({name: x[-1:] for name, x in second.items()}, -2.0, 0.5, 0.5, 0.25, cfg)
     assert "score -2.000 - beta 0.5 x KL -1.000 = -1.500; the column sums to 0.000." in said["reward"], "a wrong column would be seen"
@@ -612,7 +612,7 @@ def test_colors_change_no_figure():
     assert plain[0].split() == "token log p reference KL reward value return advantage new log p ratio branch".split() and {len(line) for line in plain} == {len(plain[0])}
     assert [float(x) for x in plain[2].split()[1:-1]] == pytest.approx([columns[name][0] for name in list(columns)[:-1]], abs=5e-4)
     green, red, yellow = (f"\033[{code}m" for code in (32, 31, 33))
-    assert colored[2].count(green) == 3 and colored[2].count(red) == 1 and f"{yellow}   clipped" in colored[2], "KL, advantage and ratio; reward 0; the branch"
+    assert colored[2].count(green) == 3 and colored[2].count(red) == 0 and f"{yellow}   clipped" in colored[2], "KL, advantage and ratio; reward 0 has no color; the branch"
     assert f"{red}     0.607" in colored[4] and f"{red}    -0.500" in colored[3], "a ratio below 1, a KL below 0"
 
 
