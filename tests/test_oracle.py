@@ -1,6 +1,6 @@
 """PPO against the exact answer. Where all answers can be written down, the best policy under "score - beta KL" is known:
-pi*(answer) = reference(answer) exp(score(answer) / beta) / Z. Here the sampler, the rewards, the advantages and the losses
-of this project, in a PPO loop of 200 iterations, must find it.
+pi*(answer) = reference(answer) exp(score(answer) / beta) / Z. Here 200 iterations of this project's
+PPO, its `rollout` and its `update`, must find it.
 
 Four words and EOS, at most three tokens: 1 + 4 + 4 * 4 * 5 = 85 answers. Policy and critic are tables: one row of logits,
 and one value, for each beginning of an answer."""
@@ -10,14 +10,15 @@ import pytest
 import torch
 import torch.nn as nn
 
-from model import GPT, GPTConfig, generate, join, response_hidden, token_logprobs
-from train_ppo import gae, kl_shaped_rewards, ppo_loss, response_values, whiten
+from model import GPT, GPTConfig
+from train_ppo import rollout, update
 
 WORDS, EOS, PAD, T, PROMPT = 4, 4, 5, 3, 0
 BEGINNINGS = [()] + [(i,) for i in range(WORDS)] + [(i, j) for i in range(WORDS) for j in range(WORDS)]
 OVER = len(BEGINNINGS)  # the row of the table for everything behind an answer's end
 NUMBER = {beginning: i for i, beginning in enumerate(BEGINNINGS)}
 NEXT = torch.tensor([[NUMBER.get(b + (w,), OVER) for w in range(WORDS)] + [OVER, OVER] for b in BEGINNINGS] + [[OVER] * 6])
+ENC = SimpleNamespace(n_vocab=WORDS + 4, eot_token=EOS, encode_single_token={"<|pad|>": PAD, "<|assistant|>": PROMPT}.get, decode=str)
 ANSWERS = [b + (EOS,) for b in BEGINNINGS] + [b + (w,) for b in BEGINNINGS if len(b) == T - 1 for w in range(WORDS)]
 
 
@@ -49,6 +50,19 @@ def answer_logprobs(table, temperature):
     return torch.stack([sum(logp[NUMBER[answer[:t]], answer[t]] for t in range(len(answer))) for answer in ANSWERS])
 
 
+class Scores:
+    """In place of a reward model: a table, one score for each answer."""
+
+    def __init__(self, score_of):
+        self.score_of = score_of
+
+    def raw(self, tokens, lengths, prompts, texts):
+        return [torch.tensor([self.score_of[tuple(row[1:n])] for row, n in zip(tokens.tolist(), lengths.tolist())])]
+
+    def combine(self, scores, prompts, batch):
+        return scores[0]
+
+
 def ppo_finds(seed, temperature=0.8, beta=0.75, iterations=200, B=512):
     """Run PPO on a random reference and random scores. Returns KL(pi, pi*), in nats, and KL(reference, pi*)."""
     torch.manual_seed(seed)
@@ -56,29 +70,13 @@ def ppo_finds(seed, temperature=0.8, beta=0.75, iterations=200, B=512):
     logits[:, PAD] = -1e9
     score_of = dict(zip(ANSWERS, torch.randn(len(ANSWERS)).tolist()))
     reference, policy, critic = table_model(logits), table_model(logits), table_model(torch.randn(OVER + 1, 1))
-    cfg = SimpleNamespace(temperature=temperature, clip=0.2, value_clip=0, value_coef=1.0)
+    cfg = SimpleNamespace(max_new_tokens=T, temperature=temperature, whitening="frozen", eos_penalty=0, gamma=1.0, lam=0.95, whiten_advantages=True, ppo_epochs=2,
+                          minibatch_size=B // 2, micro_batch_size=B // 2, clip=0.2, value_clip=0, value_coef=1.0, clip_grad=0, ptx_coef=0)
     optimizer = torch.optim.Adam([policy.table, critic.table], lr=0.1, eps=1e-5)
-    prompts, prompt_lengths = torch.full((B, 1), PROMPT), torch.ones(B, dtype=torch.long)
     for step in range(iterations):
         optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / iterations)
-        with torch.no_grad():
-            responses, mask, old_logprobs = generate(policy, prompts, prompt_lengths, T, temperature, EOS, PAD)
-            tokens, _ = join(prompts, prompt_lengths, responses, mask, PAD)
-            R = responses.shape[1]
-            scores = torch.tensor([score_of[tuple(r[: int(n)])] for r, n in zip(responses.tolist(), mask.sum(1))])
-            ref_logits = reference.lm_head(response_hidden(reference, tokens, prompt_lengths, R))
-            ref_logprobs = token_logprobs(ref_logits, responses, temperature)
-            rewards = kl_shaped_rewards(scores, old_logprobs, ref_logprobs, mask, beta)
-            old_values = response_values(critic, tokens, prompt_lengths, R)
-            advantages, returns = gae(rewards, old_values, mask, 1.0, 0.95)
-            batch = dict(tokens=tokens, prompt_lengths=prompt_lengths, responses=responses, mask=mask, old_logprobs=old_logprobs,
-                         advantages=whiten(advantages, mask), old_values=old_values, returns=returns)
-        for _ in range(2):
-            for mb in torch.randperm(B).split(B // 2):
-                loss, _ = ppo_loss(policy, critic, {name: x[mb] for name, x in batch.items()}, mask[mb].sum(), cfg)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+        batch, _ = rollout(policy, critic, reference, Scores(score_of), ENC, [[]] * B, cfg, beta)  # a prompt without a message: one token
+        update(policy, critic, optimizer, batch, cfg)
     with torch.no_grad():
         found, start = answer_logprobs(policy.table, temperature), answer_logprobs(reference.table, temperature)
     best = torch.log_softmax(start + torch.tensor([score_of[a] for a in ANSWERS]) / beta, 0)
