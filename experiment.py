@@ -32,7 +32,7 @@ from model import GPT, GPTConfig
 SCRIPTS = {
     "pretrain": "train_pretrain.py",
     "sft": "train_sft.py",
-    "judge": "train_sft.py --reviews 90000 --block_size 256 --epochs 1 --batch_size 48 --lr 1.5e-3 --name judge",
+    "judge": "train_sft.py --reviews 90000 --block_size 256 --epochs 1 --batch_size 48 --lr 1.5e-3 --eval_every 400 --name judge",
     "rm": "train_rm.py",
     "rm_helpful": "train_rm.py --aspect helpful --rankings_per_prompt 8",
     "rm_safety": "train_rm.py --aspect safety --rankings_per_prompt 5",

@@ -1,7 +1,7 @@
 """Step 1, supervised fine-tuning: learn to answer from (prompt, answer) pairs, the loss on the answer only.
 
     python train_sft.py --config tiny
-    python train_sft.py --config tiny --reviews 90000 --block_size 256 --epochs 1 --batch_size 48 --lr 1.5e-3 --name judge          on reviews of answers: an AI judge for train_rm.py --labeler ai
+    python train_sft.py --config tiny --reviews 90000 --block_size 256 --epochs 1 --batch_size 48 --lr 1.5e-3 --eval_every 400 --name judge          on reviews of answers: an AI judge for train_rm.py --labeler ai
 
 Reads sft.jsonl of the run's data and pretrain.pt, writes sft.pt. (Every token is predicted from the
 demonstration's own earlier tokens, "teacher forcing"; nothing is generated while training.)

@@ -1,0 +1,503 @@
+"""Assignments that grade themselves: this repository without the bodies of its central functions, and points for whoever writes them.
+
+    python tests/assignment.py OUT                   writes the student's repository into the new folder OUT, with a HANDOUT.md
+    python tests/assignment.py OUT --grade           grades it: points for each problem; --json for machines
+    python tests/assignment.py --prove               shows that the tests can be passed, and neither by nothing nor by a sham
+
+Problems, tests and points are in the table below; functions, docstrings and solutions are read off the sources when this runs.
+A student is graded with our tests and, in everything but the problem in question, our solutions. Each problem runs in a process of
+its own, on a copy in a temporary folder, and may neither read this repository nor write outside the copy. That stops accidents and
+simple tricks, not an attacker: strangers' code belongs on a machine that you can lose.
+"""
+import argparse
+import ast
+import copy
+import fnmatch
+import functools
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ("tests/assignment.py", "tests/test_assignment.py", "tests/mutants.py", "tests/test_mutants.py", ".ci/*")  # not for students
+
+
+class Problem(NamedTuple):
+    title: str
+    points: int
+    functions: dict  # file: names of the functions to write
+    tests: dict  # room: names of its tests that grade the problem, {"data": "a b"} for test_a and test_b of tests/test_data.py
+    task: str
+    needs: tuple = ()  # numbers of the problems without which its tests cannot pass
+
+    def nodes(self):
+        """The tests as pytest calls them."""
+        return [f"tests/test_{room}.py::test_{name}" for room, names in self.tests.items() for name in names.split()]
+
+
+PROBLEMS = [
+    Problem("The language-model loss", 5, {"train_pretrain.py": "lm_loss"},
+            {"train_pretrain": "loss_is_the_mean_of_minus_log_p the_loss_falls_as_the_target_becomes_likelier held_out_loss_of_a_text_shorter_than_the_window"},
+            "Minus the logarithm of the probability that the model gives to the token that really comes next, in the mean over all positions of all rows. "
+            "The targets are shifted already."),
+    Problem("The mask of supervised fine-tuning", 8, {"data.py": "sft_batch", "train_sft.py": "sft_loss"},
+            {"train_sft": "targets_are_the_next_tokens_and_the_mask_is_on_the_answer loss_by_hand descending_the_loss_makes_the_answer_likelier "
+                          "batched_loss_equals_the_answers_one_token_at_a_time every_answer_token_and_no_other_is_supervised the_model_learns_to_end",
+             "data": "mask_of_demonstrations_covers_the_answer_and_its_eos"},
+            "Lay prompt and answer end to end, shift by one, and mark which targets belong to the answer, its EOS included. Then the loss: as in problem 1, but only over "
+            "the marked targets, divided by their number."),
+    Problem("Sampling", 12, {"model.py": "generate"},
+            {"model": "cached_greedy_equals_the_naive_sampler_for_ragged_prompts returned_logprobs_are_those_of_the_distribution_that_was_sampled "
+                      "eos_is_in_the_mask_and_nothing_behind_it an_answer_that_never_ends_has_a_full_mask temperature_divides_the_logits "
+                      "rows_and_steps_do_not_share_one_random_number the_same_seed_gives_the_same_answers"},
+            "Token by token: the logits behind a row's last real token, divided by the temperature, give a distribution; draw from it (at temperature 0 take the likeliest), "
+            "remember its log-probability, append it at the row's own length, and stop a row at its EOS. Without a cache, by a full forward for each token, is right, too; "
+            "`GPT.hidden` takes caches for those who want speed."),
+    Problem("The Bradley-Terry loss", 6, {"train_rm.py": "bradley_terry_loss"},
+            {"train_rm": "loss_by_hand the_gradient_is_sigmoid_minus_1 large_differences_stay_finite a_margin_asks_for_a_larger_difference soft_labels_are_a_cross_entropy"},
+            "The better answer wins with the probability sigmoid(score of the better - score of the worse - margin). The loss is minus the logarithm of that, or, with soft "
+            "labels, the cross-entropy with the given probability; the mean over the pairs. It must stay finite for scores that are far apart."),
+    Problem("Elo scores", 6, {"preferences.py": "elo_scores"},
+            {"preferences": "elo_by_hand elo_takes_from_one_what_it_gives_to_the_other one_pass_depends_on_the_order_of_the_games_and_many_passes_have_no_end"},
+            "Every pair of a ranking is a game, a tie is one, too (`ranking_to_pairs` lists them). The winner gets the K-factor times how much better the result was than "
+            "expected, the loser gives as much; then comes the next game."),
+    Problem("Rewards with the price of the KL", 8, {"train_ppo.py": "kl_shaped_rewards"},
+            {"train_ppo": "rewards_of_the_worked_example kl_costs_when_the_policy_is_more_certain_than_the_reference score_lands_on_the_last_real_token_of_each_row "
+                          "rewards_are_zero_on_padding_whatever_the_logprobs_there rewards_of_a_row_sum_to_score_minus_beta_kl"},
+            "Each token pays beta times the log-ratio of policy and reference; the last real token also earns the score. Leave the arguments as they are."),
+    Problem("Advantages", 10, {"train_ppo.py": "gae"},
+            {"train_ppo": "gae_of_the_worked_example with_lambda_1_returns_are_the_rewards_to_go with_lambda_0_an_advantage_is_one_step_of_surprise "
+                          "gae_is_the_double_sum_of_the_paper gae_does_not_bootstrap_past_the_end"},
+            "From the last token to the first: the surprise is the reward plus gamma times the next value minus this value; the advantage is the surprise plus gamma lambda "
+            "times the next advantage. Behind the last real token both are 0, whatever stands in the padding."),
+    Problem("Whitening", 5, {"train_ppo.py": "whiten"},
+            {"train_ppo": "whitening_by_hand whitening_removes_the_mean_and_keeps_it_only_when_asked"},
+            "Subtract the mean and divide by the standard deviation, both taken over real tokens only (`masked_mean` is there)."),
+    Problem("The clipped objective", 10, {"train_ppo.py": "ppo_policy_loss"},
+            {"train_ppo": "clipped_objective_of_the_worked_table a_good_token_becomes_likelier clip_0_means_no_clipping policy_loss_is_a_mean_over_real_tokens_only "
+                          "micro_batches_divide_by_the_tokens_of_the_whole clip_fraction_and_approx_kl_by_hand"},
+            "The ratio is the new probability of a token over the old one. The objective is the smaller of ratio times advantage and clipped ratio times advantage, in the mean "
+            "over real tokens; a loss is descended, so its sign is turned."),
+    Problem("The value loss", 6, {"train_ppo.py": "value_loss"},
+            {"train_ppo": "value_loss_takes_the_larger_error value_loss_inside_the_clip_and_without_it_is_half_the_squared_error "
+                          "value_loss_sees_only_real_tokens_and_adds_up_over_micro_batches"},
+            "Half the squared distance of values and returns; a value that has moved further than the clip from the old one is moved back to the border, and of the two "
+            "errors the larger one counts."),
+    Problem("Rejection sampling", 6, {"rejection_sampling.py": "best_of subset_weights best_of_n"},
+            {"rejection_sampling": "the_best_answer_is_chosen_for_each_prompt weights_of_ranks best_of_n_is_the_mean_over_all_choices_of_n"},
+            "The answer that is kept of K. Then what it is worth to choose among n: count in how many choices of n answers the one of each rank is the best, and weigh the "
+            "answers, ordered by reward, with that."),
+    Problem("The PPO loop", 18, {"train_ppo.py": "ppo_loss rollout update"},
+            {"train_ppo": "the_first_ratio_is_1_at_any_temperature the_ratio_compares_with_the_policy_that_sampled "
+                          "values_of_a_shared_trunk_are_weighted_and_a_critic_of_its_own_is_not gradients_of_micro_batches_add_up_to_those_of_the_minibatch "
+                          "only_the_advantages_are_whitened the_parts_of_a_minibatch_divide_by_its_tokens an_answer_that_was_cut_off_has_the_penalty_as_its_score "
+                          "every_minibatch_begins_without_gradients the_reference_stays_where_it_was",
+             "oracle": "ppo_finds_the_best_policy_there_is"},
+            "`rollout`: 1. sample an answer to each prompt; 2. score the answers, one without an EOS gets minus `cfg.eos_penalty` where that is not 0; 3. subtract the price of the KL; "
+            "4. advantages, whitened if `cfg.whiten_advantages` says so (the returns are not). `update`: 5. `cfg.ppo_epochs` passes in a random order over minibatches of "
+            "`cfg.minibatch_size` answers, each in parts of `cfg.micro_batch_size` whose gradients are added up before one optimizer step, gradients clipped to "
+            "`cfg.clip_grad` (0: not) for each model by itself, plus `cfg.ptx_coef` times the loss on pretraining text where that is not 0; each step's dict holds the summed "
+            "diagnostics of `ppo_loss` and the policy's `grad_norm`. `ppo_loss`: the two losses of a part. Use your functions from above and `response_logits`, "
+            "`response_values`, `join`, `token_logprobs`, `Reward.raw` and `Reward.combine`. The last test lets your loop find an optimum that is known exactly.",
+            needs=(1, 3, 6, 7, 8, 9, 10)),
+]
+
+
+class Mistake(Exception):
+    """What whoever typed the command can mend; one sentence."""
+
+
+# ------------------------------------------------------------------------------------------------
+# Sources with and without solutions
+# ------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def source(file):
+    """Text of one of our files. Raises Mistake where it is gone."""
+    if not (ROOT / file).is_file():
+        raise Mistake(f"the table of problems in tests/assignment.py names {file}, which does not exist")
+    return (ROOT / file).read_bytes().decode("utf-8")
+
+
+def functions_of(text):
+    """The functions of a module: {name: node}."""
+    return {node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
+
+
+def check():
+    """Raises Mistake where the table of problems names a function or a test that is not there."""
+    for number, problem in enumerate(PROBLEMS, 1):
+        for file, names in problem.functions.items():
+            for name in names.split():
+                node = functions_of(source(file)).get(name)
+                if not node or not ast.get_docstring(node) or len(node.body) < 2:
+                    raise Mistake(f"problem {number} of tests/assignment.py: {file} has no function {name} with a docstring and a body")
+        for file, test in (node.split("::") for node in problem.nodes()):
+            if test not in functions_of(source(file)):
+                raise Mistake(f"problem {number} of tests/assignment.py: {file} has no {test}")
+
+
+def put(text, pieces):
+    """Text with some lines replaced. pieces: {(first, last): new lines}, counted from 1, both included."""
+    lines = text.split("\n")
+    for (first, last), new in sorted(pieces.items(), reverse=True):
+        lines[first - 1 : last] = new.split("\n")
+    return "\n".join(lines)
+
+
+def span(node):
+    """First and last line of a function, decorators included."""
+    return min([node.lineno, *(d.lineno for d in node.decorator_list)]), node.end_lineno
+
+
+def problems_of(file):
+    """Which problem each function belongs to: {name: number}."""
+    return {name: number for number, problem in enumerate(PROBLEMS, 1) for name in problem.functions.get(file, "").split()}
+
+
+def blanked(file, solved=()):
+    """Our file as the student gets it, except that the problems of these numbers are solved."""
+    text, pieces = source(file), {}
+    nodes = functions_of(text)
+    for name, number in problems_of(file).items():
+        if number not in solved:
+            pieces[nodes[name].body[0].end_lineno + 1, nodes[name].end_lineno] = f'    raise NotImplementedError("problem {number}: {PROBLEMS[number - 1].title}")'
+    return put(text, pieces)
+
+
+def alone(file, text, number):
+    """A student's file in which only their own solution of one problem counts: the other problems are solved by us. Raises SyntaxError."""
+    ours, theirs, pieces, missing = source(file), functions_of(text), {}, ""
+    for name, other in problems_of(file).items():
+        if other != number:
+            first, last = span(functions_of(ours)[name])
+            solution = "\n".join(ours.split("\n")[first - 1 : last])
+            if name in theirs:
+                pieces[span(theirs[name])] = solution
+            else:
+                missing += f"\n\n{solution}\n"
+    return put(text, pieces) + missing
+
+
+FILES = sorted({file for problem in PROBLEMS for file in problem.functions})
+
+
+@functools.cache
+def repository():
+    """The files of this repository, relative to it: those that git tracks or, where there is no .git, would track."""
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True).stdout.split("\0")
+        return sorted(name for name in listed if name and (ROOT / name).is_file())
+    ignored, found = [".git", *(line.strip().rstrip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").split("\n") if line.strip())], []
+
+    def keep(names):
+        return [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)]
+
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = keep(folders)
+        found += [Path(folder, name).relative_to(ROOT).as_posix() for name in keep(files)]
+    return sorted(found)
+
+
+def write_to(folder, names, changed):
+    """Copy files of this repository into a folder, with other texts for some: {file: text}."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(changed[name].encode("utf-8") if name in changed else (ROOT / name).read_bytes())
+
+
+# ------------------------------------------------------------------------------------------------
+# The student's repository
+# ------------------------------------------------------------------------------------------------
+
+
+def handout():
+    """The text of HANDOUT.md."""
+    parts = [f"""# Assignment: RLHF from scratch
+
+{len(PROBLEMS)} problems, {sum(p.points for p in PROBLEMS)} points. This folder is a complete RLHF program in which the functions below only say `raise NotImplementedError`. You write them. The
+docstring of a function is its specification: what it gets, what it returns, and an example where one helps; signatures and docstrings stay as they
+are. `README.md` explains the whole and says how to install what it needs.
+
+**How to work.** In the order below. Each problem has a command that runs the tests which grade it; it takes seconds. A problem with prerequisites can be
+tested only when those are solved. When all are solved, `python -m pytest` and `python train_ppo.py --config tiny` work, and you have trained a model
+with your own code.
+
+**How to hand in.** This whole folder. Only {", ".join(f"`{file}`" for file in FILES)} are read. You may add imports and functions of your own to these; changes in other files,
+tests included, count for nothing.
+
+**How it is graded.** By the tests named here, as they were when you got them. Each problem is graded by itself, together with correct solutions of the
+others, so that a mistake costs its points once. A problem is worth its points times the share of its tests that pass; one that crashes or never ends
+costs only its own. A file that Python cannot read costs all problems in it.
+
+| problem | points | where |
+|---|---|---|
+""" + "\n".join(f"| {n}. {p.title} | {p.points} | " + ", ".join(f"`{file}`" for file in p.functions) + " |" for n, p in enumerate(PROBLEMS, 1))]
+    for number, p in enumerate(PROBLEMS, 1):
+        deliverable = "; ".join(f"`{file}`: " + ", ".join(f"`{name}`" for name in names.split()) for file, names in p.functions.items())
+        needs = ", ".join(f"{n} ({PROBLEMS[n - 1].title})" for n in p.needs) or "none"
+        parts.append(f"""## {number}. {p.title} ({p.points} points)
+
+{p.task}
+
+- Deliverable: {deliverable}
+- Prerequisites: {needs}
+- Test ({len(p.nodes())} of equal weight):
+
+```
+python -m pytest {" ".join(p.nodes())}
+```""")
+    return "\n\n".join(parts) + "\n"
+
+
+def write(out):
+    """Write the student's repository into the new folder `out`."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Mistake(f"{out} exists already: name a new folder for the student's repository, or give --grade to grade this one")
+    if ROOT in [out.resolve(), *out.resolve().parents]:
+        raise Mistake(f"{out} is inside this repository: name a folder outside, where the solutions are not next to it")
+    write_to(out, [name for name in repository() if not any(fnmatch.fnmatch(name, ours) for ours in OURS)], {file: blanked(file) for file in FILES})
+    (out / "HANDOUT.md").write_text(handout(), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------
+# Tests in a process of their own
+# ------------------------------------------------------------------------------------------------
+
+
+def guard(folder):
+    """A hook for sys.addaudithook that refuses what graded code has no business with: reading our repository (an environment of Python's inside
+    it excepted), writing outside `folder`, starting processes."""
+    ours, python, null = str(ROOT) + os.sep, os.path.realpath(sys.prefix) + os.sep, os.path.realpath(os.devnull)
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    changing = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.utime")
+    starting = ("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.startfile", "os.kill")
+
+    def hook(event, args):
+        if event in starting:
+            raise PermissionError("graded code may not start or end processes")
+        if event != "open" and event not in changing:
+            return
+        for path in args[: 2 if event in ("os.rename", "os.link", "os.symlink") else 1]:
+            if isinstance(path, (str, bytes, os.PathLike)):
+                path = os.path.realpath(os.fsdecode(path))
+                changes = event != "open" or bool((args[2] or 0) & writing)
+                if path.startswith(ours) and not path.startswith(python) or changes and not (path + os.sep).startswith(folder + os.sep) and path != null:
+                    raise PermissionError(f"graded code may not touch {path}")
+
+    return hook
+
+
+def examine(folder, nodes, said):
+    """Run tests of the copy in `folder`. In a process of its own, which is good for nothing else afterwards; every test that ends is told to the
+    connection `said`: (node, None where it passed or else why not)."""
+    import pytest
+    import torch  # noqa: F401  (before the guard stands: importing may start processes)
+
+    class Ears:
+        def pytest_runtest_logreport(self, report):
+            if report.failed or report.when == "call":
+                crash = getattr(report.longrepr, "reprcrash", None)
+                said.send((report.nodeid.split("[")[0], None if report.passed else crash.message.split("\n")[0] if crash else report.outcome))
+
+        def pytest_collectreport(self, report):
+            if report.failed:
+                lines = [line[1:].strip() for line in report.longreprtext.split("\n") if line.startswith("E")]
+                said.send((report.nodeid, lines[-1] if lines else "cannot be imported"))
+
+    os.chdir(folder)
+    os.environ.update(TMPDIR=folder, MPLCONFIGDIR=folder, MPLBACKEND="Agg", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    tempfile.tempdir, sys.dont_write_bytecode = folder, True
+    sys.path = [path for path in sys.path if Path(path).resolve() not in (ROOT, ROOT / "tests")]
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    sys.addaudithook(guard(folder))
+    pytest.main(["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", f"--rootdir={folder}", f"--basetemp={folder}/tmp", *nodes], plugins=[Ears()])
+
+
+@functools.cache
+def processes():
+    """How processes start. Importing torch takes longer than most tests: where the system can, they start with it imported."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["pytest", "tiktoken", "torch", "torch._dynamo", "matplotlib.pyplot"])
+    return context
+
+
+def run(nodes, changed, limit):
+    """Run tests of ours on our files, some of them changed ({file: text}), within `limit` seconds. Returns {node: None where it passed, else why not}."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = os.path.realpath(folder)
+        write_to(Path(folder), [name for name in repository() if name.endswith(".py") and name not in OURS], changed)
+        ears, mouth = processes().Pipe(duplex=False)
+        process = processes().Process(target=examine, args=(folder, nodes, mouth))
+        process.start()
+        mouth.close()
+        result, broken, end, why = {}, {}, time.monotonic() + limit, f"not done after {limit:g} s"
+        try:
+            while ears.poll(max(0.0, end - time.monotonic())):
+                node, said = ears.recv()
+                (result if "::" in node else broken)[node] = result.get(node) or said  # of a test with several cases the first failure
+        except (EOFError, OSError):
+            process.join(5)
+            why = f"the process ended before this test did (exit code {process.exitcode})"
+        process.kill()
+        process.join()
+    return {node: result.get(node, broken.get(node.split("::")[0], why)) for node in nodes}
+
+
+# ------------------------------------------------------------------------------------------------
+# Grading
+# ------------------------------------------------------------------------------------------------
+
+
+def grade_one(number, texts, limit):
+    """Grade one problem. texts: the student's files {file: text, or None where it is missing}. Returns a row of the result."""
+    problem = PROBLEMS[number - 1]
+    try:
+        for file in problem.functions:
+            if texts[file] is None:
+                raise ValueError("the file is missing")
+        said = run(problem.nodes(), {file: alone(file, texts[file], number) for file in problem.functions}, limit)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        said = dict.fromkeys(problem.nodes(), f"{file}: {error}" if isinstance(error, ValueError) else f"{file} is not Python ({error})")
+    share = sum(why is None for why in said.values()) / len(said)
+    return {"problem": number, "title": problem.title, "points": round(problem.points * share, 2), "of": problem.points, "tests": said}
+
+
+def read_student(out):
+    """The student's files: {file: text, or None where there is none that can be read}. Raises Mistake where `out` is no student's repository."""
+    if not any((out / file).is_file() for file in FILES):
+        raise Mistake(f"{out}: none of {', '.join(FILES)} is there; expected a folder that tests/assignment.py has written")
+    return {file: (out / file).read_bytes().decode("utf-8-sig", "replace") if (out / file).is_file() and not (out / file).is_symlink() else None for file in FILES}
+
+
+def grade(out, limit, as_json=False):
+    """Grade the student's repository and print the result, or print it as JSON. Returns the points."""
+    texts, rows = read_student(out), []
+    for number in range(1, len(PROBLEMS) + 1):
+        row = grade_one(number, texts, limit)
+        rows.append(row)
+        failed = {node.split("::")[1]: why for node, why in row["tests"].items() if why is not None}
+        if not as_json:
+            print(f"{number:>2}. {row['title']:<36}{row['points']:>6g} of {row['of']:>2}   {len(row['tests']) - len(failed)} of {len(row['tests'])} tests"
+                  + "".join(f"; {name}: {''.join(filter(str.isprintable, why))[:100]}" for name, why in list(failed.items())[:1]), flush=True)
+    points, of = round(sum(row["points"] for row in rows), 1), sum(row["of"] for row in rows)
+    print(json.dumps({"points": points, "of": of, "problems": rows}, indent=1) if as_json else f"{'total':<40}{points:>6g} of {of}")
+    return points
+
+
+# ------------------------------------------------------------------------------------------------
+# Proof
+# ------------------------------------------------------------------------------------------------
+SHAMS = {"zeros": 0, "ones": 1, "its first argument": None}
+
+
+def sham(function, kind):
+    """What returns zeros or ones of the right kind and shape, or its first argument in each place, and does nothing else."""
+    import torch
+
+    def like(x, value):
+        if isinstance(x, torch.Tensor):
+            return torch.full_like(x, value)
+        if isinstance(x, dict):
+            return {key: like(y, value) for key, y in x.items()}
+        return type(x)(like(y, value) for y in x) if isinstance(x, (list, tuple)) else type(x)(value) if isinstance(x, (int, float)) else x
+
+    def wrong(*args, **named):
+        memo = {}  # a model and its optimizer are copied together
+        right = function(*(copy.deepcopy(a, memo) if isinstance(a, (torch.nn.Module, torch.optim.Optimizer)) else a for a in args), **named)
+        if SHAMS[kind] is None:
+            return (args[0],) * len(right) if isinstance(right, tuple) else args[0]
+        return like(right, SHAMS[kind])
+
+    return wrong
+
+
+def with_shams(numbers, kind):
+    """Our files {file: text}, all problems solved but these, whose functions are shams."""
+    return {file: source(file) + f"\n\nfrom {__name__} import sham\n" + "".join(f"{name} = sham({name}, {kind!r})\n" for name, n in problems_of(file).items() if n in numbers)
+            for file in FILES}
+
+
+def prove(limit):
+    """Print what the tests of the problems are worth. Returns whether all of it is as it should be."""
+    began, good, numbers = time.time(), True, range(1, len(PROBLEMS) + 1)
+
+    def claim(words, numbers, changed, passes):
+        nonlocal good
+        said = run([node for n in numbers for node in PROBLEMS[n - 1].nodes()], changed, limit)
+        wrong = [f"{node} {'fails: ' + why if why else 'passes'}" for node, why in said.items() if (why is None) != passes]
+        good = good and not wrong
+        print(f"{time.time() - began:5.0f} s  {words}: {'yes' if not wrong else 'NO: ' + '; '.join(wrong)}", flush=True)
+
+    claim("with nothing written all tests fail", numbers, {file: blanked(file) for file in FILES}, False)
+    for number in numbers:
+        needs = PROBLEMS[number - 1].needs
+        claim(f"problem {number}: with its solution{' and those of ' * bool(needs)}{', '.join(map(str, needs))} alone all its tests pass",
+              [number], {file: blanked(file, (number, *needs)) for file in FILES}, True)
+    # What passes with its own solution alone does not depend on the other problems, so that these may be shams at the same time.
+    together = [number for number in numbers if not PROBLEMS[number - 1].needs]
+    for some in (together, *([number] for number in numbers if number not in together)):
+        for kind in SHAMS:
+            claim(f"problem{'s' * (len(some) > 1)} {', '.join(map(str, some))}: with all others solved, bodies that return {kind} pass no test", some, with_shams(some, kind), False)
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        write_to(Path(folder), FILES, {})
+        print("\nthe whole solution, handed in:\n")
+        good = grade(Path(folder), limit) == sum(problem.points for problem in PROBLEMS) == 100 and good
+    print(f"\n{'All of it holds' if good else 'NOT all of it holds'}; {time.time() - began:.0f} s.")
+    return good
+
+
+# ------------------------------------------------------------------------------------------------
+# Command line
+# ------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"assignment.py: {message} (-h shows what can be done)\n")
+
+
+def main(argv=None):
+    """Returns the exit code: 0, or 1 where --prove finds something wrong."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("out", metavar="OUT", type=Path, nargs="?", help="the student's repository")
+    parser.add_argument("--grade", action="store_true", help="grade OUT")
+    parser.add_argument("--json", action="store_true", help="with --grade: the result as JSON, every test of it with the reason why it failed")
+    parser.add_argument("--limit", type=float, default=120.0, metavar="SECONDS", help="time for the tests of a problem (default: 120)")
+    parser.add_argument("--prove", action="store_true", help="show what the tests are worth; takes no OUT")
+    args = parser.parse_args(argv)
+    try:
+        if bool(args.out) == args.prove:
+            raise Mistake("expected OUT, the folder of a student's repository, or --prove")
+        if args.json and not args.grade or args.grade and args.prove:
+            raise Mistake("--grade and --json go with OUT: python tests/assignment.py OUT --grade --json")
+        if not args.limit > 0:
+            raise Mistake(f"--limit {args.limit:g}: expected a number of seconds above 0")
+        check()
+        if args.prove:
+            return 0 if prove(args.limit) else 1
+        if args.grade:
+            grade(args.out, args.limit, args.json)
+        else:
+            write(args.out)
+            print(f"{args.out}: {len(PROBLEMS)} problems, {sum(p.points for p in PROBLEMS)} points; {args.out / 'HANDOUT.md'} is for the student")
+    except Mistake as error:
+        parser.exit(2, f"assignment.py: {error}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
