@@ -282,9 +282,9 @@ class Server:
                 for tokens in listed]
 
     def write(self, texts, max_new_tokens):
-        """How each text goes on, up to the end of the line."""
-        choices = self.ask_all([{"prompt": text, "max_tokens": max_new_tokens, "stop": ["\n"]} for text in texts])
-        return [" ".join(choice["text"].split()) for choice in choices]
+        """How each text goes on: the first line with something in it, for many models begin with an empty one."""
+        choices = self.ask_all([{"prompt": text, "max_tokens": max_new_tokens} for text in texts])
+        return [" ".join(choice["text"].strip().partition("\n")[0].split()) for choice in choices]
 
 
 def expected_rating(probabilities):

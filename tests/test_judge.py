@@ -229,10 +229,11 @@ def test_a_number_may_stand_behind_a_blank_of_its_own(server):
     assert [sent["prompt"] for _, _, sent in server.seen] == ["Which?", "Which? "]
 
 
-def test_a_server_writes_reasons_up_to_the_end_of_the_line(server):
-    server.script = [completion({}, "  it is\n warm ")]
-    assert patient(server).write(["Why?"], 30) == ["it is warm"]
-    assert server.seen[0][2]["stop"] == ["\n"] and server.seen[0][2]["max_tokens"] == 30 and server.seen[0][1] is None
+@pytest.mark.parametrize("text, reasons", [("  it is  warm \n and more", "it is warm"), ("\n\n it is warm\n", "it is warm"), ("\n \n", "")])
+def test_a_server_writes_reasons_up_to_the_end_of_the_first_line_that_has_any(server, text, reasons):
+    server.script = [completion({}, text)]
+    assert patient(server).write(["Why?"], 30) == [reasons]
+    assert "stop" not in server.seen[0][2] and server.seen[0][2]["max_tokens"] == 30 and server.seen[0][1] is None
 
 
 def test_a_whole_label_from_a_server(server):
