@@ -606,7 +606,7 @@ def draw_tokens(path, tokens, columns, clip, caption):
         axis.tick_params(length=0, labeltop=True, labelbottom=False)
         axis.spines[:].set_visible(False)
     figure.suptitle(caption, fontsize=9, x=0.01, ha="left", parse_math=False)
-    figure.savefig(path, dpi=110, facecolor="white")
+    figure.savefig(path, dpi=110, facecolor="white", bbox_inches="tight")
     plt.close(figure)
 
 
