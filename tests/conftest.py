@@ -1,5 +1,9 @@
-"""What the tests share: the path to the sources, small models with large random weights, a small tokenizer."""
+"""What the tests share: the path to the sources, small models with large random weights, a small tokenizer, a server, commands in a process of their own."""
+import contextlib
+import importlib
+import io
 import json
+import os
 import random
 import sys
 import threading
@@ -17,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
 
 import data  # noqa: E402
+import experiment  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 
@@ -104,3 +109,20 @@ def server():
 
 def completion(top, text=" 1"):
     return 200, {"choices": [{"text": text, "logprobs": {"top_logprobs": [top]}}]}, {}
+
+
+def run_lines(folder, script, lines):
+    """For a process of its own: a script's main() in that folder, once for each command line. Returns [(exit code or message, what it printed)]."""
+    os.chdir(folder)
+    experiment.picture, results = lambda path, *rest: path.write_text("no picture"), []
+    for line in lines:
+        sys.argv = [script, *line.split()]
+        data.say_once.cache_clear()
+        with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)) as out, contextlib.redirect_stderr(out):
+            try:
+                experiment.run_main(importlib.import_module(script.removesuffix(".py")).main)
+                code = 0
+            except SystemExit as end:
+                code = end.code
+        results.append((code, out.buffer.getvalue().decode()))
+    return results

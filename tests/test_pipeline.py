@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ import experiment
 import preferences
 import train_ppo
 import train_rm
-from conftest import ROOT, completion
+from conftest import ROOT, completion, run_lines
 from experiment import fingerprint, load_checkpoint, load_model, run_main
 from model import score
 
@@ -92,6 +94,18 @@ def call(monkeypatch, capsys):
         return code, captured.out + captured.err
 
     return run
+
+
+def run_each(folder, script, lines):
+    """A script's main() for each command line, half of them in each of two processes that have a copy of the folder. Yields (exit code or
+    message, what it printed, the copy)."""
+    copies = [folder / f"half{i}" for i in range(2)]
+    for half in copies:
+        shutil.copytree(folder, half, ignore=shutil.ignore_patterns("half*"))
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        done = list(pool.map(run_lines, copies, [script] * 2, (lines[0::2], lines[1::2])))
+    for i in range(len(lines)):
+        yield *done[i % 2][i // 2], copies[i % 2]
 
 
 def weights(path):
@@ -357,13 +371,13 @@ RS_KNOBS = ["--answers_per_prompt 4", "--temperature 0.5", "--max_new_tokens 9",
             "--rounds 2 --start previous --pool last", "--rounds 2 --refresh_reward_model false", "--rounds 2 --refresh_rankings 4"]
 
 
-def test_every_knob_of_rejection_sampling_changes_what_is_learned(copy, call):
+def test_every_knob_of_rejection_sampling_changes_what_is_learned(copy):
     fewer_prompts(copy, 20)
-    seen = {}
-    for i, flags in enumerate(["", *RS_KNOBS]):
-        code, out = call(copy, "rejection_sampling.py", f"{SMALL['rs.2']} --rounds 1 --refresh_rankings 8 --batch_size 10 --lr 0.01 --warmup 0 {flags} --name v{i}")
+    seen, knobs = {}, ["", *RS_KNOBS]
+    lines = [f"{SMALL['rs.2']} --rounds 1 --refresh_rankings 8 --batch_size 10 --lr 0.01 --warmup 0 {flags} --name v{i}" for i, flags in enumerate(knobs)]
+    for i, (flags, (code, out, folder)) in enumerate(zip(knobs, run_each(copy, "rejection_sampling.py", lines))):
         assert code == 0, f"{flags}: {code} {out[-500:]}"
-        last, refreshed = (copy / f"runs/tiny/{name}.pt" for name in (f"v{i}.{2 if 'rounds' in flags else 1}", f"rm.v{i}.1"))
+        last, refreshed = (folder / f"runs/tiny/{name}.pt" for name in (f"v{i}.{2 if 'rounds' in flags else 1}", f"rm.v{i}.1"))
         digest = tuple(load_checkpoint(path)["fingerprint"] for path in (last, refreshed) if path.exists())
         assert digest not in seen, f"{flags!r} makes no difference to {seen[digest]!r}"
         seen[digest] = flags
@@ -638,14 +652,14 @@ RM_KNOBS = ["--aspect helpful", "--aspect safety", "--aspect safety --helpful_sh
             "--dropout 0.3", "--clip_grad 0.01", "--seed 1 --run tiny", "--answers_of ppo", "--start rm", "--start rm --replay 0"]
 
 
-def test_every_knob_of_the_reward_model_changes_what_is_learned(copy, call):
+def test_every_knob_of_the_reward_model_changes_what_is_learned(copy):
     fewer_prompts(copy, 40)
     less_text(copy)
-    seen = {}
-    for i, flags in enumerate(["", *RM_KNOBS]):
-        code, out = call(copy, "train_rm.py", f"{RM} --batch_size 12 --lr 0.01 --warmup 0 {flags} --name v{i}")
+    seen, knobs = {}, ["", *RM_KNOBS]
+    lines = [f"{RM} --batch_size 12 --lr 0.01 --warmup 0 {flags} --name v{i}" for i, flags in enumerate(knobs)]
+    for i, (flags, (code, out, folder)) in enumerate(zip(knobs, run_each(copy, "train_rm.py", lines))):
         assert code == 0, f"{flags}: {code} {out[-500:]}"
-        digest = load_checkpoint(copy / f"runs/tiny/v{i}.pt")["fingerprint"]
+        digest = load_checkpoint(folder / f"runs/tiny/v{i}.pt")["fingerprint"]
         assert digest not in seen, f"{flags!r} makes no difference to {seen[digest]!r}"
         seen[digest] = flags
 
@@ -956,13 +970,12 @@ KNOBS = ["--steps 3", "--batch_size 12", "--minibatch_size 8", "--ppo_epochs 1",
 FAR = f"--data mine --run tiny-mine {PPO} --steps 2 --ppo_epochs 3 --lr 0.02 --critic_lr 0.01"
 
 
-def test_every_knob_of_ppo_changes_what_is_learned(user, call):
+def test_every_knob_of_ppo_changes_what_is_learned(user):
     """No dead flags: each one alone ends with other weights (policy or critic) than all the others."""
-    seen = {}
-    for i, flags in enumerate(["", *KNOBS]):
-        code, out = call(user, "train_ppo.py", f"{FAR} {flags} --name v{i}")
+    seen, knobs = {}, ["", *KNOBS]
+    for i, (flags, (code, out, folder)) in enumerate(zip(knobs, run_each(user, "train_ppo.py", [f"{FAR} {flags} --name v{i}" for i, flags in enumerate(knobs)]))):
         assert code == 0, f"{flags}: {code} {out[-500:]}"
-        checkpoint = load_checkpoint(user / f"runs/tiny-mine/v{i}.pt")
+        checkpoint = load_checkpoint(folder / f"runs/tiny-mine/v{i}.pt")
         digest = checkpoint["fingerprint"], tuple(float(x.double().sum()) for x in checkpoint.get("critic", {}).values())
         assert digest not in seen, f"{flags!r} makes no difference to {seen[digest]!r}"
         seen[digest] = flags
