@@ -84,9 +84,9 @@ MUTANTS = [
     # --------------------------------------------------------------------------------------------
     # Pretraining
     # --------------------------------------------------------------------------------------------
-    Mutant("pretrain-1", "model.py", "Every token sees those behind it, and among them the one that it is to predict.",
+    Mutant("pretrain-1", "model.py", "Every token sees the one that it is to predict.",
            "F.scaled_dot_product_attention(q, k, v, is_causal=True)",
-           "F.scaled_dot_product_attention(q, k, v)",
+           "F.scaled_dot_product_attention(q, k, v, torch.ones(T, T, dtype=torch.bool, device=x.device).tril(1))",
            MODEL + "no_token_sees_the_future",
            "The loss is too good to be true: 0.03 after 200 steps, on held-out text, too, where 0.6 is usual. The samples repeat one word: is is is is.", ("pretrain", "loss")),
     Mutant("pretrain-2", "data.py", "The targets of pretraining are its inputs: every token predicts itself.",
@@ -247,7 +247,7 @@ MUTANTS = [
            "(delta + gamma * lam * next_advantage)",
            "(delta + gamma * next_advantage)",
            PPO + "gae_of_the_worked_example",
-           "Not measured yet."),
+           "The value loss starts at 0.7, where 0.26 is usual, and stays high: 0.9 after 8 iterations, where 0.16 is usual. The score rises as it should.", ("ppo", "value_loss", "score")),
     Mutant("ppo-14", "train_ppo.py", "GAE ignores gamma.",
            "delta = rewards[:, t] + gamma * next_value - values[:, t]",
            "delta = rewards[:, t] + next_value - values[:, t]",
@@ -277,7 +277,7 @@ MUTANTS = [
            "return (white if shift_mean else white + mean) * mask",
            "return (white + mean) * mask",
            PPO + "whitening_by_hand",
-           "Not measured yet."),
+           "None that would be noticed in 8 iterations: score, KL and clip fraction are as usual. Only the test sees it."),
     # --------------------------------------------------------------------------------------------
     # PPO: the update
     # --------------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ MUTANTS = [
            "masked_mean(torch.max(plain, clipped), mask, n_tokens)",
            "masked_mean(clipped, mask, n_tokens)",
            PPO + "clipped_objective_of_the_worked_table[1-0.5--0.5--1]",
-           "Not measured yet.", ("ppo", "approx_kl", "score"), "--ppo_epochs 4"),
+           "With --ppo_epochs 4 each iteration moves the policy further than the one before, 0.06 nats a token in the eighth, where 0.02 is usual; the score stops rising at 0.45, where 1.1 is usual.", ("ppo", "approx_kl", "score"), "--ppo_epochs 4"),
     Mutant("ppo-22", "train_ppo.py", "Sums run over the padding, too: the mask is ignored.",
            "return (x * mask).sum() / (mask.sum() if n_tokens is None else n_tokens)",
            "return x.sum() / (mask.sum() if n_tokens is None else n_tokens)",
@@ -335,7 +335,7 @@ MUTANTS = [
            "n_tokens, cfg)\n                loss.backward()",
            "None, cfg)\n                (loss * len(micro) / len(drawn)).backward()",
            PPO + "the_parts_of_a_minibatch_divide_by_its_tokens",
-           "Not measured yet."),
+           "The value loss starts at 0.5, where 0.26 is usual, and twice as many tokens are clipped in the first iterations. The score rises more slowly: 0.5 after 8 iterations, where 0.8 is usual.", ("ppo", "value_loss", "score")),
     Mutant("ppo-29", "train_ppo.py", "Each micro-batch is divided by its own tokens, and the parts are added.",
            "return (x * mask).sum() / (mask.sum() if n_tokens is None else n_tokens)",
            "return (x * mask).sum() / mask.sum()",
@@ -365,7 +365,7 @@ MUTANTS = [
            "min(max(kl / target - 1, -0.2), 0.2)",
            "min(max(1 - kl / target, -0.2), 0.2)",
            PPO + "adaptive_beta_of_the_worked_example",
-           "Not measured yet.", ("ppo", "kl_coef", "kl"), "--kl_target 0.5 --kl_horizon 500"),
+           "With --kl_target 0.5 --kl_horizon 500 beta rises while the KL is below the target, from 0.15 to 0.17 in four iterations, and falls as soon as it is above.", ("ppo", "kl_coef", "kl"), "--kl_target 0.5 --kl_horizon 500"),
     Mutant("ppo-35", "train_ppo.py", "The reference is scored at another temperature than the policy.",
            "(response_logits(m, tokens, prompt_lengths, responses.shape[1], cfg.temperature) for m in (policy, reference))",
            "(response_logits(m, tokens, prompt_lengths, responses.shape[1], t) for m, t in ((policy, cfg.temperature), (reference, 1.0)))",
@@ -480,7 +480,7 @@ MUTANTS = [
            "Hardly any with our own judge, whose ratings change by less than 0.01, for it rarely says 10."),
 ]
 
-GALLERY = ("pretrain-1", "pretrain-2", "sft-3", "sft-5", "rm-1", "rm-2", "sampler-1", "sampler-5", "ppo-2", "ppo-7", "ppo-11", "ppo-16", "ppo-18", "ppo-22", "ppo-24", "ppo-27",
+GALLERY = ("pretrain-1", "pretrain-2", "sft-3", "sft-5", "rm-1", "rm-2", "sampler-1", "sampler-5", "ppo-2", "ppo-7", "ppo-19", "ppo-16", "ppo-18", "ppo-22", "ppo-24", "ppo-27",
            "ppo-32", "run-6")
 
 # ------------------------------------------------------------------------------------------------
