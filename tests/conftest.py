@@ -25,6 +25,14 @@ import experiment  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def runs_of_the_pipeline(request, tmp_path_factory):
+    """The finished runs that tests/test_pipeline.py looks at take half a minute to train: that begins at once, beside the other tests."""
+    wanted = {name: item.module for item in request.session.items for name in ("tiny", "mine") if name in getattr(item, "fixturenames", ())}
+    if wanted:
+        next(iter(wanted.values())).begin(sorted(wanted, reverse=True), tmp_path_factory.mktemp("finished"))
+
+
 @pytest.fixture(autouse=True)
 def same_random_numbers():
     torch.manual_seed(0)
@@ -111,16 +119,19 @@ def completion(top, text=" 1"):
     return 200, {"choices": [{"text": text, "logprobs": {"top_logprobs": [top]}}]}, {}
 
 
-def run_lines(folder, script, lines):
-    """For a process of its own: a script's main() in that folder, once for each command line. Returns [(exit code or message, what it printed)]."""
+def run_lines(folder, lines, pictures=False):
+    """For a process of its own: the main() of scripts in that folder, a command line each; drawing takes longest and is left out unless pictures
+    are wanted. Returns [(exit code or message, what it printed)]."""
     os.chdir(folder)
-    experiment.picture, results = lambda path, *rest: path.write_text("no picture"), []
+    results = []
+    if not pictures:
+        experiment.picture = lambda path, *rest: path.write_text("no picture")
     for line in lines:
-        sys.argv = [script, *line.split()]
+        sys.argv = line.split()
         data.say_once.cache_clear()
         with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)) as out, contextlib.redirect_stderr(out):
             try:
-                experiment.run_main(importlib.import_module(script.removesuffix(".py")).main)
+                experiment.run_main(importlib.import_module(sys.argv[0].removesuffix(".py")).main)
                 code = 0
             except SystemExit as end:
                 code = end.code

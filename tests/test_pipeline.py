@@ -103,7 +103,8 @@ def run_each(folder, script, lines):
     for half in copies:
         shutil.copytree(folder, half, ignore=shutil.ignore_patterns("half*"))
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        done = list(pool.map(run_lines, copies, [script] * 2, (lines[0::2], lines[1::2])))
+        lines = [f"{script} {line}" for line in lines]
+        done = list(pool.map(run_lines, copies, (lines[0::2], lines[1::2])))
     for i in range(len(lines)):
         yield *done[i % 2][i // 2], copies[i % 2]
 
@@ -142,19 +143,41 @@ def less_text(folder):
     path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[::20]), encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A folder with a finished runs/tiny of fewer prompts, and in ppo.out (and so on) what each stage printed."""
-    folder = tmp_path_factory.mktemp("tiny")
+def train_tiny(folder):
+    """A finished runs/tiny of fewer prompts, and in ppo.out (and so on) what each stage printed."""
     for stage, flags in SMALL.items():
-        (folder / f"{stage}.out").write_text(command(folder, script(stage), "--config", "tiny", *flags.split()), encoding="utf-8")
+        ((code, out),) = run_lines(folder, [f"{script(stage)} --config tiny {flags}"], pictures=True)
+        assert code == 0, f"{stage}: {code} {out[-2000:]}"
+        (folder / f"{stage}.out").write_text(out, encoding="utf-8")
         if stage == "pretrain":
             fewer_prompts(folder, 120)
-    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A folder with a finished runs/tiny."""
+    return trained("tiny")
 
 
 def printed(folder, stage="ppo"):
     return (folder / f"{stage}.out").read_text(encoding="utf-8")
+
+
+BEGUN = {}  # name of a run: (the future of its training, its folder)
+
+
+def begin(names, folder):
+    """Train some of the two runs in a process beside the tests."""
+    pool = ProcessPoolExecutor(1, get_context("spawn"))
+    for name in names:
+        (folder / name).mkdir()
+        BEGUN[name] = pool.submit({"tiny": train_tiny, "mine": train_mine}[name], folder / name), folder / name
+
+
+def trained(name):
+    future, folder = BEGUN[name]
+    future.result()
+    return folder
 
 
 @pytest.fixture
@@ -268,10 +291,8 @@ def test_one_seed_one_run(tiny, call, tmp_path):
 # ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def mine(tmp_path_factory):
-    """A folder with HH-style preferences in mine/ and a finished runs/tiny-mine, whose SFT and reward model train_ppo.py trained."""
-    folder = tmp_path_factory.mktemp("user")
+def train_mine(folder):
+    """HH-style preferences in mine/ and a finished runs/tiny-mine, whose SFT and reward model train_ppo.py trained."""
     (folder / "mine").mkdir()
     rows = []
     for i in range(40):
@@ -285,7 +306,12 @@ def mine(tmp_path_factory):
     out = command(folder, "train_pretrain.py", "--data", "mine", *SMALL["pretrain"].split())
     out += command(folder, "train_ppo.py", "--data", "mine", *PPO.split())
     (folder / "ppo.out").write_text(out, encoding="utf-8")
-    return folder
+
+
+@pytest.fixture(scope="session")
+def mine():
+    """A folder with a finished runs/tiny-mine."""
+    return trained("mine")
 
 
 def test_missing_parents_are_trained_first_each_by_its_own_command(mine):
