@@ -27,10 +27,10 @@ from model import GPT, GPTConfig  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def runs_of_the_pipeline(request, tmp_path_factory):
-    """The finished runs that tests/test_pipeline.py looks at take half a minute to train: that begins at once, beside the other tests."""
-    wanted = {name: item.module for item in request.session.items for name in ("tiny", "mine") if name in getattr(item, "fixturenames", ())}
+    """What tests/test_pipeline.py looks at takes a minute to train: that begins at once, in a process beside the other tests."""
+    wanted = [(item.module, name) for item in request.session.items for name in getattr(item.module, "JOBS", ()) if name in item.fixturenames]
     if wanted:
-        next(iter(wanted.values())).begin(sorted(wanted, reverse=True), tmp_path_factory.mktemp("finished"))
+        wanted[0][0].begin({name for _, name in wanted}, tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def server():
 
     there = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     there.seen, there.script, there.url = [], [], f"http://127.0.0.1:{there.server_address[1]}/v1"
-    threading.Thread(target=there.serve_forever, daemon=True).start()
+    threading.Thread(target=there.serve_forever, args=[0.01], daemon=True).start()  # looks for the end that often
     yield there
     there.shutdown()
     there.server_close()

@@ -96,19 +96,6 @@ def call(monkeypatch, capsys):
     return run
 
 
-def run_each(folder, script, lines):
-    """A script's main() for each command line, half of them in each of two processes that have a copy of the folder. Yields (exit code or
-    message, what it printed, the copy)."""
-    copies = [folder / f"half{i}" for i in range(2)]
-    for half in copies:
-        shutil.copytree(folder, half, ignore=shutil.ignore_patterns("half*"))
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        lines = [f"{script} {line}" for line in lines]
-        done = list(pool.map(run_lines, copies, (lines[0::2], lines[1::2])))
-    for i in range(len(lines)):
-        yield *done[i % 2][i // 2], copies[i % 2]
-
-
 def weights(path):
     return load_checkpoint(path)["model"]
 
@@ -163,21 +150,41 @@ def printed(folder, stage="ppo"):
     return (folder / f"{stage}.out").read_text(encoding="utf-8")
 
 
-BEGUN = {}  # name of a run: (the future of its training, its folder)
+BEGUN = {}  # name of a job: (the future of its training, its folder)
 
 
 def begin(names, folder):
-    """Train some of the two runs in a process beside the tests."""
+    """Train what the tests look at, some of JOBS, in a process beside them."""
     pool = ProcessPoolExecutor(1, get_context("spawn"))
-    for name in names:
+    for name in (name for name in JOBS if name in names):
         (folder / name).mkdir()
-        BEGUN[name] = pool.submit({"tiny": train_tiny, "mine": train_mine}[name], folder / name), folder / name
+        BEGUN[name] = pool.submit(JOBS[name], folder / name), folder / name
 
 
 def trained(name):
     future, folder = BEGUN[name]
     future.result()
     return folder
+
+
+def try_knobs(folder, run, prompts, script, flags, knobs):
+    """In a copy of a finished run, with fewer prompts: a script's flags with each of the knobs, as variants v0, v1 and so on."""
+    shutil.copytree(folder.parent / run, folder, dirs_exist_ok=True)
+    if prompts:
+        fewer_prompts(folder, prompts)
+        less_text(folder)
+    results = run_lines(folder, [f"{script} {flags} {knob} --name v{i}" for i, knob in enumerate(knobs)])
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def assert_each_matters(folder, knobs, digest):
+    """digest(folder, name of the variant, its knob) must differ between all of them."""
+    results, seen = json.loads((folder / "results.json").read_text()), {}
+    for i, (knob, (code, out)) in enumerate(zip(knobs, results, strict=True)):
+        assert code == 0, f"{knob}: {code} {out[-500:]}"
+        found = digest(folder, f"v{i}", knob)
+        assert found not in seen, f"{knob!r} makes no difference to {seen[found]!r}"
+        seen[found] = knob
 
 
 @pytest.fixture
@@ -368,7 +375,7 @@ def test_winners_are_the_best_of_their_own_prompt(copy, call, monkeypatch):
 
 def test_an_interrupted_round_ends_like_a_straight_one(copy, call):
     """Ctrl-C in the fine-tuning: nothing is sampled again, and the weights are bit for bit the same."""
-    fewer_prompts(copy)
+    fewer_prompts(copy, 30)
     flags, run = f"--config tiny {SMALL['rs.2']} --rounds 1 --batch_size 2 --epochs 3", copy / "runs/tiny"
     out = interrupt(start(copy, "rejection_sampling.py", *flags.split(), "--name", "broken"), run / "broken.1.jsonl", rows=3)
     stopped = load_checkpoint(run / "broken.1.pt")
@@ -381,7 +388,7 @@ def test_an_interrupted_round_ends_like_a_straight_one(copy, call):
 
 def test_an_interrupted_pipeline_goes_on_where_it_stopped(copy, call):
     """The first round is there, half of the second one too: the same command with --resume ends both like a straight run."""
-    fewer_prompts(copy)
+    fewer_prompts(copy, 30)
     flags, run = f"--config tiny {SMALL['rs.2']} --batch_size 2 --epochs 2", copy / "runs/tiny"
     interrupt(start(copy, "rejection_sampling.py", *flags.split(), "--name", "broken"), run / "broken.2.jsonl", rows=3)
     first = (run / "broken.1.pt").stat().st_mtime_ns
@@ -392,21 +399,26 @@ def test_an_interrupted_pipeline_goes_on_where_it_stopped(copy, call):
 
 
 # Each alone must end with another model; what concerns several rounds, after two of them.
-RS_KNOBS = ["--answers_per_prompt 4", "--temperature 0.5", "--max_new_tokens 9", "--epochs 2", "--batch_size 5", "--lr 0.02", "--warmup 1", "--weight_decay 3",
+RS_KNOBS = ["", "--answers_per_prompt 4", "--temperature 0.5", "--max_new_tokens 9", "--epochs 2", "--batch_size 5", "--lr 0.02", "--warmup 1", "--weight_decay 3",
             "--clip_grad 0.01", "--seed 1 --run tiny", "--rounds 2", "--rounds 2 --start previous", "--rounds 2 --pool last",
             "--rounds 2 --start previous --pool last", "--rounds 2 --refresh_reward_model false", "--rounds 2 --refresh_rankings 4"]
 
 
-def test_every_knob_of_rejection_sampling_changes_what_is_learned(copy):
-    fewer_prompts(copy, 20)
-    seen, knobs = {}, ["", *RS_KNOBS]
-    lines = [f"{SMALL['rs.2']} --rounds 1 --refresh_rankings 8 --batch_size 10 --lr 0.01 --warmup 0 {flags} --name v{i}" for i, flags in enumerate(knobs)]
-    for i, (flags, (code, out, folder)) in enumerate(zip(knobs, run_each(copy, "rejection_sampling.py", lines))):
-        assert code == 0, f"{flags}: {code} {out[-500:]}"
-        last, refreshed = (folder / f"runs/tiny/{name}.pt" for name in (f"v{i}.{2 if 'rounds' in flags else 1}", f"rm.v{i}.1"))
-        digest = tuple(load_checkpoint(path)["fingerprint"] for path in (last, refreshed) if path.exists())
-        assert digest not in seen, f"{flags!r} makes no difference to {seen[digest]!r}"
-        seen[digest] = flags
+def try_rs_knobs(folder):
+    return try_knobs(folder, "tiny", 20, "rejection_sampling.py", f"{SMALL['rs.2']} --rounds 1 --refresh_rankings 8 --batch_size 10 --lr 0.01 --warmup 0", RS_KNOBS)
+
+
+@pytest.fixture(scope="session")
+def rs_knobs(tiny):
+    return trained("rs_knobs")
+
+
+def test_every_knob_of_rejection_sampling_changes_what_is_learned(rs_knobs):
+    def digest(folder, name, knob):
+        last, refreshed = (folder / f"runs/tiny/{file}.pt" for file in (f"{name}.{2 if 'rounds' in knob else 1}", f"rm.{name}.1"))
+        return tuple(load_checkpoint(path)["fingerprint"] for path in (last, refreshed) if path.exists())
+
+    assert_each_matters(rs_knobs, RS_KNOBS, digest)
 
 
 def test_ppo_goes_on_from_rejection_sampling(copy, call, monkeypatch):
@@ -672,22 +684,23 @@ def test_a_users_preferences_by_aspect(user, call):
 
 
 # Each alone must end with another reward model; where that needs other rankings, these are other ones.
-RM_KNOBS = ["--aspect helpful", "--aspect safety", "--aspect safety --helpful_share 0.5", "--answers_per_prompt 4", "--rankings_per_prompt 2", "--temperature 0.5",
+RM_KNOBS = ["", "--aspect helpful", "--aspect safety", "--aspect safety --helpful_share 0.5", "--answers_per_prompt 4", "--rankings_per_prompt 2", "--temperature 0.5",
             "--max_new_tokens 6", "--noise 3", "--tie_gap 0", "--flip_rate 0.5", "--position_habit 5", "--start sft", "--leave_out cake,dog,why", "--loss regression",
             "--ties half", "--margin small", "--margin large", "--lm_coef 0", "--damaged 0", "--epochs 2", "--batch_size 9", "--lr 0.02", "--warmup 1", "--weight_decay 3",
             "--dropout 0.3", "--clip_grad 0.01", "--seed 1 --run tiny", "--answers_of ppo", "--start rm", "--start rm --replay 0"]
 
 
-def test_every_knob_of_the_reward_model_changes_what_is_learned(copy):
-    fewer_prompts(copy, 40)
-    less_text(copy)
-    seen, knobs = {}, ["", *RM_KNOBS]
-    lines = [f"{RM} --batch_size 12 --lr 0.01 --warmup 0 {flags} --name v{i}" for i, flags in enumerate(knobs)]
-    for i, (flags, (code, out, folder)) in enumerate(zip(knobs, run_each(copy, "train_rm.py", lines))):
-        assert code == 0, f"{flags}: {code} {out[-500:]}"
-        digest = load_checkpoint(folder / f"runs/tiny/v{i}.pt")["fingerprint"]
-        assert digest not in seen, f"{flags!r} makes no difference to {seen[digest]!r}"
-        seen[digest] = flags
+def try_rm_knobs(folder):
+    return try_knobs(folder, "tiny", 40, "train_rm.py", f"{RM} --batch_size 12 --lr 0.01 --warmup 0", RM_KNOBS)
+
+
+@pytest.fixture(scope="session")
+def rm_knobs(tiny):
+    return trained("rm_knobs")
+
+
+def test_every_knob_of_the_reward_model_changes_what_is_learned(rm_knobs):
+    assert_each_matters(rm_knobs, RM_KNOBS, lambda folder, name, knob: load_checkpoint(folder / f"runs/tiny/{name}.pt")["fingerprint"])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -989,22 +1002,29 @@ def test_nothing_to_explain_is_one_sentence(tiny, call, args, hint):
 
 
 # Flags under which each knob must matter, in two steps that move the policy far; then the knob's other value.
-KNOBS = ["--steps 3", "--batch_size 12", "--minibatch_size 8", "--ppo_epochs 1", "--max_new_tokens 6", "--temperature 0.7", "--lr 0.002",
+PPO_KNOBS = ["", "--steps 3", "--batch_size 12", "--minibatch_size 8", "--ppo_epochs 1", "--max_new_tokens 6", "--temperature 0.7", "--lr 0.002",
          "--critic_lr 0.02", "--warmup 2", "--clip_grad 0.01", "--kl_coef 0", "--kl_target 0.001", "--kl_target 0.001 --kl_horizon 100",
          "--gamma 0.5", "--lam 0.2", "--clip 0", "--value_clip 0", "--whiten_advantages false", "--critic shared", "--critic shared --value_coef 3",
          "--eos_penalty 0", "--ptx_coef 1", "--eos_penalty 0 --whitening batch", "--seed 1"]
 FAR = f"--data mine --run tiny-mine {PPO} --steps 2 --ppo_epochs 3 --lr 0.02 --critic_lr 0.01"
 
 
-def test_every_knob_of_ppo_changes_what_is_learned(user):
+def try_ppo_knobs(folder):
+    return try_knobs(folder, "mine", None, "train_ppo.py", FAR, PPO_KNOBS)
+
+
+@pytest.fixture(scope="session")
+def ppo_knobs(mine):
+    return trained("ppo_knobs")
+
+
+def test_every_knob_of_ppo_changes_what_is_learned(ppo_knobs):
     """No dead flags: each one alone ends with other weights (policy or critic) than all the others."""
-    seen, knobs = {}, ["", *KNOBS]
-    for i, (flags, (code, out, folder)) in enumerate(zip(knobs, run_each(user, "train_ppo.py", [f"{FAR} {flags} --name v{i}" for i, flags in enumerate(knobs)]))):
-        assert code == 0, f"{flags}: {code} {out[-500:]}"
-        checkpoint = load_checkpoint(folder / f"runs/tiny-mine/v{i}.pt")
-        digest = checkpoint["fingerprint"], tuple(float(x.double().sum()) for x in checkpoint.get("critic", {}).values())
-        assert digest not in seen, f"{flags!r} makes no difference to {seen[digest]!r}"
-        seen[digest] = flags
+    def digest(folder, name, knob):
+        checkpoint = load_checkpoint(folder / f"runs/tiny-mine/{name}.pt")
+        return checkpoint["fingerprint"], tuple(float(x.double().sum()) for x in checkpoint.get("critic", {}).values())
+
+    assert_each_matters(ppo_knobs, PPO_KNOBS, digest)
 
 
 def test_small_micro_batches_learn_the_same(user, call):
@@ -1130,3 +1150,7 @@ def test_a_mistake_on_a_real_command_line(tmp_path, script, args, hint):
     process = start(tmp_path, script, *args)
     out, err = process.communicate(timeout=60)
     assert process.returncode in (1, 2) and hint in err and len(err.strip().splitlines()) == 1 and out == ""
+
+
+# What is trained beside the tests, in this order; each also names the fixture that waits for it.
+JOBS = {"tiny": train_tiny, "mine": train_mine, "rs_knobs": try_rs_knobs, "rm_knobs": try_rm_knobs, "ppo_knobs": try_ppo_knobs}
