@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,12 @@ from model import GPT, GPTConfig  # noqa: E402
 def runs_of_the_pipeline(request, tmp_path_factory):
     """What tests/test_pipeline.py looks at takes a minute to train: that begins at once, in a process beside the other tests."""
     wanted = [(item.module, name) for item in request.session.items for name in getattr(item.module, "JOBS", ()) if name in item.fixturenames]
-    if wanted:
-        wanted[0][0].begin({name for _, name in wanted}, tmp_path_factory.mktemp("finished"))
+    if not wanted:
+        yield
+        return
+    with get_context("spawn").Pool(1) as pool:  # who stops before the end does not wait for the rest of it
+        wanted[0][0].begin(pool, {name for _, name in wanted}, tmp_path_factory.mktemp("finished"))
+        yield
 
 
 @pytest.fixture(autouse=True)

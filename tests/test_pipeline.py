@@ -14,8 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import pytest
 import torch
@@ -150,20 +148,19 @@ def printed(folder, stage="ppo"):
     return (folder / f"{stage}.out").read_text(encoding="utf-8")
 
 
-BEGUN = {}  # name of a job: (the future of its training, its folder)
+BEGUN = {}  # name of a job: (its result to come, its folder)
 
 
-def begin(names, folder):
+def begin(pool, names, folder):
     """Train what the tests look at, some of JOBS, in a process beside them."""
-    pool = ProcessPoolExecutor(1, get_context("spawn"))
     for name in (name for name in JOBS if name in names):
         (folder / name).mkdir()
-        BEGUN[name] = pool.submit(JOBS[name], folder / name), folder / name
+        BEGUN[name] = pool.apply_async(JOBS[name], [folder / name]), folder / name
 
 
 def trained(name):
-    future, folder = BEGUN[name]
-    future.result()
+    result, folder = BEGUN[name]
+    result.get(timeout=300)
     return folder
 
 
