@@ -301,7 +301,7 @@ def report(stage, cfg, enc, model, sampler, sft, before, reward, rows):
         ("What is left to earn: best of K - mean", {name: [(n, r[key]) for n, r in numbered if r.get(key) is not None] for name, key in (("reward", "headroom"), ("gold", "gold_headroom"))},
          "score", "round (0: SFT)"),
         ("Loss on the winners", {"training": "loss"}, "nats a token")],
-        f"{stage.name}: best of n answers of the model it sampled from, and the rounds so far")
+        f"{stage.name}. Look for: gold that falls while the reward rises (over-optimisation), rounds that no longer raise it, nothing left to earn")
     print(f"Talk to it: python model.py {stage.file('pt')}")
 
 

@@ -707,7 +707,7 @@ def report(stage, cfg, enc, model, gold, groups, held_out, held_out_before, befo
     place = {shown["responses"][i]: t + 1 for t, tied in enumerate(shown["tiers"]) for i in tied}
     lines += [f"\nprompt: {data.prompt_text(shown['prompt'])}", table(["answer", "score (log-odds)", "place by the annotator"], [[r, s, place[r]] for s, r in samples])]
     print("\n" + "\n".join(lines))
-    stage.finish("\n".join(lines), [*panels, ("Gradient norm", {"norm": "grad_norm"}, "before clipping")], "Reward model on held-out rankings")
+    stage.finish("\n".join(lines), [*panels, ("Gradient norm", {"norm": "grad_norm"}, "before clipping")], "Reward model. Look for: held-out accuracy that falls (too many epochs), pairs below the line of perfect calibration (too sure of itself)")
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def report_on_reviews(stage, cfg, enc, model, parent, reviews):
     lines = [table(["held-out reviews (of two equal answers the reviewer chose one at random)", "number", "decided alike"], rows), "", *shown]
     print("\n" + "\n".join(lines))
     stage.state["results"] = {row[0]: row[2] for row in rows}
-    stage.finish("\n".join(lines), PANELS, "AI judge: the loss of the reviewers' replies; the verdict is one token of them")
+    stage.finish("\n".join(lines), PANELS, "AI judge, loss of the reviewers' replies. Look for: a held-out loss that stays (a verdict is one token of a reply, and learned late)")
 
 
 def report(stage, cfg, enc, model, parent, _):
