@@ -428,9 +428,9 @@ def test_the_ratio_compares_with_the_policy_that_sampled(make_gpt):
 
 
 def test_values_of_a_shared_trunk_are_weighted_and_a_critic_of_its_own_is_not(make_gpt):
-    cfg = config()
+    cfg = config(value_coef=0.3)
     shared, critic = make_gpt(std=0.3, value_head=True), make_gpt(seed=5, std=0.3, value_head=True)
-    for c, weight in ((shared, 0.1), (critic, 1.0)):
+    for c, weight in ((shared, 0.3), (critic, 1.0)):
         batch = sampled_batch(shared, c, cfg)
         batch["old_values"] += 0.05
         loss, about = ppo_loss(shared, c, batch, batch["mask"].sum(), cfg)
