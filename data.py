@@ -413,10 +413,12 @@ def load_prompts(folder):
         say_once(f"{folder}: no prompts file; the prompts of its {len(rows)} other rows are used")
     unique, unsafe = {}, set()
     for row in rows:
-        unique[json.dumps(row["prompt"])] = row
+        key, held_out = json.dumps(row["prompt"]), ("train", "dev", "test").index(row["split"] or split_of(row["prompt"]))
+        if key not in unique or held_out > unique[key][0]:  # held out once, held out always
+            unique[key] = held_out, row
         if str(row.get("unsafe")).lower() in ("true", "1") or row.get("aspect") == "safety":
-            unsafe.add(json.dumps(row["prompt"]))
-    return [{"prompt": r["prompt"], "split": r["split"] or split_of(r["prompt"]), "unsafe": key in unsafe} for key, r in unique.items()]
+            unsafe.add(key)
+    return [{"prompt": r["prompt"], "split": r["split"] or split_of(r["prompt"]), "unsafe": key in unsafe} for key, (_, r) in unique.items()]
 
 
 def of_split(rows, split, folder):

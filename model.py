@@ -286,6 +286,8 @@ def main(argv=None):
         raise UserError(f"--max_new_tokens {limit} leaves no room for a prompt: the context is {model.config.block_size} tokens")
     if args.response and not scores:
         raise UserError(f"--response needs a reward model; {args.checkpoint} is a {checkpoint['stage']} checkpoint")
+    if args.response and not args.prompt:
+        raise UserError("--response is scored as the answer to a --prompt: give both")
     if scores and args.prompt and not args.response:
         raise UserError(f'{args.checkpoint} is a reward model: give it an answer to score with --response "..."')
 

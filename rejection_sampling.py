@@ -19,9 +19,9 @@ import data
 from experiment import Common, Stage, UserError, command_again, knob, load_checkpoint, load_model, muon, parse, run_folder, run_main, set_lr, table, train_if_missing
 from model import answer, token_logprobs
 from preferences import describe, win_rate
-from train_ppo import check_reward, load_reward, reward_models, sample_with_kl
+from train_ppo import check_contexts, check_reward, load_reward, reward_models, sample_with_kl
 from train_pretrain import held_out_loss, tokens_of
-from train_rm import chance_corrected
+from train_rm import Config as RewardModelConfig, chance_corrected
 from train_sft import sft_loss
 
 
@@ -51,6 +51,10 @@ PRESETS = {
     "tiny": {},
     "small": dict(rounds=2, answers_per_prompt=8, epochs=1, batch_size=8, lr=1e-4, max_new_tokens=128, eval_answers=1),
 }
+
+
+# What a reward model keeps when it goes on with new answers.
+KEPT = ("loss", "ties", "margin", "noise", "tie_gap", "flip_rate", "position_habit", "leave_out")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -138,10 +142,12 @@ def newest_reward(cfg, base, round):
     author, suffix = f"{base}.{round - 1}", f".{base}.{round - 2}" * (round > 2)
     for name in reward_models(cfg.reward):
         knobs = load_checkpoint(train_if_missing(cfg, name + suffix)[0])["knobs"]
-        if knobs.get("labeler") in ("ai", "mixed"):
-            raise UserError(f"--reward {cfg.reward} has learned from an AI's labels, and the rounds here would ask the simulated human: add --refresh_reward_model false")
+        if knobs.get("labeler") in ("ai", "mixed", "human"):
+            who = "your" if knobs["labeler"] == "human" else "an AI's"
+            raise UserError(f"--reward {cfg.reward} has learned from {who} labels, and the rounds here would ask the simulated human: add --refresh_reward_model false")
+        kept = "".join(f" --{key} {knobs[key]}" for key in KEPT if knobs[key] != getattr(RewardModelConfig, key))
         train_if_missing(cfg, f"{name}.{author}", f"train_rm.py --name {name}.{author} --start {name + suffix} --answers_of {author} --aspect {knobs['aspect']} "
-                         f"--rankings_per_prompt {cfg.refresh_rankings} --held_out_rankings 1 --epochs 1 --max_new_tokens {cfg.max_new_tokens} --eval_split {cfg.eval_split}")
+                         f"--rankings_per_prompt {cfg.refresh_rankings} --held_out_rankings 1 --epochs 1 --max_new_tokens {cfg.max_new_tokens} --temperature {cfg.temperature} --eval_split {cfg.eval_split}{kept}")
     return f"{cfg.reward}.{author}"
 
 
@@ -153,7 +159,7 @@ def best_of_n_curve(policy, enc, reward, prompts, cfg):
     gold = describe(repeated, [(text, True, 0) for text in flat])["gold"]
     gold = gold and torch.tensor(gold, dtype=torch.float64).view(rewards.shape)
     curve = []
-    for n in [2**i for i in range(cfg.answers_per_prompt.bit_length())]:
+    for n in sorted({*(2**i for i in range(cfg.answers_per_prompt.bit_length())), cfg.answers_per_prompt}):
         gain = gold is not None and best_of_n(rewards, gold, n) - gold.mean(1)
         curve.append({"n": n, "reward": best_of_n(rewards, rewards, n).mean().item(), "gold": None if gold is None else best_of_n(rewards, gold, n).mean().item(),
                       "gold_gain_low": None if gold is None else (gain.mean() - 1.96 * gain.std() / len(gain) ** 0.5).item(),
@@ -197,9 +203,14 @@ def main(argv=None):
         cfg.refresh_reward_model = False
     check_rounds(cfg, base, cfg.rounds - (not cfg.then_ppo))
     if cfg.then_ppo:
+        if cfg.overwrite:
+            raise UserError(f"--then_ppo trains what is missing: leave --overwrite out, or train {base}.ppo again with train_ppo.py")
         train_if_missing(cfg, f"{base}.{cfg.rounds}", f"{flags} --then_ppo false")
         newest = newest_reward(cfg, base, cfg.rounds + 1)
-        train_if_missing(cfg, f"{base}.ppo", f"train_ppo.py --name {base}.ppo --start {base}.{cfg.rounds} --reward {newest} --eval_split {cfg.eval_split}")
+        path, trained = train_if_missing(cfg, f"{base}.ppo", f"train_ppo.py --name {base}.ppo --start {base}.{cfg.rounds} --reward {newest} --max_new_tokens {cfg.max_new_tokens} "
+                                         f"--temperature {cfg.temperature} --eval_split {cfg.eval_split}")
+        if not trained:
+            print(f"{path} is finished; nothing to do (python model.py {path} talks to it)")
         return
     cfg.name = f"{base}.{cfg.rounds}"
     stage = Stage(cfg, "rejection_sampling")
@@ -207,9 +218,11 @@ def main(argv=None):
         train_if_missing(cfg, earlier, f"{flags} --rounds {cfg.rounds - 1}")
     sampler, before = load_model(stage.parent(earlier), stage.device)
     rows = data.load_prompts(stage.data)
-    reward = load_reward(stage, newest_reward(cfg, base, cfg.rounds), rows)
+    newest = newest_reward(cfg, base, cfg.rounds)
+    reward = load_reward(stage, newest, rows)
     stage.clock = time.time()  # what the parents took is theirs
     sft, _ = load_model(stage.parent("sft"), stage.device)
+    check_contexts(stage, ["sft", earlier, *reward_models(newest)])
     enc = data.load_encoding(stage.folder / "tokenizer.json")
     pad, block_size = data.special_id(enc, "pad"), sft.config.block_size
     if cfg.max_new_tokens >= block_size:
@@ -249,7 +262,8 @@ def main(argv=None):
 
 def report(stage, cfg, enc, model, sampler, sft, before, reward, rows):
     """The table of rounds, the best-of-n curve of the model that was sampled from, answers, and the pictures."""
-    prompts = [p["prompt"] for p in data.of_split(rows, cfg.eval_split, stage.data)[:400]]
+    asked = data.of_split(rows, cfg.eval_split, stage.data)[:400]
+    prompts, split = [p["prompt"] for p in asked], cfg.eval_split if asked[0]["split"] == cfg.eval_split else "training"
     held_out_text = tokens_of(enc, data.load_text(stage.data))[1]
     torch.manual_seed(cfg.seed + 1)
     curve = best_of_n_curve(sampler, enc, reward, prompts, cfg)
@@ -280,7 +294,7 @@ def report(stage, cfg, enc, model, sampler, sft, before, reward, rows):
         "loss on pretraining text": lambda r: r["text_loss"],
     }
     cells = [[label, *map(measure, rounds)] for label, measure in measures.items()]
-    lines = [table([f"{len(prompts)} {cfg.eval_split} prompts", *(r["model"] for r in rounds)], [row for row in cells if any(x is not None for x in row[1:])]),
+    lines = [table([f"{len(prompts)} {split} prompts", *(r["model"] for r in rounds)], [row for row in cells if any(x is not None for x in row[1:])]),
              "\n" + table([f"best of n answers of {rounds[-2]['model']}", "reward", "random one", *["gold", "random one"] * has_gold, "KL at most", "KL estimated"],
                           [[f"n = {c['n']}", c["reward"], curve[0]["reward"], *[c["gold"], curve[0]["gold"]] * has_gold, c["kl_bound"], c["kl"]] for c in curve])]
     if has_gold:

@@ -250,6 +250,14 @@ def load_reward(stage, name, rows, enc=None):
     return Reward(name, models, {json.dumps(p["prompt"]): p["unsafe"] for p in rows})
 
 
+def check_contexts(stage, names):
+    """Raises UserError where models of a run that read each other's answers see different lengths of text."""
+    lengths = {f"{name}.pt": load_checkpoint(stage.folder / f"{name}.pt")["model_config"]["block_size"] for name in names}
+    if len(set(lengths.values())) > 1:
+        raise UserError("the models must see equally long contexts, but have " + ", ".join(f"{name} {n}" for name, n in lengths.items())
+                        + " tokens: train them from one pretrained model")
+
+
 # ------------------------------------------------------------------------------------------------
 # The PPO step
 # ------------------------------------------------------------------------------------------------
@@ -371,9 +379,9 @@ def bill(cfg, **models):
     return f"parameters: {parts}; about {4 * (sum(size.values()) + 3 * trained):.0f} MB of weights, gradients and optimizer"
 
 
-def check_step(step, drift, full_kl, k3, entropy, rewards, scores, kl_coef, k1):
-    """The invariants of a PPO step, before its first update."""
-    check(drift < 1e-4, f"the first ratio of step {step} is not 1: the sampler and the training forward disagree by {drift:.1e} nats on a token "
+def check_step(step, drift, full_kl, k3, entropy, rewards, scores, kl_coef, k1, temperature=1.0):
+    """The invariants of a PPO step, before its first update. A low temperature enlarges the logits, and their rounding with them."""
+    check(drift * min(1.0, temperature) < 1e-4, f"the first ratio of step {step} is not 1: the sampler and the training forward disagree by {drift:.1e} nats on a token "
           "(a different temperature, mask, dropout or position?)")
     check(step > 0 or abs(full_kl) < 1e-5, f"the KL is {full_kl:.1e} before the first update, but policy and reference are the same model then")
     check(k3 > -1e-4 and entropy >= 0, f"k3 ({k3:.1e}) and entropy ({entropy:.1e}) cannot be negative")
@@ -668,6 +676,7 @@ def main(argv=None):
     rows = data.load_prompts(stage.data)
     enc = data.load_encoding(stage.folder / "tokenizer.json")
     reward = load_reward(stage, cfg.reward, rows, enc)
+    check_contexts(stage, ["pretrain", "sft", cfg.start, *(reward_models(cfg.reward) if reward.models else [])])
     print(f"shape from {start_path}: {checkpoint['model_config']}")
     room = reference.config.block_size - cfg.max_new_tokens
     if room < 1:
@@ -709,7 +718,7 @@ def main(argv=None):
         k1, k3 = kl_estimates(batch["old_logprobs"], seen["ref_logprobs"], batch["mask"])
         full_kl, entropy = full_kl_and_entropy(seen["logits"], seen["ref_logits"], batch["mask"])
         drift = ((token_logprobs(seen["logits"], batch["responses"]) - batch["old_logprobs"]) * batch["mask"]).abs().max().item()
-        check_step(step, drift, full_kl.mean().item(), k3.item(), entropy.item(), seen["rewards"], seen["scores"], kl_coef, k1)
+        check_step(step, drift, full_kl.mean().item(), k3.item(), entropy.item(), seen["rewards"], seen["scores"], kl_coef, k1, cfg.temperature)
         updates = update(policy, critic, optimizer, batch, cfg, text)
 
         if cfg.kl_target:

@@ -90,7 +90,7 @@ class Config(JudgeConfig):
 
 PRESETS = {
     "tiny": {},
-    "small": dict(damaged=0.0, batch_size=8, epochs=1, lr=5e-4, dropout=0.1),
+    "small": dict(max_new_tokens=128, damaged=0.0, batch_size=8, epochs=1, lr=5e-4, dropout=0.1),
 }
 
 
@@ -141,12 +141,15 @@ def whiten_scores(scores, mean=None, std=None):
 
 def elo_targets(groups):
     """What regression learns for each ranking: the Elo scores of its answers (one pass over its pairs), all together with mean 0 and
-    standard deviation 1; for thumbs 1 and 0. Returns a tensor (K,) a group."""
+    standard deviation 1, NaN for an answer that nobody has compared; for thumbs 1 and 0. Returns a tensor (K,) a group."""
     if "label" in groups[0]:
         return [torch.tensor([float(g["label"])]) for g in groups]
-    scores = [torch.tensor(elo_scores([g["tiers"]])) for g in groups]
-    mean, std = torch.cat(scores).mean(), torch.cat(scores).std()
-    return [(s - mean) / std for s in scores]
+    targets = [torch.full((len(g["responses"]),), torch.nan) for g in groups]
+    for target, g in zip(targets, groups):
+        ranked = sum(g["tiers"], [])
+        target[ranked] = torch.tensor(elo_scores([g["tiers"]]))[ranked]
+    known = torch.cat(targets)[~torch.cat(targets).isnan()]
+    return [(t - known.mean()) / known.std() for t in targets]
 
 
 def calibration_slope(differences):
@@ -170,7 +173,7 @@ def batch_pairs(batch, ties="drop"):
     probability that the better one is better (0.5: a tie; soft where an AI labelled), and how much better it is, 0 to 3 (tiers apart, or what the row says)."""
     pairs, start = [], 0
     for g in batch:
-        pairs += [(start + i, start + j, p, float(g.get("margin", min(apart, 3)))) for i, j, p, apart in comparisons(g, ties == "half")]
+        pairs += [(start + i, start + j, p, float(g.get("margin", min(apart, 3)) if apart else 0)) for i, j, p, apart in comparisons(g, ties == "half")]
         start += len(g["responses"])
     return tuple(map(list, zip(*pairs))) if pairs else ([], [], [], [])
 
@@ -268,7 +271,8 @@ def train(model, enc, groups, corpus, cfg, stage=None, held_out=()):
         scores = group_scores(model, enc, batch)
         better, worse, p_better, strength = batch_pairs(batch, cfg.ties)
         if targets_of:
-            loss = regression_loss(scores, torch.cat([targets_of[i] for i in drawn]).to(scores.device))
+            targets = torch.cat([targets_of[i] for i in drawn]).to(scores.device)
+            loss = regression_loss(scores[~targets.isnan()], targets[~targets.isnan()])
         else:
             margin = {"none": 0, "small": 1 / 3, "large": 1}[cfg.margin] * torch.tensor(strength, device=scores.device)
             loss = bradley_terry_loss(scores[better], scores[worse], margin, torch.tensor(p_better, device=scores.device))
@@ -354,7 +358,7 @@ def cross_validate(base, enc, groups, others, corpus, cfg):
     groups = [g for g in groups if len(g["tiers"]) > 1]
     keys = sorted({json.dumps(g["prompt"]) for g in groups})
     if not 2 <= cfg.folds <= len(keys):
-        raise UserError(f"--folds {cfg.folds}: choose 2 to {len(keys)}, the number of prompts with comparisons")
+        raise UserError(f"--folds {cfg.folds}: " + (f"choose 2 to {len(keys)}, the number of prompts with comparisons" if len(keys) > 1 else "there are no comparisons of two prompts or more"))
     fold_of = {keys[i]: n % cfg.folds for n, i in enumerate(torch.randperm(len(keys), generator=torch.Generator().manual_seed(cfg.seed)).tolist())}
     results = []
     for fold in range(cfg.folds):
@@ -398,7 +402,7 @@ def collect(stage, enc, prompts, labeler, aspect, cfg, K=None):
         stage.state["sources"].append(about)  # what this reward model was trained on: one that goes on from it looks it up
     rows = read_rankings(path, **about)
     if rows:
-        print(f"{len(rows)} of {len(prompts)} rankings by the {labeler.name} labeler, {aspect}, are in {path} already")
+        print(f"{len(rows)}{f' of {len(prompts)}' * bool(prompts)} rankings by the {labeler.name} labeler, {aspect}, are in {path} already")
     if len(rows) < len(prompts):
         print(f"sampling {K} answers for each of {len(prompts)} rankings, {aspect}", flush=True)
         asked = questions(policy, enc, prompts, K, cfg)
@@ -412,7 +416,7 @@ def read_preamble(cfg):
     aspects = ("overall", "helpful", "safety")
     if (cfg.preamble, "overall") in PREAMBLES:
         cfg.told = {aspect: PREAMBLES[cfg.preamble, aspect] for aspect in aspects}
-    elif Path(cfg.preamble).is_file():
+    elif os.path.isfile(cfg.preamble):  # False, too, for a text that is too long for a name
         cfg.preamble = data.read_file(Path(cfg.preamble)).strip()
         cfg.told = dict.fromkeys(aspects, cfg.preamble)
     else:
@@ -517,8 +521,8 @@ def judge_between(cfg):
     if len(cfg.judge_between) != 2:
         raise UserError("--judge_between takes two stages of a run, such as sft ppo")
     (a, first), (b, second) = (load_model(folder / f"{name}.pt", device) for name in cfg.judge_between)
-    if cfg.max_new_tokens >= min(m.config.block_size for m in (a, b)):
-        raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {a.config.block_size} tokens")
+    if cfg.max_new_tokens >= (context := min(m.config.block_size for m in (a, b))):
+        raise UserError(f"--max_new_tokens {cfg.max_new_tokens} leaves no room for a prompt: the context is {context} tokens")
     enc = data.load_encoding(folder / "tokenizer.json")
     prompts = data.of_split(data.load_prompts(cfg.data or folder / "data"), cfg.eval_split, folder)
     prompts = random.Random(cfg.seed).sample(prompts, len(prompts))[: cfg.human_rankings]
@@ -704,8 +708,8 @@ def report(stage, cfg, enc, model, gold, groups, held_out, held_out_before, befo
                        "share", "safety score below which an answer is unsafe"))
     shown = max(held_out or [g for g in groups if g["split"] == "train"], key=lambda g: len(g["tiers"]))
     samples = sorted(zip(score(model, enc, [shown["prompt"]] * len(shown["responses"]), shown["responses"]), shown["responses"]), reverse=True)
-    place = {shown["responses"][i]: t + 1 for t, tied in enumerate(shown["tiers"]) for i in tied}
-    lines += [f"\nprompt: {data.prompt_text(shown['prompt'])}", table(["answer", "score (log-odds)", "place by the annotator"], [[r, s, place[r]] for s, r in samples])]
+    place = {shown["responses"][i]: f"thumb {'up' if shown['label'] else 'down'}" if "label" in shown else t + 1 for t, tied in enumerate(shown["tiers"]) for i in tied}
+    lines += [f"\nprompt: {data.prompt_text(shown['prompt'])}", table(["answer", "score (log-odds)", "place by the annotator"], [[r, s, place.get(r)] for s, r in samples])]
     print("\n" + "\n".join(lines))
     stage.finish("\n".join(lines), [*panels, ("Gradient norm", {"norm": "grad_norm"}, "before clipping")], "Reward model. Look for: held-out accuracy that falls (too many epochs), pairs below the line of perfect calibration (too sure of itself)")
 

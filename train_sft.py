@@ -71,15 +71,12 @@ def held_out_loss(model, rows, pad, batch_size):
 def demonstrations_of(folder, enc, block_size, eval_split):
     """Demonstrations as {split: [(prompt_ids, response_ids)]}."""
     demonstrations = data.load_sft(folder)
-    cut, rows = 0, {}
-    for split in ("train", eval_split):
-        rows[split] = [data.fit(data.encode_prompt(enc, d["prompt"]), data.encode_response(enc, d["response"]), block_size)
-                       for d in data.of_split(demonstrations, split, folder)]
-        cut += sum(was_cut for _, _, was_cut in rows[split])
-        rows[split] = [(prompt, response) for prompt, response, _ in rows[split]]
-    if cut:
-        print(f"{cut} of {len(demonstrations)} demonstrations are longer than the context of {block_size} tokens: prompts cut from the left")
-    return rows
+    for d in demonstrations:
+        *d["ids"], d["cut"] = data.fit(data.encode_prompt(enc, d["prompt"]), data.encode_response(enc, d["response"]), block_size)
+    if cut := sum(d["cut"] for d in demonstrations):
+        print(f"{cut} of {len(demonstrations)} demonstrations are longer than the context of {block_size} tokens: prompts cut from the left, "
+              "answers that are too long by themselves from the right")
+    return {split: [tuple(d["ids"]) for d in data.of_split(demonstrations, split, folder)] for split in ("train", eval_split)}
 
 
 def reviews_of(folder, enc, block_size, n, seed):

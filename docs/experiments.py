@@ -411,17 +411,16 @@ def overoptimisation(args):
     for (name, y), color in zip(best.items(), COLORS):
         axes[0].plot(distance, y, "o", color=color, markersize=4, label=name)
     sd, mean = gold.std().item(), gold.mean().item()
-    ways = {}
-    for (c, name), color in zip(runs.items(), COLORS):
-        steps = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+    ways, logs = {}, {c: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()] for c, name in runs.items()}
+    for (c, steps), color in zip(logs.items(), COLORS):
         ways[c] = [max(r["kl_full"], 0) ** 0.5 for r in steps], [r["score"] for r in steps], [(r["gold"] - mean) / sd for r in steps]
         axes[1].plot(ways[c][0], ways[c][2], ".", color=color, markersize=4, label=f"gold, KL coefficient {c}")
         axes[1].plot(ways[c][0], ways[c][1], "x", color=color, markersize=3, alpha=0.5)
     axes[1].plot([], [], "x", color="gray", label="proxy")
     d_ppo, _, gold_ppo = ways[0]
-    lowest = 1 + gold_ppo.index(min(gold_ppo))  # behind it the policy says one thing to everybody: nothing left to optimise
+    far = next((i for i, r in enumerate(logs[0]) if r["kl_full"] > r["length"]), len(d_ppo))  # more than a nat a token: behind it the policy says one thing to everybody
     for axis, d, y, curve, peak in ((axes[0], distance, best["gold"], lambda x: x, lambda a, b: a / (2 * b)),
-                                    (axes[1], d_ppo[1:lowest], gold_ppo[1:lowest], torch.log, lambda a, b: math.exp(a / b - 1))):
+                                    (axes[1], d_ppo[1:far], gold_ppo[1:far], torch.log, lambda a, b: math.exp(a / b - 1))):
         alpha, beta = fit(d, y, curve)
         x = torch.linspace(0.05, max(d), 200, dtype=torch.float64)
         axis.plot(x, x * (alpha - beta * curve(x)), color="black", linewidth=1, label=f"fit: d ({alpha:.2f} - {beta:.2f} {'d' if axis is axes[0] else 'log d'})")
@@ -430,14 +429,14 @@ def overoptimisation(args):
             axis.axvline(top, color="gray", linewidth=0.8, linestyle=":")
             axis.annotate(f"peak of the fit, d = {top:.1f}", (top, 0.02), xycoords=("data", "axes fraction"), fontsize=8, rotation=90, va="bottom", ha="right")
         print(f"{'best of n' if axis is axes[0] else 'PPO, KL coefficient 0'}: gold = d ({alpha:.3f} - {beta:.3f} {'d' if axis is axes[0] else 'log d'}), peak at d = {top:.2f}, KL {top * top:.1f}; seen up to d = {max(d):.2f}")
-    axes[1].set_xlim(-0.2, 1.05 * d_ppo[lowest - 1])
-    for axis, title in zip(axes, (f"Best of n answers of the SFT model, n up to {K}", "PPO, an iteration a dot; without the KL term as far as gold falls")):
+    axes[1].set_xlim(-0.2, 1.05 * d_ppo[far - 1])
+    for axis, title in zip(axes, (f"Best of n answers of the SFT model, n up to {K}", "PPO, an iteration a dot; drawn up to a KL of a nat a token")):
         axis.set_title(title, fontsize=10, loc="left")
         axis.set_xlabel("square root of the KL to the SFT model, nats", fontsize=9)
         axis.set_ylabel("standard deviations of the SFT model", fontsize=9)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=7, frameon=False, **({} if axis is axes[0] else {"loc": "upper right", "bbox_to_anchor": (1, 0.78)}))
+        axis.legend(fontsize=7, frameon=False, **({} if axis is axes[0] else {"loc": "lower left", "bbox_to_anchor": (0.2, 0)}))
     figure.savefig(args.out or ROOT / "docs" / "overoptimisation.png", dpi=110, facecolor="white")
     print(table(["test prompts", "KL, estimated", "KL, at most", "proxy", "gold"], rows))
     at_end = {c: results(folder / f"{name}.pt") for c, name in runs.items()}

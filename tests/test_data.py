@@ -447,6 +447,12 @@ def test_all_rows_of_a_prompt_are_in_the_same_split(tmp_path):
     assert {p["prompt"]: p["split"] for p in data.load_prompts(tmp_path)} == splits
 
 
+def test_a_prompt_held_out_by_one_row_is_held_out_whatever_the_others_say(tmp_path):
+    splits = ["train", "dev", "test", "train", "dev", None]
+    write(tmp_path, "prompts.jsonl", [{"prompt": p, "split": s} for p, turned in (("a", 1), ("b", -1)) for s in splits[::turned]] + [{"prompt": "c", "split": "train"}])
+    assert [(p["prompt"], p["split"]) for p in data.load_prompts(tmp_path)] == [("a", "test"), ("b", "test"), ("c", "train")]
+
+
 def test_who_writes_plainly_says_nothing_twice(tmp_path):
     """Facts, dialogues and demonstrations repeat no sentence (schoolwork does, and says so). Facts are told topic by topic."""
     data.write_world(tmp_path, seed=0, n_documents=400, n_demonstrations=200)

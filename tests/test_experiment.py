@@ -88,6 +88,14 @@ def test_help_lists_every_knob_with_its_reason(capsys):
     assert "[20]" in text, "the defaults shown are those of the preset"
 
 
+def test_the_stages_of_a_preset_sample_answers_of_one_length():
+    """What is ranked, chosen and trained on are the same answers."""
+    for preset in ("tiny", "small"):
+        lengths = {name: parse((script := importlib.import_module(name)).Config, script.PRESETS, "", ["--config", preset]).max_new_tokens
+                   for name in ("train_sft", "train_rm", "train_ppo", "rejection_sampling")}
+        assert len(set(lengths.values())) == 1, f"{preset}: {lengths}"
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_every_preset_of_every_script_builds(name):
     """Each key of a preset is a field of the Config, of its type and within its bounds."""

@@ -354,7 +354,7 @@ def test_a_round_is_trained_after_the_round_before(tiny):
     assert [r["model"] for r in second["state"]["rounds"]] == ["SFT", "RLHF-V1", "RLHF-V2"]
     assert ["headroom" in r for r in second["state"]["rounds"]] == [True, True, False], "what best-of-K of a model can earn, of those that were sampled from"
     curve = second["state"]["curve"]
-    assert [c["n"] for c in curve] == [1, 2] and curve[0]["reward"] < curve[1]["reward"] and curve[0]["kl"] == curve[0]["kl_bound"] == 0 < curve[1]["kl"]
+    assert [c["n"] for c in curve] == [1, 2, 3] and curve[0]["reward"] < curve[1]["reward"] and curve[0]["kl"] == curve[0]["kl_bound"] == 0 < curve[1]["kl"]
     for words in ("RLHF-V2", "win rate against SFT", "n = 2", "KL at most", "reward model on its answers", "beats a random one"):
         assert words in printed(tiny, "rs.2")
 
@@ -421,14 +421,39 @@ def test_every_knob_of_rejection_sampling_changes_what_is_learned(rs_knobs):
 def test_ppo_goes_on_from_rejection_sampling(copy, call, monkeypatch):
     """--then_ppo: policy and reference are the last round's model, the reward model has learned from its answers; SFT stays the yardstick."""
     fewer_prompts(copy)
-    monkeypatch.setattr(train_ppo, "PRESETS", {"tiny": dict(steps=2, batch_size=8, minibatch_size=8, micro_batch_size=8, max_new_tokens=12, eval_answers=1)})
-    code, out = call(copy, "rejection_sampling.py", f"{SMALL['rs.2']} --then_ppo")
-    assert code == 0 and re.search(r"dev prompts +pretrained +SFT +rs\.2 +PPO", out), out
-    parents = load_checkpoint(copy / "runs/tiny/rs.ppo.pt")["parents"]
-    assert parents.keys() == {"pretrain.pt", "sft.pt", "rs.2.pt", "rm.rs.2.pt"}
-    rows = rows_of(copy / "runs/tiny/rs.ppo.jsonl")
+    monkeypatch.setattr(train_ppo, "PRESETS", {"tiny": dict(steps=2, batch_size=8, minibatch_size=8, micro_batch_size=8, eval_answers=1)})
+    code, out = call(copy, "rejection_sampling.py", f"{SMALL['rs.2']} --temperature 0.9 --name warm --then_ppo")
+    assert code == 0 and re.search(r"dev prompts +pretrained +SFT +warm\.2 +PPO", out), out
+    checkpoint = load_checkpoint(copy / "runs/tiny/warm.ppo.pt")
+    assert checkpoint["parents"].keys() == {"pretrain.pt", "sft.pt", "warm.2.pt", "rm.warm.2.pt"}
+    assert (checkpoint["knobs"]["temperature"], checkpoint["knobs"]["max_new_tokens"]) == (0.9, 12), "the same answers as in the rounds"
+    rows = rows_of(copy / "runs/tiny/warm.ppo.jsonl")
     assert abs(rows[0]["kl_full"]) < 1e-5, "the reference is the model that it starts from"
+    again = f"{SMALL['rs.2']} --temperature 0.9 --name warm --then_ppo"
+    assert "warm.ppo.pt is finished; nothing to do" in call(copy, "rejection_sampling.py", again)[1]
+    assert "leave --overwrite out" in call(copy, "rejection_sampling.py", f"{again} --overwrite")[0]
     assert "rs.1.pt was trained with other knobs (answers_per_prompt 3 -> 4)" in call(copy, "rejection_sampling.py", f"{SMALL['rs.2']} --answers_per_prompt 4 --rounds 3")[0]
+
+
+def test_a_refreshed_reward_model_learns_as_before(copy, call):
+    """Its loss, its annotator and what it was never asked about stay; it ranks answers like those it is to choose from."""
+    fewer_prompts(copy)
+    assert call(copy, "train_rm.py", f"{RM} --loss regression --noise 0.3 --leave_out cake --name own")[0] == 0
+    code, out = call(copy, "rejection_sampling.py", f"{SMALL['rs.2']} --reward own --temperature 0.9 --name again")
+    knobs = load_checkpoint(copy / "runs/tiny/own.again.1.pt")["knobs"]
+    assert code == 0 and {key: knobs[key] for key in ("loss", "noise", "tie_gap", "leave_out", "temperature")} == {
+        "loss": "regression", "noise": 0.3, "tie_gap": 0.8, "leave_out": "cake", "temperature": 0.9}, out
+    checkpoint = load_checkpoint(copy / "runs/tiny/own.pt")
+    checkpoint["knobs"]["labeler"] = "human"
+    torch.save(checkpoint, copy / "runs/tiny/own.pt")
+    assert "has learned from your labels" in call(copy, "rejection_sampling.py", f"{SMALL['rs.2']} --reward own --name yours")[0]
+
+
+def test_models_of_one_run_see_equally_long_contexts(copy, call):
+    assert call(copy, "train_sft.py", f"{SMALL['sft']} --block_size 80 --name long")[0] == 0
+    assert "pretrain.pt 64, sft.pt 64, long.pt 80, rm.pt 64 tokens" in call(copy, "train_ppo.py", f"{THREE} --start long --name longer")[0]
+    assert call(copy, "train_rm.py", f"{RM} --start long --name rm_long")[0] == 0
+    assert "sft.pt 64, rm_long.pt 80 tokens" in call(copy, "rejection_sampling.py", f"{SMALL['rs.2']} --rounds 1 --reward rm_long --name longer")[0]
 
 
 def test_rejection_sampling_on_a_users_preferences(user, call):
@@ -662,7 +687,8 @@ def test_thumbs_are_learned_by_regression(user, call):
     (user / "mine/preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "thumbs up or down" in call(user, "train_rm.py", "--data mine --name thumbs")[0]
     code, out = call(user, "train_rm.py", "--data mine --loss regression --epochs 20 --lr 0.01 --batch_size 8 --name thumbs")
-    assert code == 0 and float(re.search(r"preferences of the file +16 +([\d.]+)", out)[1]) > 0.9, out
+    assert code == 0 and float(re.search(r"preferences of the file +16 +([\d.]+)", out)[1]) > 0.9 and re.search(r" thumb (up|down)\n", out), out
+    assert "no comparisons" in call(user, "train_rm.py", "--data mine --loss regression --folds 2 --name thumbs3")[0]
     (user / "mine/preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "a", "chosen": "b", "rejected": "c"}]))
     assert "both thumbs and comparisons" in call(user, "train_rm.py", "--data mine --loss regression --name thumbs2")[0]
 
@@ -759,7 +785,7 @@ def test_every_knob_of_the_judge_changes_the_labels(copy, call):
         assert all(("notes" in r) == ("thought" not in flags) for r in ai_rows(copy)[-20:]), "the notes are kept with the labels"
     (copy / "brief.txt").write_text("Please be practical.\n")
     assert "trained with other knobs (preamble" in call(copy, "train_rm.py", f"{AI} --preamble brief.txt --name v5")[0], "what counts is the text of the file"
-    for lost in ("lost.txt", "of my own"):
+    for lost in ("lost.txt", "of my own" * 50):
         assert "expected none, base, detailed or a text file" in call(copy, "train_rm.py", [*AI.split(), "--preamble", lost, "--name", "v99"])[0]
     (copy / "long.txt").write_text("Please be short. " * 50)
     assert "shorten the preamble" in call(copy, "train_rm.py", f"{AI} --preamble long.txt --name v99")[0]
@@ -827,6 +853,23 @@ def test_a_judge_behind_a_server_labels_a_users_answers(user, call, server):
     (user / "runs/tiny-mine/rankings.jsonl").unlink()
     code, out = call(user, "train_rm.py", f"{flags} --judge_url {server.url} --overwrite")
     assert code == 0 and len(server.seen) == asked, "nothing was bought twice"
+
+
+@pytest.mark.parametrize("loss", ["bradley_terry", "regression"])
+def test_an_answer_about_which_the_judge_is_silent_has_no_place(user, call, server, loss):
+    """A folder of prompts: the AI labels what is held out, too, and of some answers it never says whether they are better."""
+    def silent_about_some(sent):
+        one, two = map(len, re.search("Answer 1: (.*)\n\nAnswer 2: (.*)\n\nWhich", sent["prompt"], re.S).groups())
+        return completion({"so": -0.1} if one % 3 == 0 or two % 3 == 0 else {"1": -1.0, "2": -1.0 + 0.1 * (two - one)})[1]
+
+    server.script = [(200, silent_about_some, {})]
+    (user / "mine/preferences.jsonl").rename(user / "mine/sft.jsonl")
+    rows = [{"prompt": r["chosen"].split("Human: ")[1].split("\n")[0], "response": r["chosen"].split("Assistant:")[-1], "split": r["split"]} for r in rows_of(user / "mine/sft.jsonl")]
+    (user / "mine/sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out = call(user, "train_rm.py", f"--data mine --run tiny-mine {RM} --labeler ai --ai_rankings 10 --loss {loss} --eval_split test --judge_url {server.url} --chain_of_thought false")
+    labelled = [r for r in rows_of(user / "runs/tiny-mine/rankings.jsonl") if r["labeler"] == "ai"]
+    assert any(0 < sum(map(len, r["tiers"])) < len(r["responses"]) for r in labelled), "some are in no tier"
+    assert code == 0 and "labels by the AI" in out, out
 
 
 def test_a_run_has_one_tokenizer(copy, call):
@@ -1081,6 +1124,7 @@ def test_a_reward_model_scores(tiny, call):
     assert re.fullmatch(r"score [+-]\d+\.\d{3}\s*", out)
     assert call(tiny, "model.py", ["runs/tiny/rm.pt", "--prompt", "A dog is", "--response", "a cat."])[1] != out
     assert "--response" in call(tiny, "model.py", ["runs/tiny/rm.pt", "--prompt", "A dog is"])[0]
+    assert "give both" in call(tiny, "model.py", ["runs/tiny/rm.pt", "--response", "a cat."])[0]
     assert "reward model" in call(tiny, "model.py", ["runs/tiny/ppo.pt", "--prompt", "A dog is", "--response", "x"])[0]
 
 

@@ -496,6 +496,7 @@ def test_broken_invariants_are_told_in_words():
         with pytest.raises(InvariantError):
             check_step(**{**good, **bad})
     check_step(**{**good, "step": 1, "full_kl": 0.5})  # later on the policy may have moved
+    check_step(**{**good, "drift": 0.001, "temperature": 0.01})  # rounding, a hundred times enlarged
 
 
 def test_score_and_kl_of_the_evaluation_belong_to_the_answers(make_gpt, enc):

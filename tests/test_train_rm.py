@@ -87,6 +87,7 @@ def test_pairs_point_into_the_answers_laid_end_to_end():
     better, worse, p, strength = batch_pairs(GROUPS[:1], ties="half")
     assert list(zip(better, worse, p, strength)) == [(2, 0, 1.0, 1), (2, 1, 1.0, 1), (0, 1, 0.5, 0)]
     assert batch_pairs([{"responses": ["a", "b"], "tiers": [[0], [1]], "margin": 0.5}]) == ([0], [1], [1.0], [0.5]), "a file may say it"
+    assert batch_pairs([{"responses": ["a", "b"], "tiers": [[0, 1]], "margin": 3.0}], ties="half")[3] == [0.0], "but a tie has none"
     assert batch_pairs([{"responses": list("abcdef"), "tiers": [[i] for i in range(6)]}])[3].count(3) == 6, "no more than 3: significantly better"
 
 
@@ -197,11 +198,19 @@ def test_regression_by_hand():
 
 def test_regression_targets_are_elo_scores_of_mean_0_and_deviation_1():
     """Over all rankings together: a longer ranking has the more extreme scores."""
-    two, four = elo_targets([{"tiers": [[1], [0]]}, {"tiers": [[0], [1], [2], [3]]}])
+    two, four = elo_targets([{"responses": ["a", "b"], "tiers": [[1], [0]]}, {"responses": ["a", "b", "c", "d"], "tiers": [[0], [1], [2], [3]]}])
     together = torch.cat([two, four])
     assert together.mean().abs() < 1e-6 and together.std() == pytest.approx(1, abs=1e-6)
     assert two[1] > 0 > two[0] and four.tolist() == sorted(four.tolist(), reverse=True) and four[0] > two[1]
     assert ((four[0] - four[3]) / (two[1] - two[0])).item() == pytest.approx((1045.828 - 954.043) / 32, abs=1e-3)
+
+
+def test_an_answer_that_nobody_compared_has_no_target():
+    """An AI may be silent about an answer, the last one or another: it is in no tier, and moves nothing."""
+    whole = elo_targets([{"responses": ["a", "b"], "tiers": [[1], [0]]}])[0]
+    for tiers, unknown in (([[1], [0]], 2), ([[2], [1]], 0)):
+        target, = elo_targets([{"responses": ["a", "b", "c"], "tiers": tiers}])
+        assert target.isnan().nonzero().tolist() == [[unknown]] and torch.equal(target[~target.isnan()], whole)
 
 
 def test_regression_learns_the_targets(make_gpt, enc):
