@@ -180,7 +180,7 @@ def generate(model, prompts, prompt_lengths, max_new_tokens, temperature, eos, p
     """Sample one answer a row. Every row writes at its own length, so prompts of different lengths share a batch.
 
     prompts: (B, P) right-padded; prompt_lengths: (B,); temperature 0 is greedy.
-    Returns, all (B, R) with R <= max_new_tokens and left-aligned: responses (pad behind EOS), response_mask
+    Returns, all (B, R) and left-aligned, R the length of the longest answer: responses (pad behind EOS), response_mask
     (1 on the answer, its EOS included), logprobs (of the very distribution that was sampled; 0 behind EOS).
     """
     B, P = prompts.shape

@@ -274,7 +274,8 @@ def response_values(model, tokens, prompt_lengths, R):
 
 
 def ppo_loss(policy, critic, mb, n_tokens, cfg):
-    """Policy loss + value loss of one micro-batch, and their detached numbers for the log.
+    """Policy loss + value loss of one micro-batch, the value loss times --value_coef where both are of one model; and for the log, detached,
+    {"policy_loss", "value_loss" and what `ppo_policy_loss` tells}.
 
     mb: tensors of B sampled answers, (B, R) each but prompt_lengths (B,) and tokens (B, P + R); n_tokens: real tokens of the
     whole minibatch, so that the losses of its micro-batches add up to its mean over tokens."""
@@ -293,7 +294,8 @@ def ppo_loss(policy, critic, mb, n_tokens, cfg):
 
 @torch.no_grad()
 def rollout(policy, critic, reference, reward, enc, prompts, cfg, kl_coef):
-    """Answers of the policy as it is now to B prompts, their rewards and advantages: what the updates of an iteration learn from.
+    """Answers of the policy as it is now to B prompts, their rewards and advantages: what the updates of an iteration learn from. A prompt that
+    leaves no room for cfg.max_new_tokens in the context loses its beginning; cfg.whitening "batch" whitens the scores over these answers.
 
     Returns (batch, seen). batch, for `update`: tokens (B, P + R), prompt_lengths (B,); responses, mask, old_logprobs, advantages, old_values,
     returns, (B, R) each. seen, for the log: texts, raw, scores (B,), ended (B,), ref_logprobs and rewards (B, R), logits and ref_logits (B, R, V)."""
@@ -326,7 +328,8 @@ def rollout(policy, critic, reference, reward, enc, prompts, cfg, kl_coef):
 
 
 def update(policy, critic, optimizer, batch, cfg, text=None):
-    """5. Clipped updates of policy and critic, a minibatch of the sampled answers at a time. batch: of `rollout`; text: pretraining tokens, for --ptx_coef.
+    """5. Clipped updates of policy and critic, a minibatch of the sampled answers at a time. batch: of `rollout`; text: tokens for
+    --ptx_coef, of which `data.text_batch` draws 16 windows a step, 96 tokens long or as long as the context allows.
     Returns a dict of numbers for each optimizer step."""
     updates, mask = [], batch["mask"]
     for _ in range(cfg.ppo_epochs):
@@ -574,15 +577,15 @@ def sums(c, score, beta, mean, std, cfg):
     which = "whitened" if cfg.whiten_advantages else "advantage"
     obeyed = [a * (r - 1) > 0 for a, r in zip(c[which], c["ratio"]) if round(r, 3) != 1]  # a token that was certain has no gradient
     return {
-        "KL": f"{kl:.3f} in sum. Below 0 where the reference finds a token likelier than the policy does: only the mean over many answers is the KL.",
-        "reward": f"score {score:.3f} - beta {beta:g} x KL {kl:.3f} = {score - beta * kl:.3f}; the column sums to {sum(c['reward']):.3f}. The score judges the whole answer, so "
+        "KL": f"{kl:z.3f} in sum. Below 0 where the reference finds a token likelier than the policy does: only the mean over many answers is the KL.",
+        "reward": f"score {score:z.3f} - beta {beta:g} x KL {kl:z.3f} = {score - beta * kl:z.3f}; the column sums to {sum(c['reward']):z.3f}. The score judges the whole answer, so "
                   "it stands on the last token only; the KL is known at each token, so each pays for its own.",
-        "advantage": f"first token: delta = reward {reward:.3f} + gamma {g:g} x next value {next_value:.3f} - value {value:.3f} = {delta:.3f}; delta + gamma lambda {gl:g} x next "
-                     f"advantage {next_advantage:.3f} = {delta + gl * next_advantage:.3f}. How much better it went from here on than the critic expected.",
-        "return": f"first token: advantage {advantage:.3f} + value {value:.3f} = {advantage + value:.3f}. What the critic learns to expect here.",
-        "whitened": f"first token: ({advantage:.3f} - mean {mean:.3f}) / standard deviation {std:.3f} = {(advantage - mean) / std:.3f}, both over all tokens of the batch. Only the "
+        "advantage": f"first token: delta = reward {reward:z.3f} + gamma {g:g} x next value {next_value:z.3f} - value {value:z.3f} = {delta:z.3f}; delta + gamma lambda {gl:g} x next "
+                     f"advantage {next_advantage:z.3f} = {delta + gl * next_advantage:z.3f}. How much better it went from here on than the critic expected.",
+        "return": f"first token: advantage {advantage:z.3f} + value {value:z.3f} = {advantage + value:z.3f}. What the critic learns to expect here.",
+        "whitened": f"first token: ({advantage:z.3f} - mean {mean:z.3f}) / standard deviation {std:z.3f} = {(advantage - mean) / std:z.3f}, both over all tokens of the batch. Only the "
                     "policy's loss uses it." if cfg.whiten_advantages else "no such column: the loss takes the advantages as they are (--whiten_advantages false).",
-        "ratio": f"first token: exp(new log p {c['new log p'][0]:.3f} - log p {c['log p'][0]:.3f}) = {c['ratio'][0]:.3f}. Above 1 a token has become likelier. Of the "
+        "ratio": f"first token: exp(new log p ({c['new log p'][0]:z.3f}) - log p ({c['log p'][0]:z.3f})) = {c['ratio'][0]:z.3f}. Above 1 a token has become likelier. Of the "
                  f"{len(obeyed)} whose ratio is not 1.000, {sum(obeyed)} moved as the sign in the column {which} asks; the other answers of the batch pull at the same weights.",
     }
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("tests/assignment.py", "tests/test_assignment.py", "tests/mutants.py", "tests/test_mutants.py", ".ci/*")  # not for students
+OURS = ("tests/assignment.py", "tests/test_assignment.py", "tests/mutants.py", "tests/test_mutants.py", "docs/bugs.png", ".ci/*")  # not for students
 
 
 class Problem(NamedTuple):
@@ -65,23 +65,26 @@ PROBLEMS = [
             "The better answer wins with the probability sigmoid(score of the better - score of the worse - margin). The loss is minus the logarithm of that, or, with soft "
             "labels, the cross-entropy with the given probability; the mean over the pairs. It must stay finite for scores that are far apart."),
     Problem("Elo scores", 6, {"preferences.py": "elo_scores"},
-            {"preferences": "elo_by_hand elo_takes_from_one_what_it_gives_to_the_other one_pass_depends_on_the_order_of_the_games_and_many_passes_have_no_end"},
+            {"preferences": "elo_by_hand elo_takes_from_one_what_it_gives_to_the_other one_pass_depends_on_the_order_of_the_games_and_many_passes_have_no_end "
+                            "every_pass_is_shuffled"},
             "Every pair of a ranking is a game, a tie is one, too (`ranking_to_pairs` lists them). The winner gets the K-factor times how much better the result was than "
             "expected, the loser gives as much; then comes the next game."),
     Problem("Rewards with the price of the KL", 8, {"train_ppo.py": "kl_shaped_rewards"},
             {"train_ppo": "rewards_of_the_worked_example kl_costs_when_the_policy_is_more_certain_than_the_reference score_lands_on_the_last_real_token_of_each_row "
-                          "rewards_are_zero_on_padding_whatever_the_logprobs_there rewards_of_a_row_sum_to_score_minus_beta_kl"},
+                          "rewards_are_zero_on_padding_whatever_the_logprobs_there rewards_of_a_row_sum_to_score_minus_beta_kl "
+                          "shaping_does_not_change_its_arguments"},
             "Each token pays beta times the log-ratio of policy and reference; the last real token also earns the score. Leave the arguments as they are."),
     Problem("Advantages", 10, {"train_ppo.py": "gae"},
             {"train_ppo": "gae_of_the_worked_example with_lambda_1_returns_are_the_rewards_to_go with_lambda_0_an_advantage_is_one_step_of_surprise "
-                          "gae_is_the_double_sum_of_the_paper gae_does_not_bootstrap_past_the_end"},
+                          "gae_is_the_double_sum_of_the_paper gae_does_not_bootstrap_past_the_end gae_ignores_garbage_rewards_and_values_on_padding"},
             "From the last token to the first: the surprise is the reward plus gamma times the next value minus this value; the advantage is the surprise plus gamma lambda "
             "times the next advantage. Behind the last real token both are 0, whatever stands in the padding."),
     Problem("Whitening", 5, {"train_ppo.py": "whiten"},
-            {"train_ppo": "whitening_by_hand whitening_removes_the_mean_and_keeps_it_only_when_asked"},
+            {"train_ppo": "whitening_by_hand whitening_removes_the_mean_and_keeps_it_only_when_asked whitening_sees_only_real_tokens "
+                          "whitening_equal_advantages_gives_no_infinity"},
             "Subtract the mean and divide by the standard deviation, both taken over real tokens only (`masked_mean` is there)."),
     Problem("The clipped objective", 10, {"train_ppo.py": "ppo_policy_loss"},
-            {"train_ppo": "clipped_objective_of_the_worked_table a_good_token_becomes_likelier clip_0_means_no_clipping policy_loss_is_a_mean_over_real_tokens_only "
+            {"train_ppo": "clipped_objective_of_the_worked_table a_good_token_becomes_likelier the_clip_is_as_wide_as_asked clip_0_means_no_clipping policy_loss_is_a_mean_over_real_tokens_only "
                           "micro_batches_divide_by_the_tokens_of_the_whole clip_fraction_and_approx_kl_by_hand"},
             "The ratio is the new probability of a token over the old one. The objective is the smaller of ratio times advantage and clipped ratio times advantage, in the mean "
             "over real tokens; a loss is descended, so its sign is turned."),
@@ -98,14 +101,15 @@ PROBLEMS = [
             {"train_ppo": "the_first_ratio_is_1_at_any_temperature the_ratio_compares_with_the_policy_that_sampled "
                           "values_of_a_shared_trunk_are_weighted_and_a_critic_of_its_own_is_not gradients_of_micro_batches_add_up_to_those_of_the_minibatch "
                           "only_the_advantages_are_whitened the_parts_of_a_minibatch_divide_by_its_tokens an_answer_that_was_cut_off_has_the_penalty_as_its_score "
-                          "every_minibatch_begins_without_gradients the_reference_stays_where_it_was",
+                          "every_minibatch_begins_without_gradients the_reference_stays_where_it_was every_pass_takes_all_answers_in_a_new_order "
+                          "gradients_are_clipped_for_each_model_by_itself the_loss_on_pretraining_text_has_its_weight the_formulas_get_the_knobs",
              "oracle": "ppo_finds_the_best_policy_there_is"},
             "`rollout`: 1. sample an answer to each prompt; 2. score the answers, one without an EOS gets minus `cfg.eos_penalty` where that is not 0; 3. subtract the price of the KL; "
             "4. advantages, whitened if `cfg.whiten_advantages` says so (the returns are not). `update`: 5. `cfg.ppo_epochs` passes in a random order over minibatches of "
             "`cfg.minibatch_size` answers, each in parts of `cfg.micro_batch_size` whose gradients are added up before one optimizer step, gradients clipped to "
             "`cfg.clip_grad` (0: not) for each model by itself, plus `cfg.ptx_coef` times the loss on pretraining text where that is not 0; each step's dict holds the summed "
             "diagnostics of `ppo_loss` and the policy's `grad_norm`. `ppo_loss`: the two losses of a part. Use your functions from above and `response_logits`, "
-            "`response_values`, `join`, `token_logprobs`, `Reward.raw` and `Reward.combine`. The last test lets your loop find an optimum that is known exactly.",
+            "`response_values`, `join`, `token_logprobs`, `data.text_batch`, `Reward.raw` and `Reward.combine`. The last test lets your loop find an optimum that is known exactly.",
             needs=(1, 3, 6, 7, 8, 9, 10)),
 ]
 
@@ -231,12 +235,13 @@ are. `README.md` explains the whole and says how to install what it needs.
 tested only when those are solved. When all are solved, `python -m pytest` and `python train_ppo.py --config tiny` work, and you have trained a model
 with your own code.
 
-**How to hand in.** This whole folder. Only {", ".join(f"`{file}`" for file in FILES)} are read. You may add imports and functions of your own to these; changes in other files,
-tests included, count for nothing.
+**How to hand in.** This whole folder. Only {", ".join(f"`{file}`" for file in FILES)} are read. You may add imports and functions of your own to these, each in
+the file that uses it; changes in other files, tests included, count for nothing.
 
-**How it is graded.** By the tests named here, as they were when you got them. Each problem is graded by itself, together with correct solutions of the
-others, so that a mistake costs its points once. A problem is worth its points times the share of its tests that pass; one that crashes or never ends
-costs only its own. A file that Python cannot read costs all problems in it.
+**How it is graded.** By the tests named here, as they were when you got them. Each problem is graded by itself, your files for it together with correct
+versions of all others, so that a mistake costs its points once. A problem is worth its points times the share of its tests that pass; a function that ends
+the program or never ends itself takes the tests behind it along, but no other problem. What stands outside the functions that you are to write counts for
+all problems of its file: leave the rest as it is, and no call behind. A file that Python cannot read costs all problems in it.
 
 | problem | points | where |
 |---|---|---|
@@ -350,7 +355,7 @@ def run(nodes, changed, limit):
                 (result if "::" in node else broken)[node] = result.get(node) or said  # of a test with several cases the first failure
         except (EOFError, OSError):
             process.join(5)
-            why = f"the process ended before this test did (exit code {process.exitcode})"
+            why = f"the process ended before this test did (exit code {process.exitcode}): is there a call of exit?"
         process.kill()
         process.join()
     return {node: result.get(node, broken.get(node.split("::")[0], why)) for node in nodes}
@@ -370,13 +375,15 @@ def grade_one(number, texts, limit):
                 raise ValueError("the file is missing")
         said = run(problem.nodes(), {file: alone(file, texts[file], number) for file in problem.functions}, limit)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        said = dict.fromkeys(problem.nodes(), f"{file}: {error}" if isinstance(error, ValueError) else f"{file} is not Python ({error})")
+        said = dict.fromkeys(problem.nodes(), f"{file} is not Python (line {error.lineno}: {error.msg})" if isinstance(error, SyntaxError) else f"{file}: {error}")
     share = sum(why is None for why in said.values()) / len(said)
     return {"problem": number, "title": problem.title, "points": round(problem.points * share, 2), "of": problem.points, "tests": said}
 
 
 def read_student(out):
     """The student's files: {file: text, or None where there is none that can be read}. Raises Mistake where `out` is no student's repository."""
+    if out.resolve() == ROOT:
+        raise Mistake(f"{out} is this repository, with our solutions: name the folder of a student's")
     if not any((out / file).is_file() for file in FILES):
         raise Mistake(f"{out}: none of {', '.join(FILES)} is there; expected a folder that tests/assignment.py has written")
     return {file: (out / file).read_bytes().decode("utf-8-sig", "replace") if (out / file).is_file() and not (out / file).is_symlink() else None for file in FILES}

@@ -371,6 +371,36 @@ MUTANTS = [
            "(response_logits(m, tokens, prompt_lengths, responses.shape[1], t) for m, t in ((policy, cfg.temperature), (reference, 1.0)))",
            PPO + "a_step_has_one_temperature",
            "None at temperature 1, the default. With --temperature 0.7 PPO stops before its first update: the KL is 0.31, but policy and reference are the same model then."),
+    Mutant("ppo-36", "train_ppo.py", "One pass over the answers, whatever --ppo_epochs says.",
+           "for _ in range(cfg.ppo_epochs):",
+           "for _ in range(1):",
+           PPO + "every_pass_takes_all_answers_in_a_new_order",
+           "None with one pass, the default. With --ppo_epochs 4 an iteration takes no longer, and the numbers are those of one pass."),
+    Mutant("ppo-37", "train_ppo.py", "Every pass takes the answers in the order in which they were sampled.",
+           "torch.randperm(len(mask)).split(cfg.minibatch_size)",
+           "torch.arange(len(mask)).split(cfg.minibatch_size)",
+           PPO + "every_pass_takes_all_answers_in_a_new_order",
+           "None that would be noticed, with --ppo_epochs 4, either: score and KL rise as usual, to 1.3 and 2.5 after 30 iterations.", ("ppo", "score", "kl"), "--ppo_epochs 4"),
+    Mutant("ppo-38", "train_ppo.py", "The clip is 0.2, whatever --clip says.",
+           "ratio.clamp(1 - clip, 1 + clip)",
+           "ratio.clamp(0.8, 1.2)",
+           PPO + "the_clip_is_as_wide_as_asked",
+           "None at the default clip of 0.2: the same numbers to the last digit."),
+    Mutant("ppo-39", "train_ppo.py", "Gradients are not clipped.",
+           "torch.nn.utils.clip_grad_norm_(m.parameters(), cfg.clip_grad or torch.inf)",
+           "torch.nn.utils.clip_grad_norm_(m.parameters(), torch.inf)",
+           PPO + "gradients_are_clipped_for_each_model_by_itself",
+           "None that would be noticed: the policy's gradient norm is below 0.5, far from the limit, and only the critic takes longer steps. The score rises as usual.", ("ppo", "score", "grad_norm")),
+    Mutant("ppo-40", "train_ppo.py", "The loss on pretraining text is forgotten.",
+           "if cfg.ptx_coef:",
+           "if False:",
+           PPO + "the_loss_on_pretraining_text_has_its_weight",
+           "None at the default weight of 0. With --ptx_coef 1 the loss on pretraining text ends at 1.0, where 0.4 is usual."),
+    Mutant("ppo-41", "train_ppo.py", "Advantages are whitened, whatever --whiten_advantages says.",
+           "if cfg.whiten_advantages:  # only",
+           "if True:  # only",
+           PPO + "only_the_advantages_are_whitened",
+           "None by default. With --whiten_advantages false the numbers are those of the default."),
     # --------------------------------------------------------------------------------------------
     # Rejection sampling
     # --------------------------------------------------------------------------------------------
@@ -508,10 +538,10 @@ def broken(mutant):
     return (ROOT / mutant.file).read_text(encoding="utf-8").replace(mutant.right, mutant.wrong)
 
 
-def copy_to(folder, mutant=None):
+def copy_to(folder, mutant=None, tests=True):
     """Write a copy of the repository into a new folder, with the bug of a mutant in it."""
     changed = broken(mutant) if mutant else ""
-    for path in sorted(path for part in PARTS for path in ROOT.glob(part) if path.name not in OURS):
+    for path in sorted(path for part in PARTS if tests or part != "tests/*.py" for path in ROOT.glob(part) if path.name not in OURS):
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(changed.encode("utf-8") if mutant and path == ROOT / mutant.file else path.read_bytes())
@@ -709,9 +739,11 @@ def apply(mutant, out, answer):
         raise Mistake("apply NAME OUT writes the broken copy to the new folder OUT, apply NAME --answer prints the solution")
     elif out.exists():
         raise Mistake(f"{out} exists already: name a folder that does not")
+    elif ROOT in out.resolve().parents:
+        raise Mistake(f"{out} is inside this repository: name a folder outside, where the right code is not next to it")
     else:
-        copy_to(out, mutant)
-        print(mutant.symptom)
+        copy_to(out, mutant, tests=False)
+        print(f"{mutant.symptom}\n\n{out} has one wrong place, and no tests: they would name it.")
 
 
 class Parser(argparse.ArgumentParser):

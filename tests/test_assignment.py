@@ -51,7 +51,7 @@ def test_only_bodies_are_gone(file):
 
 def test_the_student_gets_everything_else_and_no_solution(student):
     files = {path.relative_to(student).as_posix() for path in student.rglob("*") if path.is_file()}
-    assert files == {name for name in repository() if not name.startswith(".ci/")} - {f"tests/{name}.py" for name in ("assignment", "test_assignment", "mutants", "test_mutants")} | {"HANDOUT.md"}
+    assert files == {name for name in repository() if not name.startswith(".ci/")} - {f"tests/{name}.py" for name in ("assignment", "test_assignment", "mutants", "test_mutants")} - {"docs/bugs.png"} | {"HANDOUT.md"}
     for name in files - {"HANDOUT.md"}:
         expected = blanked(name).encode() if name in FILES else (ROOT / name).read_bytes()
         assert (student / name).read_bytes() == expected

@@ -47,19 +47,19 @@ def test_symptoms_do_not_give_the_bug_away(capsys):
 def test_an_exercise_differs_in_one_file_and_shows_no_trace(tmp_path, capsys, name):
     mutant, out = MUTANTS[NAMES.index(name)], tmp_path / "deep" / "exercise"
     assert main(["apply", name, str(out)]) == 0
-    assert capsys.readouterr().out == mutant.symptom + "\n"
+    assert capsys.readouterr().out.startswith(mutant.symptom + "\n")
     files = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
     assert [str(path) for path in files if (out / path).read_bytes() != (ROOT / path).read_bytes()] == [mutant.file]
     assert (out / mutant.file).read_text(encoding="utf-8").count(mutant.wrong) == 1
-    assert {path.name for path in files} >= {path.name for path in ROOT.glob("*.py")} | {"README.md", "requirements.txt", "conftest.py"}
-    assert not {path.name for path in files} & {"mutants.py", "test_mutants.py", "bugs.png"} and not (out / ".git").exists() and not (out / "runs").exists()
+    assert {path.name for path in files} >= {path.name for path in ROOT.glob("*.py")} | {"README.md", "requirements.txt"}
+    assert not (out / "tests").exists() and not (out / "docs/bugs.png").exists() and not (out / ".git").exists() and not (out / "runs").exists()
     assert main(["apply", name, str(out / "again"), "--answer"]) == 0
     told = capsys.readouterr().out
     assert mutant.right in told and mutant.wrong in told and mutant.what in told and not (out / "again").exists()
 
 
 @pytest.mark.parametrize("argv, hint", [
-    (["apply", "ppo-0", "out"], "ppo-0: no mutant has this name"), (["apply", "ppo-1", "."], "exists already"), (["apply", "ppo-1"], "new folder OUT"), (["apply"], "required: NAME"),
+    (["apply", "ppo-0", "out"], "ppo-0: no mutant has this name"), (["apply", "ppo-1", "."], "exists already"), (["apply", "ppo-1", str(ROOT / "inside")], "inside this repository"), (["apply", "ppo-1"], "new folder OUT"), (["apply"], "required: NAME"),
     (["--only", "ppo-0"], "ppo-0: no mutant has this name"), (["--jobs", "0"], "at least 1"), (["--jobs", "two"], "invalid int"), (["--onyl", "ppo-1"], "mutants.py: "),
     (["symptom", "ppo-7", "out"], "expected a .png"), (["symptom", "ppo-7", "nowhere/out.png"], "in a folder that is there"), (["symptom", "run-4", "out.png"], "no curve shows it"),
     (["symptom", "ppo-7", "out.png"], "takes a finished run"), (["gallery", "out.png", "--run-folder", "nowhere"], "takes a finished run"), (["lsit"], "list")])

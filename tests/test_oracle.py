@@ -59,7 +59,7 @@ class Scores:
     def raw(self, tokens, lengths, prompts, texts):
         return [torch.tensor([self.score_of[tuple(row[1:n])] for row, n in zip(tokens.tolist(), lengths.tolist())])]
 
-    def combine(self, scores, prompts, batch):
+    def combine(self, scores, prompts, batch=False):
         return scores[0]
 
 

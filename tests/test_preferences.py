@@ -66,6 +66,19 @@ def test_one_pass_depends_on_the_order_of_the_games_and_many_passes_have_no_end(
     assert elo_scores([CLEAN], passes=100)[0] == pytest.approx(1685, abs=1)
 
 
+def test_every_pass_is_shuffled():
+    class Counting(random.Random):
+        drawn = 0
+
+        def getrandbits(self, k):
+            self.drawn += 1
+            return super().getrandbits(k)
+
+    one, six = Counting(0), Counting(0)
+    assert sum(elo_scores([CLEAN], passes=1, rng=one)) == pytest.approx(sum(elo_scores([CLEAN], passes=6, rng=six))) == pytest.approx(4000)
+    assert six.drawn > 3 * one.drawn > 0
+
+
 def test_bradley_terry_fit():
     """Known minimum; every win and loss counts once, whatever their order; without games between two, the prior says equal."""
     assert bradley_terry_fit([CLEAN]).tolist() == pytest.approx([2.288, 0.7102, -0.7102, -2.288], abs=1e-3)

@@ -1,9 +1,11 @@
 """The formulas of PPO: numbers computed by hand, references written as plain loops, and what padding must never change."""
+import inspect
 import json
 import math
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,13 +15,15 @@ import train_ppo
 from experiment import InvariantError, Stage
 from model import score, generate, join, token_logprobs, with_heads
 from train_ppo import (adapt_kl_coef, check, check_step, clipped_tokens, columns_of, explained_variance, full_kl_and_entropy, gae, kl_estimates,
-                       kl_shaped_rewards, masked_mean, ppo_loss, ppo_policy_loss, response_logits, response_values, sums, token_lines, value_loss, whiten)
+                       kl_shaped_rewards, masked_mean, ppo_loss, ppo_policy_loss, response_logits, response_values, sums, token_lines, update, value_loss, whiten)
+from train_pretrain import lm_loss
 
 EOS, PAD = 10, 11
 
 
 def close(got, expected, atol=1e-6):
-    torch.testing.assert_close(torch.as_tensor(got), torch.as_tensor(expected, dtype=torch.float32), atol=atol, rtol=0)
+    got, expected = torch.as_tensor(got), torch.as_tensor(expected, dtype=torch.float32)
+    assert got.shape == expected.shape and got.dtype == expected.dtype and (got - expected).abs().max() <= atol, f"{got.tolist()} is not {expected.tolist()}"
 
 
 def ragged(B=5, R=7, seed=0):
@@ -72,7 +76,7 @@ def test_rewards_of_a_row_sum_to_score_minus_beta_kl():
 
 def test_shaping_does_not_change_its_arguments():
     logprobs, scores = LOGPROBS.clone(), torch.tensor([1.0])
-    kl_shaped_rewards(scores, logprobs, REF, torch.ones(1, 3), 0.05)
+    close(kl_shaped_rewards(scores, logprobs, REF, torch.ones(1, 3), 0.05), [[-0.010, 0.025, 0.980]])
     assert torch.equal(logprobs, LOGPROBS) and scores.item() == 1
 
 
@@ -137,6 +141,7 @@ def test_gae_ignores_garbage_rewards_and_values_on_padding():
     dirty = gae(torch.where(mask.bool(), rewards, -1e3), torch.where(mask.bool(), values, 1e3), mask, 0.9, 0.8)
     longer = [torch.cat([x, torch.full((5, 2), fill)], 1) for x, fill in ((rewards * mask, 0.0), (values, 50.0), (mask, 0.0))]
     padded = gae(*longer, 0.9, 0.8)
+    close(clean[1] - clean[0], values * mask)
     for i in range(2):
         close(clean[i], dirty[i])
         close(padded[i][:, :7], clean[i])
@@ -169,11 +174,13 @@ def test_whitening_sees_only_real_tokens():
     for shift in (True, False):
         clean, dirty = whiten(x, mask, shift), whiten(torch.where(mask.bool(), x, 1e3), mask, shift)
         close(clean, dirty, 1e-5)
-        assert not dirty[mask == 0].any()
+        assert not dirty[mask == 0].any() and dirty[mask.bool()].std(unbiased=False).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_whitening_equal_advantages_gives_no_infinity():
-    close(whiten(torch.full((2, 3), 0.7), torch.ones(2, 3)), torch.zeros(2, 3), 1e-2)
+    equal = torch.full((2, 3), 0.7)
+    close(whiten(equal, torch.ones(2, 3)), torch.zeros(2, 3), 1e-2)
+    close(whiten(equal, torch.ones(2, 3), shift_mean=False), equal, 1e-2)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -203,6 +210,13 @@ def test_a_good_token_becomes_likelier():
     logprobs = torch.tensor([[-1.0, -1.0]], requires_grad=True)
     ppo_policy_loss(logprobs, logprobs.detach(), torch.tensor([[2.0, -3.0]]), torch.ones(1, 2), 0.2)[0].backward()
     close(logprobs.grad, [[-1.0, 1.5]])
+
+
+def test_the_clip_is_as_wide_as_asked():
+    logprobs = torch.tensor([[1.3, 0.7]]).log()
+    for clip, gain, cost, share in ((0.1, 1.1, 0.9, 1), (0.4, 1.3, 0.7, 0)):
+        got, about = ppo_policy_loss(logprobs, torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]), torch.ones(1, 2), clip)
+        assert got.item() == pytest.approx((cost - gain) / 2, abs=1e-6) and about["clip_fraction"].item() == share
 
 
 def test_clip_0_means_no_clipping():
@@ -286,6 +300,7 @@ def test_value_loss_takes_the_larger_error():
     assert loss == pytest.approx(1.62, abs=1e-6) and slope == 0
     loss, slope = one_value_loss(1.0, 0.0, -1.0, 0.2)
     assert loss == pytest.approx(2.0, abs=1e-6) and slope == pytest.approx(2.0, abs=1e-6)
+    assert one_value_loss(1.0, 0.0, 2.0, 0.5) == pytest.approx((1.125, 0), abs=1e-6), "a wider clip: half of (0.5 - 2)^2"
 
 
 def test_value_loss_inside_the_clip_and_without_it_is_half_the_squared_error():
@@ -379,7 +394,20 @@ def test_adaptive_beta_moves_in_proportion_within_its_limits():
 
 
 def config(**changes):
-    return SimpleNamespace(**{"temperature": 0.7, "clip": 0.2, "value_clip": 0.2, "value_coef": 0.1, **changes})
+    return SimpleNamespace(**{"temperature": 0.7, "clip": 0.2, "value_clip": 0.2, "value_coef": 0.1, "ppo_epochs": 1, "minibatch_size": 8, "micro_batch_size": 3,
+                              "clip_grad": 0, "ptx_coef": 0, **changes})
+
+
+def watch(monkeypatch, name):
+    """The arguments of every call of a function of train_ppo.py, in the order of its signature, and its result: a list that grows."""
+    formula, calls = getattr(train_ppo, name), []
+
+    def watched(*args, **named):
+        calls.append((inspect.signature(formula).bind(*args, **named).args, formula(*args, **named)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(train_ppo, name, watched)
+    return calls
 
 
 def sampled_batch(policy, critic, cfg, B=8, seed=0):
@@ -473,6 +501,49 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_minibatch(make_gpt, s
         for a, b in zip(gradients[0], other, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
         assert total == pytest.approx(numbers[0], abs=1e-5)
+
+
+def test_every_pass_takes_all_answers_in_a_new_order(make_gpt, monkeypatch):
+    """Three passes over 8 answers, in minibatches of 5 and 3, in parts of 2."""
+    calls, cfg = watch(monkeypatch, "ppo_loss"), config(ppo_epochs=3, minibatch_size=5, micro_batch_size=2)
+    policy, critic = make_gpt(std=0.3), make_gpt(seed=5, std=0.3, value_head=True)
+    batch = sampled_batch(policy, critic, cfg)
+    batch["old_values"][:, 0] = torch.arange(8)  # who is who
+    steps = update(policy, critic, torch.optim.SGD([*policy.parameters(), *critic.parameters()], lr=0), batch, cfg)
+    drawn = [mb["old_values"][:, 0].int().tolist() for (_, _, mb, *_), _ in calls]
+    assert len(steps) == 6 and len(drawn) == 15 and max(map(len, drawn)) == 2
+    passes = [drawn[i : i + 5] for i in (0, 5, 10)]
+    assert all(sorted(sum(parts, [])) == list(range(8)) for parts in passes)
+    assert len({frozenset(sum(parts[:3], [])) for parts in passes}) > 1, "in the first minibatch not always the same"
+
+
+def moves(make_gpt, **changes):
+    """What one step of plain gradient descent with a learning rate of 1 takes from the weights of policy and critic, their gradients: two long
+    vectors; and the dict of the step."""
+    cfg, models = config(**changes), [make_gpt(std=0.3), make_gpt(seed=5, std=0.3, value_head=True)]
+    batch = sampled_batch(*models, cfg)
+    before = [torch.nn.utils.parameters_to_vector(m.parameters()).detach().clone() for m in models]
+    (step,) = update(*models, torch.optim.SGD([p for m in models for p in m.parameters()], lr=1), batch, cfg, np.arange(400) % 10)
+    return *(b - torch.nn.utils.parameters_to_vector(m.parameters()).detach() for b, m in zip(before, models)), step
+
+
+def test_gradients_are_clipped_for_each_model_by_itself(make_gpt):
+    for free, clipped in zip(moves(make_gpt)[:2], moves(make_gpt, clip_grad=1e-3)[:2]):
+        assert free.norm() > 1e-2 and clipped.norm().item() == pytest.approx(1e-3, rel=0.01)
+        assert torch.cosine_similarity(free, clipped, 0) > 0.99
+    policy, _, step = moves(make_gpt)
+    assert step["grad_norm"] == pytest.approx(policy.norm().item(), rel=1e-3)
+
+
+def test_the_loss_on_pretraining_text_has_its_weight(make_gpt):
+    """Its gradient is that of the language-model loss, on the policy alone."""
+    (none, critic, _), (once, _, _), (thrice, same, _) = (moves(make_gpt, ptx_coef=c) for c in (0, 1, 3))
+    close(thrice - none, 3 * (once - none), 1e-4)
+    close(same, critic)
+    model = make_gpt(std=0.3)
+    lm_loss(model(torch.arange(20)[None] % 10), torch.arange(1, 21)[None] % 10).backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert torch.cosine_similarity(once - none, gradient, 0) > 0.8
 
 
 def test_padding_a_batch_further_changes_nothing(make_gpt):
@@ -597,7 +668,7 @@ def test_the_sums_are_those_of_the_columns():
     assert said["reward"].startswith("score 1.000 - beta 0 x KL 0.100 = 1.000; the column sums to 1.000.")
     assert "delta = reward 0.000 + gamma 1 x next value 0.400 - value 0.200 = 0.200; delta + gamma lambda 0.95 x next advantage 0.580 = 0.751." in said["advantage"]
     assert "advantage 0.751 + value 0.200 = 0.951." in said["return"] and "(0.751 - mean 0.500) / standard deviation 0.250 = 1.004" in said["whitened"]
-    assert "exp(new log p -0.500 - log p -1.000) = 1.649." in said["ratio"] and "Of the 2 whose ratio is not 1.000, 1 moved as the sign in the column whitened" in said["ratio"]
+    assert "exp(new log p (-0.500) - log p (-1.000)) = 1.649." in said["ratio"] and "Of the 2 whose ratio is not 1.000, 1 moved as the sign in the column whitened" in said["ratio"]
     cfg.whiten_advantages, cfg.gamma = False, 0.9
     said = sums({name: x[-1:] for name, x in second.items()}, -2.0, 0.5, 0.5, 0.25, cfg)
     assert "score -2.000 - beta 0.5 x KL -1.000 = -1.500; the column sums to 0.000." in said["reward"], "a wrong column would be seen"
@@ -641,21 +712,12 @@ def test_where_a_score_comes_from():
 def loop(tmp_path, monkeypatch, make_gpt, enc):
     """loop(flags) runs train_ppo.py from random models and 8 prompts. Returns the rows of its metrics, and what its formulas got and gave:
     {name: [(arguments, result)]}."""
+    calls = {name: watch(monkeypatch, name) for name in ("generate", "kl_shaped_rewards", "gae", "ppo_loss", "ppo_policy_loss", "value_loss")}
+
     def run(flags):
         train_ppo.main(f"--data mine --batch_size 8 --minibatch_size 8 --micro_batch_size 8 --max_new_tokens 8 --warmup 0 --device cpu {flags}".split())
         return [json.loads(line) for line in (tmp_path / "runs/tiny-mine/ppo.jsonl").read_text().splitlines()], calls
 
-    def watch(name, formula):
-        def watched(*args):
-            result = formula(*args)
-            calls.setdefault(name, []).append((args, result))
-            return result
-
-        monkeypatch.setattr(train_ppo, name, watched)
-
-    calls = {}
-    for name in ("generate", "kl_shaped_rewards", "gae", "ppo_loss"):
-        watch(name, getattr(train_ppo, name))
     monkeypatch.setattr(experiment, "picture", lambda path, *rest: path.write_text("no picture"))  # drawing takes longest
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
@@ -673,12 +735,23 @@ def loop(tmp_path, monkeypatch, make_gpt, enc):
 
 
 def test_only_the_advantages_are_whitened(loop):
-    """The critic learns the returns as GAE gives them, on the scale of the rewards."""
+    """The critic learns the returns as GAE gives them, on the scale of the rewards; so does the policy with --whiten_advantages false."""
     _, calls = loop("--steps 1")
     ((_, (advantages, returns)),), (((_, _, mb, *_), _),) = calls["gae"], calls["ppo_loss"]
     white = mb["advantages"][mb["mask"].bool()]
     assert white.mean().item() == pytest.approx(0, abs=1e-5) and white.std(correction=0).item() == pytest.approx(1, abs=1e-4) != advantages[mb["mask"].bool()].std().item()
     close(sorted(mb["returns"].flatten().tolist()), sorted(returns.flatten().tolist()))
+    loop("--steps 1 --whiten_advantages false --overwrite")
+    (_, (advantages, _)), ((_, _, mb, *_), _) = calls["gae"][-1], calls["ppo_loss"][-1]
+    close(sorted(mb["advantages"].flatten().tolist()), sorted(advantages.flatten().tolist()))
+
+
+def test_the_formulas_get_the_knobs(loop):
+    """Each its own, and none a number that was written into the loop."""
+    _, calls = loop("--steps 1 --temperature 0.8 --kl_coef 0.3 --gamma 0.9 --lam 0.7 --clip 0.1 --value_clip 0.4")
+    got = {name: calls[name][0][0] for name in calls}
+    assert (got["generate"][3:5], got["kl_shaped_rewards"][4], got["gae"][3:5]) == ((8, 0.8), 0.3, (0.9, 0.7))
+    assert (got["ppo_policy_loss"][4], got["value_loss"][4]) == (0.1, 0.4)
 
 
 def test_the_parts_of_a_minibatch_divide_by_its_tokens(loop):

@@ -69,6 +69,8 @@ def test_soft_labels_are_a_cross_entropy():
     for p in (1.0, 0.0, 0.5, 0.8):
         got = bradley_terry_loss(chosen, rejected, p_chosen=torch.tensor([p])).item()
         assert got == pytest.approx(p * plain + (1 - p) * swapped, abs=1e-6)
+    margin, swapped = torch.tensor([0.3]), bradley_terry_loss(rejected, chosen, -torch.tensor([0.3])).item()
+    assert bradley_terry_loss(chosen, rejected, margin, torch.tensor([0.0])).item() == pytest.approx(swapped, abs=1e-6), "the margin counts here, too"
     d = torch.tensor([math.log(0.8 / 0.2)], requires_grad=True)
     bradley_terry_loss(d, torch.zeros(1), p_chosen=torch.tensor([0.8])).backward()
     assert d.grad.item() == pytest.approx(0, abs=1e-6)
