@@ -39,8 +39,8 @@ from train_rm import left_out, scores_of  # noqa: E402
 
 
 def train(*flags, script="train_ppo.py"):
-    """Run a stage (and whatever is missing before it) as a command; a stage that is finished is left alone."""
-    subprocess.run([sys.executable, ROOT / script, *flags], check=True)
+    """Run a stage (and whatever is missing before it) as a command; one that is finished is left alone, one that was interrupted goes on."""
+    subprocess.run([sys.executable, ROOT / script, *flags, "--resume"], check=True)
 
 
 def results(path):
