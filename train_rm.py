@@ -550,7 +550,7 @@ def preferences_of(cfg, labeler):
     """The preferences file of --data: the rankings of the aspect that is asked for, and the share of the other that the safety model gets."""
     rows = data.load_preferences(cfg.data)
     if not rows and labeler == "file":
-        raise data.DataError(f"{cfg.data}: no preferences file; the reward model needs comparisons (preferences.jsonl)")
+        raise data.DataError(f"{cfg.data}: no preferences; the reward model needs comparisons (preferences.jsonl)")
     thumbs = [row for row in rows if "label" in row]
     if thumbs and labeler != "file":
         raise UserError(f"{cfg.data}: its preferences are thumbs up or down, which do not mix with comparisons" + ": --only_human true leaves them out" * (labeler == "human"))

@@ -448,7 +448,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     experiments = {f.__name__: f for f in (seeds, rewards, domains, hacking, losses, elo, rejection, variants, judges, labels, rlaif, principle, shift, ablations, overoptimisation)}
     parser.add_argument("experiment", choices=experiments)
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")
+    parser.add_argument("--seeds", type=int, choices=range(1, 11), metavar="N", default=3, help="how many seeds, from 0")
     parser.add_argument("--out", type=Path, help="where the picture goes (default: into docs)")
     arguments = parser.parse_args()
     experiments[arguments.experiment](arguments)

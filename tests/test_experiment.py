@@ -448,6 +448,14 @@ def test_a_missing_parent_is_trained_by_its_own_command(here, monkeypatch):
     assert "--run mine/first" in " ".join(told[-1])
 
 
+@pytest.mark.parametrize("content", ["", "some text here for you\n", "{}", "\x80\x02.", "(l."])
+def test_a_file_that_is_no_checkpoint_is_told_from_one(tmp_path, content):
+    """Whatever an unpickler makes of it."""
+    (tmp_path / "text.pt").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match="not a checkpoint of this project"):
+        load_checkpoint(tmp_path / "text.pt")
+
+
 # ------------------------------------------------------------------------------------------------
 # Tables
 # ------------------------------------------------------------------------------------------------

@@ -545,7 +545,7 @@ def test_a_folder_of_preferences_needs_no_answers_of_the_sft_model(mine, call, t
     assert load_checkpoint(mine / "runs/tiny-mine/rm.pt")["parents"].keys() == {"pretrain.pt"}
     (tmp_path / "text").mkdir()
     (tmp_path / "text/pretrain.txt").write_text("A dog is a furry mammal.\n" * 50)
-    assert "no preferences file" in call(tmp_path, "train_rm.py", "--data text")[0]
+    assert "no preferences; the reward model needs comparisons" in call(tmp_path, "train_rm.py", "--data text")[0]
     assert "--kl_target moves beta" in call(tmp_path, "train_ppo.py", "--kl_target 1 --kl_coef 0")[0]
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("*.pt"))
 
