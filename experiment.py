@@ -6,6 +6,7 @@ a step), S.png (pictures), S.samples.txt (answers).
 """
 import argparse
 import difflib
+import errno
 import hashlib
 import importlib
 import io
@@ -57,6 +58,10 @@ def run_main(main):
         main()
     except (UserError, DataError, InvariantError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES):
+            raise
+        sys.exit(f"{Path(sys.argv[0]).name}: {error.filename or 'a file of the run'} cannot be written or read ({error.strerror}); what was saved before is still there")
     except KeyboardInterrupt:
         print("\nStopped. The same command continues from what is saved, with --resume where it asks for it.", flush=True)
         sys.exit(130)
@@ -183,10 +188,14 @@ def set_random_state(state):
 
 
 def write_atomic(path, content):
-    """Write text or bytes under a temporary name, then rename: a killed process never leaves half a file."""
+    """Write text or bytes under a temporary name, then rename: neither a killed process nor a full disk leaves half a file."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def fingerprint(module):

@@ -1,5 +1,6 @@
 """Command line, run folder, checkpoints and resume, tables."""
 import dataclasses
+import errno
 import importlib
 import json
 import os
@@ -136,6 +137,22 @@ def test_what_a_user_can_mend_ends_in_one_sentence(error):
     with pytest.raises(SystemExit) as stop:
         run_main(main)
     assert stop.value.code.endswith(": do this instead") and "\n" not in stop.value.code
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_saved(tmp_path, monkeypatch):
+    path = tmp_path / "sft.pt"
+    write_atomic(path, "old")
+    write = Path.write_bytes
+
+    def full(self, content):
+        write(self, content[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(SystemExit) as stop:
+        run_main(lambda: write_atomic(path, "new"))
+    assert "No space left on device" in stop.value.code and "is still there" in stop.value.code and "\n" not in stop.value.code
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_bug_keeps_its_traceback():
