@@ -241,7 +241,7 @@ the file that uses it; changes in other files, tests included, count for nothing
 **How it is graded.** By the tests named here, as they were when you got them. Each problem is graded by itself, your files for it together with correct
 versions of all others, so that a mistake costs its points once. A problem is worth its points times the share of its tests that pass; a function that ends
 the program or never ends itself takes the tests behind it along, but no other problem. What stands outside the functions that you are to write counts for
-all problems of its file: leave the rest as it is, and no call behind. A file that Python cannot read costs all problems in it.
+all problems of its file: leave the rest as it is, and no calls of your own there. A file that Python cannot read costs all problems in it.
 
 | problem | points | where |
 |---|---|---|
