@@ -116,7 +116,7 @@ def test_points_for_all_for_half_and_for_nothing(student, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("body, why", [
     ("    while True:\n        pass", "not done after"), (f"    return open({str(ROOT / 'train_ppo.py')!r}).read()", "may not touch"),
-    ("    open('/tmp/graded_code_was_here', 'w').close()", "may not touch"), ("    __import__('subprocess').run(['true'])", "may not start")])
+    ("    open('../graded_code_was_here', 'w').close()", "may not touch"), ("    __import__('subprocess').run(['true'])", "may not start")])
 def test_graded_code_has_its_limits(body, why):
     from assignment import run
 
