@@ -1,4 +1,5 @@
-"""What the tests share: the path to the sources, small models with large random weights, a small tokenizer, a server, commands in a process of their own."""
+"""What the tests share: the path to the sources, small models with large random weights, a small tokenizer,
+a server, commands in a process of their own."""
 import contextlib
 import importlib
 import io
@@ -18,18 +19,22 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parent.parent
+ROOMS = {"model": "lab.talk", "data": "lab.show"}  # where the main() of these two is
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
 
 import data  # noqa: E402
-import experiment  # noqa: E402
+import lab.run  # noqa: E402
+from lab.cli import run_main  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
 def runs_of_the_pipeline(request, tmp_path_factory):
-    """What tests/test_pipeline.py looks at takes a minute to train: that begins at once, in a process beside the other tests."""
-    wanted = [(item.module, name) for item in request.session.items for name in getattr(item.module, "JOBS", ()) if name in item.fixturenames]
+    """What tests/test_pipeline.py looks at takes a minute to train: that begins at once, in a process beside
+    the other tests."""
+    wanted = [(item.module, name) for item in request.session.items
+              for name in getattr(item.module, "JOBS", ()) if name in item.fixturenames]
     if not wanted:
         yield
         return
@@ -44,10 +49,17 @@ def same_random_numbers():
     random.seed(0)
 
 
+@pytest.fixture(autouse=True)
+def remarks_are_new():
+    """What is said once in a process is said once in each test."""
+    data.say_once.cache_clear()
+
+
 def random_gpt(seed=0, std=0.4, **shape):
-    """A tiny GPT whose weights are all random and large, so that every wrong position or mask shows in the output."""
-    config = GPTConfig(**{"vocab_size": 12, "block_size": 24, "n_layer": 2, "n_head": 2, "n_embd": 16, **shape})
-    model, generator = GPT(config), torch.Generator().manual_seed(seed)
+    """A tiny GPT whose weights are all random and large, so that every wrong position or mask shows in the
+    output."""
+    usual = {"vocab_size": 12, "block_size": 24, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    model, generator = GPT(GPTConfig(**{**usual, **shape})), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(std * torch.randn(p.shape, generator=generator))
@@ -55,7 +67,8 @@ def random_gpt(seed=0, std=0.4, **shape):
 
 
 def bigram_gpt(table):
-    """A "GPT" whose logits depend on the token before only: table[token] are the logits of the next one. table: (V, V)."""
+    """A "GPT" whose logits depend on the token before only: table[token] are the logits of the next one.
+    table: (V, V)."""
     table = torch.as_tensor(table, dtype=torch.float32)
     model = GPT(GPTConfig(len(table), block_size=64, n_layer=0, n_head=1, n_embd=4)).eval()
     model.hidden = lambda tokens, caches=None, positions=None: F.embedding(tokens, table)
@@ -80,16 +93,11 @@ def enc():
     return data.make_encoding(data.train_bpe(text, 300))
 
 
-@pytest.fixture(autouse=True)
-def remarks_are_new():
-    """What is said once in a process is said once in each test."""
-    data.say_once.cache_clear()
-
-
 @pytest.fixture
 def server():
-    """A server on this machine that plays through `script`, a list of (status, body or bytes, headers), the last one again and again; `seen`
-    are the requests it got. A body that is a number is a pause in seconds."""
+    """A server on this machine that plays through `script`, a list of (status, body or bytes, headers), the
+    last one again and again; `seen` are the requests it got. A body that is a number is a pause in
+    seconds."""
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -113,30 +121,35 @@ def server():
             pass
 
     there = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    there.seen, there.script, there.url = [], [], f"http://127.0.0.1:{there.server_address[1]}/v1"
-    threading.Thread(target=there.serve_forever, args=[0.01], daemon=True).start()  # looks for the end that often
+    there.seen, there.script = [], []
+    there.url = f"http://127.0.0.1:{there.server_address[1]}/v1"
+    often = [0.01]  # seconds between two looks for the end
+    threading.Thread(target=there.serve_forever, args=often, daemon=True).start()
     yield there
     there.shutdown()
     there.server_close()
 
 
 def completion(top, text=" 1"):
+    """What a server answers that gives log-probabilities of the next token. top: {token: log-probability}."""
     return 200, {"choices": [{"text": text, "logprobs": {"top_logprobs": [top]}}]}, {}
 
 
 def run_lines(folder, lines, pictures=False):
-    """For a process of its own: the main() of scripts in that folder, a command line each; drawing takes longest and is left out unless pictures
-    are wanted. Returns [(exit code or message, what it printed)]."""
+    """For a process of its own: the main() of scripts in that folder, a command line each; drawing takes
+    longest and is left out unless pictures are wanted. Returns [(exit code or message, what it printed)]."""
     os.chdir(folder)
     results = []
     if not pictures:
-        experiment.picture = lambda path, *rest: path.write_text("no picture")
+        lab.run.picture = lambda path, *rest: path.write_text("no picture")
     for line in lines:
         sys.argv = line.split()
         data.say_once.cache_clear()
-        with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)) as out, contextlib.redirect_stderr(out):
+        out = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             try:
-                experiment.run_main(importlib.import_module(sys.argv[0].removesuffix(".py")).main)
+                script = sys.argv[0].removesuffix(".py")
+                run_main(importlib.import_module(ROOMS.get(script, script)).main)
                 code = 0
             except SystemExit as end:
                 code = end.code

@@ -1,15 +1,20 @@
-"""Silent bugs: plausible mistakes that crash nothing, each with the test that catches it and what a person would see of it in a run.
+"""Silent bugs: plausible mistakes that crash nothing, each with the test that catches it and what a person
+would see of it in a run.
 
-    python tests/mutants.py                              breaks a copy of the repository with each of them: does its test fail?
+    python tests/mutants.py                              breaks a copy of the repository with each of them:
+                                                         does its test fail?
     python tests/mutants.py --only ppo-7 ppo-8 --jobs 1  a few of them, one at a time
     python tests/mutants.py list                         names and symptoms, without saying what is wrong
-    python tests/mutants.py apply ppo-7 OUT              an exercise: a broken copy in the new folder OUT, and the symptom
+    python tests/mutants.py apply ppo-7 OUT              an exercise: a broken copy in the new folder OUT, and
+                                                         the symptom
     python tests/mutants.py apply ppo-7 --answer         its solution; writes nothing
-    python tests/mutants.py symptom ppo-7 OUT.png        trains the stage right and wrong and draws what shows it
+    python tests/mutants.py symptom ppo-7 OUT.png        trains the stage right and wrong and draws what
+                                                         shows it
     python tests/mutants.py gallery docs/bugs.png        the same for the most telling ones, in one picture
 
-A mutant is killed by a test that passes without it and fails with it, by an assertion or an error that the code means to raise.
-symptom and gallery need the finished stages of a run (--run-folder, runs/tiny by default) and leave it as it is.
+A mutant is killed by a test that passes without it and fails with it, by an assertion or an error that the
+code means to raise. symptom and gallery need the finished stages of a run (--run-folder, runs/tiny by
+default) and leave it as it is.
 """
 import argparse
 import contextlib
@@ -44,8 +49,10 @@ class Mutant(NamedTuple):
     flags: str = ""  # of that stage, where the default ones do not show it
 
 
-MODEL, PPO, RM, SFT, JUDGE, PREFERENCES, EXPERIMENT = (f"tests/test_{name}.py::test_" for name in (
-    "model", "train_ppo", "train_rm", "train_sft", "judge", "preferences", "experiment"))
+MODEL, DATA, SFT, RM, PPO, ROUNDS, PREFERENCES, JUDGE, REWARD, MEASURE, RUN, CLI = (
+    f"tests/test_{name}.py::test_" for name in (
+        "model", "data", "train_sft", "train_rm", "train_ppo", "rejection_sampling", "preferences", "judge",
+        "reward", "measure", "run", "cli"))
 
 MUTANTS = [
     # --------------------------------------------------------------------------------------------
@@ -55,45 +62,70 @@ MUTANTS = [
            "going = going & (token != eos)",
            "going = going & (token != pad)",
            MODEL + "eos_is_in_the_mask_and_nothing_behind_it",
-           "Every answer has 48 tokens, from the first iteration on. Nearly all of them hold an EOS all the same, and go on with other sentences behind it; the score starts at 2.5, not at 0, and hardly moves.", ("ppo", "length", "score")),
+           "Every answer has 48 tokens, from the first iteration on. Nearly all of them hold an EOS all "
+           "the same, and go on with other sentences behind it; the score starts at 2.5, not at 0, and "
+           "hardly moves.",
+           ("ppo", "length", "score")),
     Mutant("sampler-2", "model.py", "The temperature is turned round: warm is cold.",
-           "torch.log_softmax(model.lm_head(hidden) / (temperature or 1.0), -1)",
-           "torch.log_softmax(model.lm_head(hidden) * (temperature or 1.0), -1)",
+           "return torch.log_softmax(logits / (temperature or 1.0), -1)",
+           "return torch.log_softmax(logits * (temperature or 1.0), -1)",
            MODEL + "temperature_divides_the_logits[0.5]",
-           "None at temperature 1, the default. With --temperature 0.7 PPO stops before its first update: the first ratio is not 1, by 12 nats on a token."),
-    Mutant("sampler-3", "model.py", "The cache is written behind the longest prompt of the batch, not behind the row's own.",
+           "None at temperature 1, the default. With --temperature 0.7 answers are wilder than at 1, not "
+           "calmer: the entropy starts above that of temperature 1, where it should start below; sampler "
+           "and training agree, so PPO does not stop.",
+           ("ppo", "entropy", "length"), "--temperature 0.7"),
+    Mutant("sampler-3", "model.py",
+           "The cache is written behind the longest prompt of the batch, not behind the row's own.",
            "hidden = model.hidden(token[:, None], caches, lengths[:, None] + t)[:, 0]",
            "hidden = model.hidden(token[:, None], caches, torch.full_like(lengths, P)[:, None] + t)[:, 0]",
            MODEL + "cached_greedy_equals_the_naive_sampler_for_ragged_prompts",
-           "PPO stops before its first update: the first ratio is not 1, sampler and training forward disagree by 14 nats on a token."),
+           "PPO stops before its first update: the first ratio is not 1, sampler and training forward "
+           "disagree by 14 nats on a token."),
     Mutant("sampler-4", "model.py", "All rows of a batch share one random number.",
-           "torch.rand(len(rows), 1, device=device)",
-           "torch.rand(1, 1, device=device)",
+           "torch.rand(len(logprobs), 1, device=logprobs.device)",
+           "torch.rand(1, 1, device=logprobs.device)",
            MODEL + "rows_and_steps_do_not_share_one_random_number",
-           "The curves jump: within 8 iterations the KL goes from 0.2 to 1.2, 0.6, 1.2 and 0.3, the score from 0.2 to 0.8, and the critic explains nothing (0.00 where 0.11 is usual).", ("ppo", "explained_variance", "kl")),
+           "The curves jump: within 8 iterations the KL goes from 0.2 to 1.2, 0.6, 1.2 and 0.3, the score "
+           "from 0.2 to 0.8, and the critic explains nothing (0.00 where 0.11 is usual).",
+           ("ppo", "explained_variance", "kl")),
     Mutant("sampler-5", "model.py", "The end of an answer is no part of its mask.",
            "mask[rows, t] = going.float()",
            "mask[rows, t] = (going & (token != eos)).float()",
            MODEL + "eos_is_in_the_mask_and_nothing_behind_it",
-           "Answers shrink from 20 tokens to none, and come back with 5. The score starts at 2.0, not at 0, and ends at 0.8; the gold score falls from 2.5 to 1.3 where it should rise to 5.", ("ppo", "length", "score")),
+           "Answers shrink from 20 tokens to none, and come back with 5. The score starts at 2.0, not at "
+           "0, and ends at 0.8; the gold score falls from 2.5 to 1.3 where it should rise to 5.",
+           ("ppo", "length", "score")),
     Mutant("sampler-6", "model.py", "The first token of a short prompt's answer is read off the padding.",
-           "[torch.arange(B, device=device), prompt_lengths - 1]\n    responses",
-           "[:, -1]\n    responses",
+           ".expand(B, P))[rows, lengths - 1]",
+           ".expand(B, P))[:, -1]",
            MODEL + "cached_greedy_equals_the_naive_sampler_for_ragged_prompts",
-           "PPO stops before its first update: the first ratio is not 1, sampler and training forward disagree by 5 nats on a token."),
+           "PPO stops before its first update: the first ratio is not 1, sampler and training forward "
+           "disagree by 5 nats on a token."),
+    Mutant("sampler-7", "model.py",
+           "The sampler forgets the temperature, which all other log-probabilities have.",
+           "logp = log_softmax(model.lm_head(hidden), temperature)",
+           "logp = log_softmax(model.lm_head(hidden))",
+           MODEL + "returned_logprobs_are_those_of_the_distribution_that_was_sampled[0.6]",
+           "None at temperature 1, the default. With --temperature 0.7 PPO stops before its first update: "
+           "the first ratio is not 1."),
     # --------------------------------------------------------------------------------------------
     # Pretraining
     # --------------------------------------------------------------------------------------------
     Mutant("pretrain-1", "model.py", "Every token sees the one that it is to predict.",
            "F.scaled_dot_product_attention(q, k, v, is_causal=True)",
-           "F.scaled_dot_product_attention(q, k, v, torch.ones(T, T, dtype=torch.bool, device=x.device).tril(1))",
+           "F.scaled_dot_product_attention(q, k, v, torch.ones(T, T, dtype=torch.bool, "
+           "device=x.device).tril(1))",
            MODEL + "no_token_sees_the_future",
-           "The loss is too good to be true: 0.03 after 200 steps, on held-out text, too, where 0.6 is usual. The samples repeat one word: is is is is.", ("pretrain", "loss")),
+           "The loss is too good to be true: 0.03 after 200 steps, on held-out text, too, where 0.6 is "
+           "usual. The samples repeat one word: is is is is.",
+           ("pretrain", "loss")),
     Mutant("pretrain-2", "data.py", "The targets of pretraining are its inputs: every token predicts itself.",
            "return windows[:, :-1], windows[:, 1:]",
            "return windows[:, :-1], windows[:, :-1]",
-           "tests/test_data.py::test_windows_of_text_are_shifted_by_one_and_reach_the_last_token",
-           "The held-out loss rises, from 8 to 16, while the training loss falls to 0. The samples repeat the last word of the prompt.", ("pretrain", "test_loss", "loss")),
+           DATA + "windows_of_text_are_shifted_by_one_and_reach_the_last_token",
+           "The held-out loss rises, from 8 to 16, while the training loss falls to 0. The samples repeat "
+           "the last word of the prompt.",
+           ("pretrain", "test_loss", "loss")),
     # --------------------------------------------------------------------------------------------
     # SFT
     # --------------------------------------------------------------------------------------------
@@ -101,32 +133,45 @@ MUTANTS = [
            "return (losses * response_mask).sum() /",
            "return -(losses * response_mask).sum() /",
            SFT + "descending_the_loss_makes_the_answer_likelier",
-           "The loss is negative, from the first step on, and falls without end: -68 after 374 steps. The answers are s........, 48 tokens long.", ("sft", "loss")),
+           "The loss is negative, from the first step on, and falls without end: -68 after 374 steps. The "
+           "answers are s........, 48 tokens long.",
+           ("sft", "loss")),
     Mutant("sft-2", "data.py", "The prompt is learned, too.",
            "mask[i, len(p) : len(p) + len(r)] = 1",
            "mask[i, : len(p) + len(r)] = 1",
            SFT + "targets_are_the_next_tokens_and_the_mask_is_on_the_answer",
-           "The loss is a little too high: 0.47 at the end where 0.34 is usual. The answers look as they should.", ("sft", "loss")),
+           "The loss is a little too high: 0.47 at the end where 0.34 is usual. The answers look as they "
+           "should.",
+           ("sft", "loss")),
     Mutant("sft-3", "data.py", "The labels are off by one: every token predicts itself.",
            "return tokens[:, :-1], tokens[:, 1:], mask[:, 1:]",
            "return tokens[:, :-1], tokens[:, :-1], mask[:, 1:]",
            SFT + "targets_are_the_next_tokens_and_the_mask_is_on_the_answer",
-           "The loss falls to 0.00002, on held-out demonstrations, too. Every answer is empty and 48 tokens long.", ("sft", "loss")),
+           "The loss falls to 0.00002, on held-out demonstrations, too. Every answer is empty and 48 "
+           "tokens long.",
+           ("sft", "loss")),
     Mutant("sft-4", "data.py", "The end of an answer is not learned.",
            "mask[i, len(p) : len(p) + len(r)] = 1",
            "mask[i, len(p) : len(p) + len(r) - 1] = 1",
            SFT + "every_answer_token_and_no_other_is_supervised",
-           "No answer ends: all have 48 tokens, a good beginning and then more and more sentences. The loss starts at 0.9 where 1.9 is usual.", ("sft", "loss")),
+           "No answer ends: all have 48 tokens, a good beginning and then more and more sentences. The "
+           "loss starts at 0.9 where 1.9 is usual.",
+           ("sft", "loss")),
     Mutant("sft-5", "data.py", "The padding is learned, too.",
            "mask[i, len(p) : len(p) + len(r)] = 1",
            "mask[i, len(p) :] = 1",
            SFT + "targets_are_the_next_tokens_and_the_mask_is_on_the_answer",
-           "The loss starts at 6 to 8, where 1.9 is usual, and ends at 0.17, where 0.33 is. The answers look as they should.", ("sft", "loss")),
-    Mutant("sft-6", "data.py", "The mask is not shifted with the targets: the first word is left out, a pad behind the end is in.",
+           "The loss starts at 6 to 8, where 1.9 is usual, and ends at 0.17, where 0.33 is. The answers "
+           "look as they should.",
+           ("sft", "loss")),
+    Mutant("sft-6", "data.py",
+           "The mask is not shifted with the targets: the first word is left out, a pad behind the end is "
+           "in.",
            "return tokens[:, :-1], tokens[:, 1:], mask[:, 1:]",
            "return tokens[:, :-1], tokens[:, 1:], mask[:, :-1]",
            SFT + "targets_are_the_next_tokens_and_the_mask_is_on_the_answer",
-           "The loss looks even a little better than usual. Every answer is empty.", ("sft", "loss")),
+           "The loss looks even a little better than usual. Every answer is empty.",
+           ("sft", "loss")),
     # --------------------------------------------------------------------------------------------
     # Reward model
     # --------------------------------------------------------------------------------------------
@@ -134,49 +179,82 @@ MUTANTS = [
            "difference = chosen - rejected - (0 if margin is None else margin)",
            "difference = rejected - chosen - (0 if margin is None else margin)",
            RM + "the_gradient_is_sigmoid_minus_1",
-           "The accuracy on held-out pairs falls, to 0.15 in the end, where 0.84 is usual. The loss falls as it should.", ("rm", "test_accuracy", "loss")),
+           "The accuracy on held-out pairs falls, to 0.15 in the end, where 0.84 is usual. The loss falls "
+           "as it should.",
+           ("rm", "held_out_accuracy", "loss")),
     Mutant("rm-2", "train_rm.py", "The sigmoid is missing.",
            "        return -F.logsigmoid(difference).mean()\n"
-           "    return -(p_chosen * F.logsigmoid(difference) + (1 - p_chosen) * F.logsigmoid(-difference)).mean()",
+           "    return -(p_chosen * F.logsigmoid(difference) + (1 - p_chosen) * "
+           "F.logsigmoid(-difference)).mean()",
            "        return -difference.mean()\n"
            "    return -(p_chosen * difference - (1 - p_chosen) * difference).mean()",
            RM + "equal_scores_cost_log_2",
-           "The loss passes 0 and has no floor: below -30 in the end, where 0.4 is usual, with gradients fifty times as large. The held-out accuracy rises all the same, to 0.72 after 60 steps instead of 0.80.", ("rm", "loss")),
+           "The loss passes 0 and has no floor: below -30 in the end, where 0.4 is usual, with gradients "
+           "fifty times as large. The held-out accuracy rises all the same, to 0.72 after 60 steps "
+           "instead of 0.80.",
+           ("rm", "loss")),
     Mutant("rm-3", "model.py", "The score is read at the end of the padding, not at the last real token.",
-           "[torch.arange(len(tokens), device=tokens.device), lengths - 1]",
-           "[:, -1]",
+           "last = self.hidden(tokens)[rows, lengths - 1]",
+           "last = self.hidden(tokens)[:, -1]",
            MODEL + "score_is_read_at_the_last_real_token",
-           "None that would be noticed: 0.79 of the held-out pairs after 60 steps, where 0.80 is usual. Only the test sees it: the score of an answer changes with what else is in the batch.", ("rm", "test_accuracy")),
-    Mutant("rm-4", "model.py", "The score is a mean over all positions, so it depends on the padding of the batch.",
-           "[torch.arange(len(tokens), device=tokens.device), lengths - 1]",
-           ".mean(1)",
+           "None that would be noticed: 0.79 of the held-out pairs after 60 steps, where 0.80 is usual. "
+           "Only the test sees it: the score of an answer changes with what else is in the batch.",
+           ("rm", "held_out_accuracy")),
+    Mutant("rm-4", "model.py",
+           "The score is a mean over all positions, so it depends on the padding of the batch.",
+           "last = self.hidden(tokens)[rows, lengths - 1]",
+           "last = self.hidden(tokens).mean(1)",
            MODEL + "score_does_not_depend_on_the_padding",
-           "Hardly any: 0.77 of the held-out pairs after 60 steps, where 0.80 is usual. Only the test sees that the score of an answer changes with what else is in the batch.", ("rm", "test_accuracy")),
-    Mutant("rm-5", "train_rm.py", "The sign of the margin: the clearer a preference, the smaller a difference will do.",
+           "Hardly any: 0.77 of the held-out pairs after 60 steps, where 0.80 is usual. Only the test "
+           "sees that the score of an answer changes with what else is in the batch.",
+           ("rm", "held_out_accuracy")),
+    Mutant("rm-5", "train_rm.py",
+           "The sign of the margin: the clearer a preference, the smaller a difference will do.",
            "difference = chosen - rejected - (0 if margin is None else margin)",
            "difference = chosen - rejected + (0 if margin is None else margin)",
            RM + "a_margin_asks_for_a_larger_difference",
-           "With --margin large the loss begins at 0.2, where 2.0 is usual, and has little left to fall.", ("rm", "loss"), "--margin large"),
+           "With --margin large the loss begins at 0.2, where 2.0 is usual, and has little left to fall.",
+           ("rm", "loss"), "--margin large"),
     Mutant("rm-6", "model.py", "The score is read one token too early, before the end of the answer.",
-           "[torch.arange(len(tokens), device=tokens.device), lengths - 1]",
-           "[torch.arange(len(tokens), device=tokens.device), lengths - 2]",
+           "last = self.hidden(tokens)[rows, lengths - 1]",
+           "last = self.hidden(tokens)[rows, lengths - 2]",
            MODEL + "score_is_read_at_the_last_real_token",
-           "None that would be noticed: 0.78 of the held-out pairs after 60 steps, where 0.80 is usual. Only the test sees it.", ("rm", "test_accuracy")),
-    Mutant("rm-7", "train_rm.py", "After a tie, pairs point at answers to another prompt.",
-           'start += len(g["responses"])',
-           'start += len(g["tiers"])',
+           "None that would be noticed: 0.78 of the held-out pairs after 60 steps, where 0.80 is usual. "
+           "Only the test sees it.",
+           ("rm", "held_out_accuracy")),
+    Mutant("rm-7", "data.py", "After a tie, pairs point at answers to another prompt.",
+           'start += len(row["responses"])',
+           'start += len(row["tiers"])',
            RM + "pairs_point_into_the_answers_laid_end_to_end",
-           "The accuracy stays at one half on the pairs that it learns from, and on held-out ones (0.49 after 60 steps, where 0.80 is usual).", ("rm", "accuracy", "test_accuracy")),
+           "The accuracy stays at one half on the pairs that it learns from, and on held-out ones (0.49 "
+           "after 60 steps, where 0.80 is usual).",
+           ("rm", "accuracy", "held_out_accuracy")),
     Mutant("rm-8", "train_rm.py", "Scores come back in the order of length, not in that of the answers.",
            "return torch.cat(scores)[torch.tensor(order).argsort().to(device)]",
            "return torch.cat(scores)",
            RM + "scores_of_a_batch_do_not_depend_on_its_padding",
-           "The accuracy stays at one half, on the pairs that it learns from and on held-out ones: 0.48 after 60 steps, where 0.80 is usual.", ("rm", "accuracy", "test_accuracy")),
-    Mutant("rm-9", "train_rm.py", "Safety counts only where both the prompt asks for it and the answer is unsafe.",
+           "The accuracy stays at one half, on the pairs that it learns from and on held-out ones: 0.48 "
+           "after 60 steps, where 0.80 is usual.",
+           ("rm", "accuracy", "held_out_accuracy")),
+    Mutant("rm-9", "world/reward.py",
+           "Safety counts only where both the prompt asks for it and the answer is unsafe.",
            "is_safety_prompt | (safety < threshold)",
            "is_safety_prompt & (safety < threshold)",
-           RM + "llama2_takes_safety_where_it_matters",
-           "None with one reward model, as by default. With --reward llama2 harmful advice should pay on the prompts that ask for it; not measured."),
+           REWARD + "llama2_takes_safety_where_it_matters",
+           "None with one reward model, as by default. With --reward llama2 harmful advice should pay on "
+           "the prompts that ask for it; not measured."),
+    Mutant("rm-10", "world/reward.py",
+           "A prompt is not recognised as unsafe: text is looked up among JSON texts.",
+           "json.dumps(p) in self.unsafe",
+           "str(p) in self.unsafe",
+           REWARD + "llama2_asks_the_model_that_the_prompt_asks_for",
+           "None with one reward model, as by default. With --reward llama2 the safety model counts only "
+           "below its threshold, so harmful advice that looks harmless should pay; not measured."),
+    Mutant("rm-11", "data.py", "Every pass takes the rows in the same order.",
+           "torch.Generator().manual_seed(seed + epoch)",
+           "torch.Generator().manual_seed(seed)",
+           SFT + "demonstrations_come_in_a_new_order_every_epoch",
+           "None that would be noticed in two epochs: loss and accuracy fall and rise as usual."),
     # --------------------------------------------------------------------------------------------
     # PPO: the KL and the reward
     # --------------------------------------------------------------------------------------------
@@ -185,11 +263,13 @@ MUTANTS = [
            "rewards = kl_coef * (logprobs - ref_logprobs) * response_mask",
            PPO + "kl_costs_when_the_policy_is_more_certain_than_the_reference",
            "PPO stops after its first update: the rewards do not add up to score - beta KL."),
-    Mutant("ppo-2", "train_ppo.py", "The direction of the exact KL: reference to policy.",
-           "kl = ((logp.exp() * (logp - ref)).sum(-1) * mask).sum(1)",
+    Mutant("ppo-2", "lab/measure.py", "The direction of the exact KL: reference to policy.",
+           "kl = ((p * (logp - ref)).sum(-1) * mask).sum(1)",
            "kl = ((ref.exp() * (ref - logp)).sum(-1) * mask).sum(1)",
-           PPO + "exact_kl_has_its_direction",
-           "The exact KL leaves its two estimates: 4.0 nats after 30 iterations, where k1 and k3 say 2.0. Everything else is as usual.", ("ppo", "kl_full", "kl")),
+           MEASURE + "exact_kl_has_its_direction",
+           "The exact KL leaves its two estimates: 4.0 nats after 30 iterations, where k1 and k3 say 2.0. "
+           "Everything else is as usual.",
+           ("ppo", "kl_full", "kl")),
     Mutant("ppo-3", "train_ppo.py", "k2, half the square, in the reward in place of k1.",
            "rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask",
            "rewards = -kl_coef * 0.5 * (logprobs - ref_logprobs) ** 2 * response_mask",
@@ -197,7 +277,8 @@ MUTANTS = [
            "PPO stops after two updates: the rewards do not add up to score - beta KL, off by 0.008."),
     Mutant("ppo-4", "train_ppo.py", "k3, which is never negative, in the reward in place of k1.",
            "rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask",
-           "rewards = -kl_coef * (torch.exp(ref_logprobs - logprobs) - 1 + logprobs - ref_logprobs) * response_mask",
+           "rewards = -kl_coef * (torch.exp(ref_logprobs - logprobs) - 1 + logprobs - ref_logprobs) * "
+           "response_mask",
            PPO + "rewards_of_the_worked_example",
            "PPO stops after two updates: the rewards do not add up to score - beta KL, off by -0.004."),
     Mutant("ppo-5", "train_ppo.py", "|k1| in the reward in place of k1.",
@@ -205,7 +286,8 @@ MUTANTS = [
            "rewards = -kl_coef * (logprobs - ref_logprobs).abs() * response_mask",
            PPO + "rewards_of_the_worked_example",
            "PPO stops after its first update: the rewards do not add up to score - beta KL, off by -0.07."),
-    Mutant("ppo-6", "train_ppo.py", "k1 is clamped at 0 in the reward: being less sure than the reference earns nothing back.",
+    Mutant("ppo-6", "train_ppo.py",
+           "k1 is clamped at 0 in the reward: being less sure than the reference earns nothing back.",
            "rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask",
            "rewards = -kl_coef * (logprobs - ref_logprobs).clamp(min=0) * response_mask",
            PPO + "rewards_of_the_worked_example",
@@ -214,7 +296,9 @@ MUTANTS = [
            "last = response_mask.sum(1).long() - 1",
            "last = response_mask.shape[1] - 1",
            PPO + "score_lands_on_the_last_real_token_of_each_row",
-           "The score does not rise: -0.1 after 30 iterations, where 1.0 is usual. The critic explains nothing, the KL stays at 0.1 to 0.3.", ("ppo", "score", "length")),
+           "The score does not rise: -0.1 after 30 iterations, where 1.0 is usual. The critic explains "
+           "nothing, the KL stays at 0.1 to 0.3.",
+           ("ppo", "score", "length")),
     Mutant("ppo-8", "train_ppo.py", "Every token gets the score.",
            "rewards[torch.arange(len(rewards), device=rewards.device), last] += scores",
            "rewards += scores[:, None] * response_mask",
@@ -229,25 +313,33 @@ MUTANTS = [
            "(torch.exp(-d) - 1 + d).sum(1).mean()",
            "(torch.exp(d) - 1 - d).sum(1).mean()",
            PPO + "both_kl_estimates_are_unbiased",
-           "k3 leaves k1 and the exact KL: up to 11 nats where they say 1.8. Everything else is as usual.", ("ppo", "kl_k3", "kl")),
+           "k3 leaves k1 and the exact KL: up to 11 nats where they say 1.8. Everything else is as usual.",
+           ("ppo", "kl_k3", "kl")),
     # --------------------------------------------------------------------------------------------
     # PPO: advantages
     # --------------------------------------------------------------------------------------------
-    Mutant("ppo-11", "train_ppo.py", "GAE bootstraps past the end: the critic's opinion of the padding counts.",
+    Mutant("ppo-11", "train_ppo.py",
+           "GAE bootstraps past the end: the critic's opinion of the padding counts.",
            "values = values * response_mask\n",
            "values = values.clone()\n",
            PPO + "gae_does_not_bootstrap_past_the_end",
-           "The critic learns late: after ten iterations it explains 0.2 of the returns, where 0.4 is usual; in the end it explains as much as it should.", ("ppo", "explained_variance")),
+           "The critic learns late: after ten iterations it explains 0.2 of the returns, where 0.4 is "
+           "usual; in the end it explains as much as it should.",
+           ("ppo", "explained_variance")),
     Mutant("ppo-12", "train_ppo.py", "GAE takes V_t for V_{t+1}.",
            "delta = rewards[:, t] + gamma * next_value - values[:, t]",
            "delta = rewards[:, t] + gamma * values[:, t] - values[:, t]",
            PPO + "with_lambda_0_an_advantage_is_one_step_of_surprise",
-           "The critic unlearns what it has learned: its explained variance is back at 0 after 30 iterations where 0.5 is usual. The score reaches 0.8, not 1.0.", ("ppo", "explained_variance")),
+           "The critic unlearns what it has learned: its explained variance is back at 0 after 30 "
+           "iterations where 0.5 is usual. The score reaches 0.8, not 1.0.",
+           ("ppo", "explained_variance")),
     Mutant("ppo-13", "train_ppo.py", "GAE ignores lambda.",
            "(delta + gamma * lam * next_advantage)",
            "(delta + gamma * next_advantage)",
            PPO + "gae_of_the_worked_example",
-           "The value loss starts at 0.7, where 0.26 is usual, and stays high: 0.9 after 8 iterations, where 0.16 is usual. The score rises as it should.", ("ppo", "value_loss", "score")),
+           "The value loss starts at 0.7, where 0.26 is usual, and stays high: 0.9 after 8 iterations, "
+           "where 0.16 is usual. The score rises as it should.",
+           ("ppo", "value_loss", "score")),
     Mutant("ppo-14", "train_ppo.py", "GAE ignores gamma.",
            "delta = rewards[:, t] + gamma * next_value - values[:, t]",
            "delta = rewards[:, t] + next_value - values[:, t]",
@@ -266,258 +358,364 @@ MUTANTS = [
            "        delta = rewards[:, t] + gamma * next_value - values[:, t]\n"
            "        advantages[:, t] = delta + gamma * lam * next_advantage\n",
            PPO + "gae_ignores_garbage_rewards_and_values_on_padding",
-           "Hardly any: the score rises a little more slowly, 0.84 after 30 iterations where 1.03 is usual, which chance could do, too."),
+           "Hardly any: the score rises a little more slowly, 0.84 after 30 iterations where 1.03 is "
+           "usual, which chance could do, too."),
     Mutant("ppo-16", "train_ppo.py", "The critic learns returns that were built from whitened advantages.",
            "        advantages = whiten(advantages, mask)\n",
            "        advantages = whiten(advantages, mask)\n"
            "        returns = advantages + old_values * mask\n",
            PPO + "only_the_advantages_are_whitened",
-           "The value loss stays at 0.5, where it should fall to 0.05. The critic explains 0.5 of the returns in the end, where 0.7 is usual.", ("ppo", "value_loss", "explained_variance")),
+           "The value loss stays at 0.5, where it should fall to 0.05. The critic explains 0.5 of the "
+           "returns in the end, where 0.7 is usual.",
+           ("ppo", "value_loss", "explained_variance")),
     Mutant("ppo-17", "train_ppo.py", "Whitening adds the mean back.",
            "return (white if shift_mean else white + mean) * mask",
            "return (white + mean) * mask",
            PPO + "whitening_by_hand",
-           "None that would be noticed in 8 iterations: score, KL and clip fraction are as usual. Only the test sees it."),
+           "None that would be noticed in 8 iterations: score, KL and clip fraction are as usual. Only "
+           "the test sees it."),
     # --------------------------------------------------------------------------------------------
     # PPO: the update
     # --------------------------------------------------------------------------------------------
     Mutant("ppo-18", "train_ppo.py", "The sign of the policy loss: good answers become rarer.",
-           "    plain = -advantages * ratio\n    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip) if clip else plain\n",
-           "    plain = advantages * ratio\n    clipped = advantages * ratio.clamp(1 - clip, 1 + clip) if clip else plain\n",
+           "    plain = -advantages * ratio\n"
+           "    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip) if clip else plain\n",
+           "    plain = advantages * ratio\n"
+           "    clipped = advantages * ratio.clamp(1 - clip, 1 + clip) if clip else plain\n",
            PPO + "a_good_token_becomes_likelier",
-           "The gold score collapses, from 2.5 to -1.0. The KL goes to 590 nats; the answers become 48 tokens of nonsense, which the reward model likes: its score ends at 1.8.", ("ppo", "gold", "kl")),
-    Mutant("ppo-19", "train_ppo.py", "min in place of max: the clip takes away the cost of moving and leaves the gain.",
+           "The gold score collapses, from 2.5 to -1.0. The KL goes to 590 nats; the answers become 48 "
+           "tokens of nonsense, which the reward model likes: its score ends at 1.8.",
+           ("ppo", "gold", "kl")),
+    Mutant("ppo-19", "train_ppo.py",
+           "min in place of max: the clip takes away the cost of moving and leaves the gain.",
            "masked_mean(torch.max(plain, clipped), mask, n_tokens)",
            "masked_mean(torch.min(plain, clipped), mask, n_tokens)",
            PPO + "clipped_objective_of_the_worked_table[1-1.5--1.2-0]",
-           "With --ppo_epochs 4 the first iterations move the policy by up to 0.4 nats a token, where 0.03 is the most. The score stops at 0.4, where 1.3 is usual.", ("ppo", "approx_kl", "score"), "--ppo_epochs 4"),
+           "With --ppo_epochs 4 the first iterations move the policy by up to 0.4 nats a token, where "
+           "0.03 is the most. The score stops at 0.4, where 1.3 is usual.",
+           ("ppo", "approx_kl", "score"), "--ppo_epochs 4"),
     Mutant("ppo-20", "train_ppo.py", "Nothing is clipped.",
            "clipped = -advantages * ratio.clamp(1 - clip, 1 + clip) if clip else plain",
            "clipped = plain",
            PPO + "clipped_objective_of_the_worked_table[1-1.5--1.2-0]",
-           "The clip fraction is 0 in all iterations. Everything else looks as usual.", ("ppo", "clip_fraction")),
-    Mutant("ppo-21", "train_ppo.py", "Only the clipped branch: what has moved too far the wrong way is never called back.",
+           "The clip fraction is 0 in all iterations. Everything else looks as usual.",
+           ("ppo", "clip_fraction")),
+    Mutant("ppo-21", "train_ppo.py",
+           "Only the clipped branch: what has moved too far the wrong way is never called back.",
            "masked_mean(torch.max(plain, clipped), mask, n_tokens)",
            "masked_mean(clipped, mask, n_tokens)",
            PPO + "clipped_objective_of_the_worked_table[1-0.5--0.5--1]",
-           "With --ppo_epochs 4 each iteration moves the policy further than the one before, 0.06 nats a token in the eighth, where 0.02 is usual; the score stops rising at 0.45, where 1.1 is usual.", ("ppo", "approx_kl", "score"), "--ppo_epochs 4"),
+           "With --ppo_epochs 4 each iteration moves the policy further than the one before, 0.06 nats a "
+           "token in the eighth, where 0.02 is usual; the score stops rising at 0.45, where 1.1 is usual.",
+           ("ppo", "approx_kl", "score"), "--ppo_epochs 4"),
     Mutant("ppo-22", "train_ppo.py", "Sums run over the padding, too: the mask is ignored.",
            "return (x * mask).sum() / (mask.sum() if n_tokens is None else n_tokens)",
            "return x.sum() / (mask.sum() if n_tokens is None else n_tokens)",
            PPO + "masked_mean_by_hand",
-           "The entropy starts at 2.9 nats a token, where 0.36 is usual. The KL from old to new policy is 10; score and gold score rise as usual.", ("ppo", "entropy")),
+           "The entropy starts at 2.9 nats a token, where 0.36 is usual. The KL from old to new policy is "
+           "10; score and gold score rise as usual.",
+           ("ppo", "entropy")),
     Mutant("ppo-23", "train_ppo.py", "Means divide by the padding, too.",
            "return (x * mask).sum() / (mask.sum() if n_tokens is None else n_tokens)",
            "return (x * mask).sum() / (mask.numel() if n_tokens is None else n_tokens)",
            PPO + "masked_mean_by_hand",
-           "The entropy is half of what it should be: 0.15 nats a token at first where 0.35 is usual. Score and gold score rise as usual.", ("ppo", "entropy")),
-    Mutant("ppo-24", "train_ppo.py", "The old log-probabilities are computed anew in each minibatch: the ratio is always 1.",
-           'ppo_policy_loss(logprobs, mb["old_logprobs"], mb["advantages"]',
-           'ppo_policy_loss(logprobs, logprobs.detach(), mb["advantages"]',
+           "The entropy is half of what it should be: 0.15 nats a token at first where 0.35 is usual. "
+           "Score and gold score rise as usual.",
+           ("ppo", "entropy")),
+    Mutant("ppo-24", "train_ppo.py",
+           "The old log-probabilities are computed anew in each minibatch: the ratio is always 1.",
+           "logprobs, mb.old_logprobs, mb.advantages, mb.mask, cfg.clip",
+           "logprobs, logprobs.detach(), mb.advantages, mb.mask, cfg.clip",
            PPO + "the_ratio_compares_with_the_policy_that_sampled",
-           "Clip fraction and KL from old to new policy are exactly 0 in all iterations. Everything else looks as usual.", ("ppo", "approx_kl")),
+           "Clip fraction and KL from old to new policy are exactly 0 in all iterations. Everything else "
+           "looks as usual.",
+           ("ppo", "approx_kl")),
     Mutant("ppo-25", "train_ppo.py", "The update forgets the temperature that the sampler used.",
-           'token_logprobs(policy.lm_head(hidden), mb["responses"], cfg.temperature)',
-           'token_logprobs(policy.lm_head(hidden), mb["responses"])',
+           "logprobs = token_logprobs(logits, mb.responses, cfg.temperature)",
+           "logprobs = token_logprobs(logits, mb.responses)",
            PPO + "the_first_ratio_is_1_at_any_temperature[0.7]",
-           "None at temperature 1, the default. With --temperature 0.7 the clip stops 2 % of the tokens and more, eight iterations long, where it is usually down to 0.3 % by then; the score rises half as fast (0.3 instead of 0.6).", ("ppo", "clip_fraction"), "--temperature 0.7"),
-    Mutant("ppo-26", "train_ppo.py", "The value clip with min: far from the return, the critic is free to stay there.",
-           "errors = torch.max(errors, (values.clamp(",
-           "errors = torch.min(errors, (values.clamp(",
+           "None at temperature 1, the default. With --temperature 0.7 the clip stops 2 % of the tokens "
+           "and more, eight iterations long, where it is usually down to 0.3 % by then; the score rises "
+           "half as fast (0.3 instead of 0.6).",
+           ("ppo", "clip_fraction"), "--temperature 0.7"),
+    Mutant("ppo-26", "train_ppo.py",
+           "The value clip with min: far from the return, the critic is free to stay there.",
+           "errors = torch.max(errors, (near - returns) ** 2)",
+           "errors = torch.min(errors, (near - returns) ** 2)",
            PPO + "value_loss_takes_the_larger_error",
-           "None at the default knobs: the same numbers to the last digit, for in one pass no value moves as far as its clip."),
+           "None at the default knobs: the same numbers to the last digit, for in one pass no value moves "
+           "as far as its clip."),
     Mutant("ppo-27", "train_ppo.py", "The sign of the value loss: the critic flees from the returns.",
            "return 0.5 * masked_mean(errors, mask, n_tokens)",
            "return -0.5 * masked_mean(errors, mask, n_tokens)",
            PPO + "value_loss_takes_the_larger_error",
-           "The critic's explained variance never rises above 0. The value loss is negative; answers shrink to 10 tokens, and the score falls back to 0.35.", ("ppo", "explained_variance")),
+           "The critic's explained variance never rises above 0. The value loss is negative; answers "
+           "shrink to 10 tokens, and the score falls back to 0.35.",
+           ("ppo", "explained_variance")),
     Mutant("ppo-28", "train_ppo.py", "Micro-batches are averaged by answers, not by tokens.",
-           "n_tokens, cfg)\n                loss.backward()",
-           "None, cfg)\n                (loss * len(micro) / len(drawn)).backward()",
+           "n_tokens, cfg)\n"
+           "                loss.backward()",
+           "None, cfg)\n"
+           "                (loss * len(micro) / len(rows)).backward()",
            PPO + "the_parts_of_a_minibatch_divide_by_its_tokens",
-           "The value loss starts at 0.5, where 0.26 is usual, and twice as many tokens are clipped in the first iterations. The score rises more slowly: 0.5 after 8 iterations, where 0.8 is usual.", ("ppo", "value_loss", "score")),
-    Mutant("ppo-29", "train_ppo.py", "Each micro-batch is divided by its own tokens, and the parts are added.",
+           "The value loss starts at 0.5, where 0.26 is usual, and twice as many tokens are clipped in "
+           "the first iterations. The score rises more slowly: 0.5 after 8 iterations, where 0.8 is "
+           "usual.",
+           ("ppo", "value_loss", "score")),
+    Mutant("ppo-29", "train_ppo.py",
+           "Each micro-batch is divided by its own tokens, and the parts are added.",
            "return (x * mask).sum() / (mask.sum() if n_tokens is None else n_tokens)",
            "return (x * mask).sum() / mask.sum()",
            PPO + "micro_batches_divide_by_the_tokens_of_the_whole",
-           "The gradient norm is twice as large as usual: 1.0 at first in place of 0.45. Score and gold score rise as usual.", ("ppo", "grad_norm", "approx_kl")),
+           "The gradient norm is twice as large as usual: 1.0 at first in place of 0.45. Score and gold "
+           "score rise as usual.",
+           ("ppo", "grad_norm", "approx_kl")),
     Mutant("ppo-30", "train_ppo.py", "Gradients are never cleared.",
-           "            optimizer.zero_grad()\n            n_tokens, total =",
+           "            optimizer.zero_grad()\n"
+           "            n_tokens, total =",
            "            n_tokens, total =",
            PPO + "every_minibatch_begins_without_gradients",
-           "The gradient norm grows: 1.4 after ten iterations where 0.4 is usual. The score stops at 0.5 after five iterations, the KL at twice the usual.", ("ppo", "grad_norm")),
+           "The gradient norm grows: 1.4 after ten iterations where 0.4 is usual. The score stops at 0.5 "
+           "after five iterations, the KL at twice the usual.",
+           ("ppo", "grad_norm")),
     Mutant("ppo-31", "train_ppo.py", "The penalty of an answer without an end is a gift.",
            "torch.where(ended, scores, -cfg.eos_penalty)",
            "torch.where(ended, scores, cfg.eos_penalty)",
            PPO + "an_answer_that_was_cut_off_has_the_penalty_as_its_score",
-           "Hardly any in 12 iterations: 0.97 of the answers end, where 1.00 is usual, and they have become longer, 25 tokens instead of 21.", ("ppo", "length", "ends")),
-    Mutant("ppo-32", "train_ppo.py", "Scores are whitened anew over each batch, whatever was frozen.",
-           "mean, std = (None, None) if batch else (self.mean, self.std)",
-           "mean, std = None, None",
-           PPO + "a_reward_is_frozen_on_given_answers_or_whitened_over_a_batch",
-           "The score is 0.00 in all iterations. The gold score rises as usual.", ("ppo", "score", "gold")),
+           "Hardly any in 12 iterations: 0.97 of the answers end, where 1.00 is usual, and they have "
+           "become longer, 25 tokens instead of 21.",
+           ("ppo", "length", "ends")),
+    Mutant("ppo-32", "train_ppo.py", "The score of the log is whitened anew over each batch.",
+           'seen["score"] = whiten_scores(batch.raw, scorer.mean, scorer.std)',
+           'seen["score"] = whiten_scores(batch.raw)',
+           PPO + "the_score_of_the_log_is_on_the_frozen_scale",
+           "The score is 0.00 in all iterations. The gold score rises as usual.",
+           ("ppo", "score", "gold")),
     Mutant("ppo-33", "model.py", "The log-probability of a token is read at the token itself, not before it.",
            "places = prompt_lengths[:, None] - 1 + torch.arange(R, device=tokens.device)",
            "places = prompt_lengths[:, None] + torch.arange(R, device=tokens.device)",
            MODEL + "logprob_of_a_response_token_comes_from_the_position_before_it",
-           "PPO stops before its first update: the first ratio is not 1, sampler and training forward disagree by 26 nats on a token."),
+           "PPO stops before its first update: the first ratio is not 1, sampler and training forward "
+           "disagree by 26 nats on a token."),
     Mutant("ppo-34", "train_ppo.py", "The adaptive beta moves the wrong way.",
            "min(max(kl / target - 1, -0.2), 0.2)",
            "min(max(1 - kl / target, -0.2), 0.2)",
            PPO + "adaptive_beta_of_the_worked_example",
-           "With --kl_target 0.5 --kl_horizon 500 beta rises while the KL is below the target, from 0.15 to 0.17 in four iterations, and falls as soon as it is above.", ("ppo", "kl_coef", "kl"), "--kl_target 0.5 --kl_horizon 500"),
+           "With --kl_target 0.5 --kl_horizon 500 beta rises while the KL is below the target, from 0.15 "
+           "to 0.17 in four iterations, and falls as soon as it is above.",
+           ("ppo", "kl_coef", "kl"), "--kl_target 0.5 --kl_horizon 500"),
     Mutant("ppo-35", "train_ppo.py", "The reference is scored at another temperature than the policy.",
-           "(response_logits(m, tokens, prompt_lengths, responses.shape[1], cfg.temperature) for m in (policy, reference))",
-           "(response_logits(m, tokens, prompt_lengths, responses.shape[1], t) for m, t in ((policy, cfg.temperature), (reference, 1.0)))",
+           "ref_logprobs = token_logprobs(ref_logits, responses, cfg.temperature)",
+           "ref_logprobs = token_logprobs(ref_logits, responses)",
            PPO + "a_step_has_one_temperature",
-           "None at temperature 1, the default. With --temperature 0.7 PPO stops before its first update: the KL is 0.31, but policy and reference are the same model then."),
+           "None at temperature 1, the default. With --temperature 0.7 the KL begins at some tenths of a "
+           "nat, where the exact one begins at 0.",
+           ("ppo", "kl", "kl_full"), "--temperature 0.7"),
     Mutant("ppo-36", "train_ppo.py", "One pass over the answers, whatever --ppo_epochs says.",
            "for _ in range(cfg.ppo_epochs):",
            "for _ in range(1):",
            PPO + "every_pass_takes_all_answers_in_a_new_order",
-           "None with one pass, the default. With --ppo_epochs 4 an iteration takes no longer, and the numbers are those of one pass."),
+           "None with one pass, the default. With --ppo_epochs 4 an iteration takes no longer, and the "
+           "numbers are those of one pass."),
     Mutant("ppo-37", "train_ppo.py", "Every pass takes the answers in the order in which they were sampled.",
-           "torch.randperm(len(mask)).split(cfg.minibatch_size)",
-           "torch.arange(len(mask)).split(cfg.minibatch_size)",
+           "torch.randperm(len(batch.mask)).split(cfg.minibatch_size)",
+           "torch.arange(len(batch.mask)).split(cfg.minibatch_size)",
            PPO + "every_pass_takes_all_answers_in_a_new_order",
-           "None that would be noticed, with --ppo_epochs 4, either: score and KL rise as usual, to 1.3 and 2.5 after 30 iterations.", ("ppo", "score", "kl"), "--ppo_epochs 4"),
+           "None that would be noticed, with --ppo_epochs 4, either: score and KL rise as usual, to 1.3 "
+           "and 2.5 after 30 iterations.",
+           ("ppo", "score", "kl"), "--ppo_epochs 4"),
     Mutant("ppo-38", "train_ppo.py", "The clip is 0.2, whatever --clip says.",
            "ratio.clamp(1 - clip, 1 + clip)",
            "ratio.clamp(0.8, 1.2)",
            PPO + "the_clip_is_as_wide_as_asked",
            "None at the default clip of 0.2: the same numbers to the last digit."),
     Mutant("ppo-39", "train_ppo.py", "Gradients are not clipped.",
-           "torch.nn.utils.clip_grad_norm_(m.parameters(), cfg.clip_grad or torch.inf)",
-           "torch.nn.utils.clip_grad_norm_(m.parameters(), torch.inf)",
-           PPO + "gradients_are_clipped_for_each_model_by_itself",
-           "None that would be noticed: the policy's gradient norm is below 0.5, far from the limit, and only the critic takes longer steps. The score rises as usual.", ("ppo", "score", "grad_norm")),
+           "limit = cfg.clip_grad or torch.inf",
+           "limit = torch.inf",
+           PPO + "gradients_are_clipped_for_each_network_by_itself",
+           "None that would be noticed: the policy's gradient norm is below 0.5, far from the limit, and "
+           "only the critic takes longer steps. The score rises as usual.",
+           ("ppo", "score", "grad_norm")),
     Mutant("ppo-40", "train_ppo.py", "The loss on pretraining text is forgotten.",
            "if cfg.ptx_coef:",
            "if False:",
            PPO + "the_loss_on_pretraining_text_has_its_weight",
-           "None at the default weight of 0. With --ptx_coef 1 the loss on pretraining text ends at 1.0, where 0.4 is usual."),
+           "None at the default weight of 0. With --ptx_coef 1 the loss on pretraining text ends at 1.0, "
+           "where 0.4 is usual."),
     Mutant("ppo-41", "train_ppo.py", "Advantages are whitened, whatever --whiten_advantages says.",
-           "if cfg.whiten_advantages:  # only",
-           "if True:  # only",
+           "if cfg.whiten_advantages:",
+           "if True:",
            PPO + "only_the_advantages_are_whitened",
            "None by default. With --whiten_advantages false the numbers are those of the default."),
+    Mutant("ppo-42", "train_ppo.py", "Scores are whitened anew over each batch, whatever was frozen.",
+           'statistics = (scorer.mean, scorer.std) if cfg.whitening == "frozen" else ()',
+           "statistics = ()",
+           PPO + "scores_are_whitened_by_frozen_statistics_or_over_the_batch",
+           "Hardly any: the numbers are those of --whitening batch, under which beta weighs less and less "
+           "as the answers become alike; not measured."),
+    Mutant("ppo-43", "train_ppo.py", "A part of a batch is cut to the shortest of its answers.",
+           "R = int(self.mask[rows].sum(1).max())",
+           "R = int(self.mask[rows].sum(1).min())",
+           PPO + "a_part_of_a_batch_is_cut_to_its_longest_answer",
+           "Hardly any, for parts hold answers of similar length: fewer of the EOS tokens, which carry "
+           "the score, are learned from; not measured."),
+    Mutant("ppo-44", "train_ppo.py", "The adaptive beta moves, and nobody asks for it.",
+           "asked, cfg, kl_coef)  # 1 to 4",
+           "asked, cfg, cfg.kl_coef)  # 1 to 4",
+           PPO + "beta_moves_by_the_kl_of_each_iteration",
+           "None by default, where beta stays. With --kl_target PPO stops as soon as beta has moved: the "
+           "rewards do not add up to score - beta KL."),
+    Mutant("ppo-45", "train_ppo.py",
+           "The score of an answer that was cut off counts, too, beside the penalty.",
+           "scores = torch.where(ended, scores, -cfg.eos_penalty)",
+           "scores = scores - cfg.eos_penalty * ~ended",
+           PPO + "an_answer_that_was_cut_off_has_the_penalty_as_its_score",
+           "None that would be noticed once nearly all answers end; not measured."),
     # --------------------------------------------------------------------------------------------
     # Rejection sampling
     # --------------------------------------------------------------------------------------------
     Mutant("rs-1", "rejection_sampling.py", "The worst answer is kept.",
            "return rewards.argmax(1)",
            "return rewards.argmin(1)",
-           "tests/test_rejection_sampling.py::test_the_best_answer_is_chosen_for_each_prompt",
-           "The winners have a mean reward of -5.6 where 3.5 is usual; answers become worse with every round."),
-    Mutant("rs-2", "rejection_sampling.py", "Every prompt keeps the answer at the place where the best of the whole batch stands.",
+           ROUNDS + "the_best_answer_is_chosen_for_each_prompt",
+           "The winners have a mean reward of -5.6 where 3.5 is usual; answers become worse with every "
+           "round."),
+    Mutant("rs-2", "rejection_sampling.py",
+           "Every prompt keeps the answer at the place where the best of the whole batch stands.",
            "return rewards.argmax(1)",
            "return (rewards.argmax() % rewards.shape[1]).expand(len(rewards))",
-           "tests/test_rejection_sampling.py::test_the_best_answer_is_chosen_for_each_prompt",
-           "The winners have a mean reward of -0.3, no better than that of all answers, where 3.5 is usual; a round changes nothing for the better."),
-    Mutant("rs-3", "rejection_sampling.py", "The best-of-n curve takes the best value, not that of the answer with the highest reward.",
+           ROUNDS + "the_best_answer_is_chosen_for_each_prompt",
+           "The winners have a mean reward of -0.3, no better than that of all answers, where 3.5 is "
+           "usual; a round changes nothing for the better."),
+    Mutant("rs-3", "rejection_sampling.py",
+           "The best-of-n curve takes the best value, not that of the answer with the highest reward.",
            "ranked = values.gather(1, rewards.argsort(dim=1, stable=True))",
            "ranked = values.sort(dim=1).values",
-           "tests/test_rejection_sampling.py::test_best_of_n_is_the_mean_over_all_choices_of_n",
-           "The gold score of the best of n is too high: 5.95 at n = 16 where 5.57 is true, of the same answers."),
+           ROUNDS + "best_of_n_is_the_mean_over_all_choices_of_n",
+           "The gold score of the best of n is too high: 5.95 at n = 16 where 5.57 is true, of the same "
+           "answers."),
     # --------------------------------------------------------------------------------------------
     # Elo
     # --------------------------------------------------------------------------------------------
-    Mutant("elo-1", "preferences.py", "The expected score is turned round: the favourite is expected to lose.",
+    Mutant("elo-1", "preferences.py",
+           "The expected score is turned round: the favourite is expected to lose.",
            "expected = 1 / (1 + 10 ** ((rating[j] - rating[i]) / 400))",
            "expected = 1 / (1 + 10 ** ((rating[i] - rating[j]) / 400))",
            PREFERENCES + "elo_by_hand",
-           "None by default. With more than one pass the ratings run away: from -18000 to 20000 after 100 passes over one ranking where 0 to 2000 is usual (python docs/experiments.py elo)."),
+           "None by default. With more than one pass the ratings run away: from -18000 to 20000 after 100 "
+           "passes over one ranking where 0 to 2000 is usual (python docs/experiments.py elo)."),
     Mutant("elo-2", "preferences.py", "The winner takes points that nobody loses.",
-           "rating[i], rating[j] = rating[i] + points, rating[j] - points",
-           "rating[i] = rating[i] + points",
+           "            rating[i] += points\n"
+           "            rating[j] -= points\n",
+           "            rating[i] += points\n",
            PREFERENCES + "elo_takes_from_one_what_it_gives_to_the_other[rankings0]",
-           "None by default. In python docs/experiments.py elo no rating is below 1000, and the last one is 1000 after 100 passes, too."),
+           "None by default. In python docs/experiments.py elo no rating is below 1000, and the last one "
+           "is 1000 after 100 passes, too."),
     Mutant("elo-3", "preferences.py", "A tie is a win of the one that is named first.",
            "points = k_factor * ((1.0 if apart else 0.5) - expected)",
            "points = k_factor * (1.0 - expected)",
            PREFERENCES + "elo_by_hand",
-           "None by default, nor for a ranking without ties. With --loss regression answers that tie are taught different scores, the one named first the highest."),
+           "None by default, nor for a ranking without ties. With --loss regression answers that tie are "
+           "taught different scores, the one named first the highest."),
     # --------------------------------------------------------------------------------------------
     # The run
     # --------------------------------------------------------------------------------------------
-    Mutant("run-1", "experiment.py", "A resumed run draws its random numbers from the beginning again.",
+    Mutant("run-1", "lab/run.py", "A run that goes on draws its random numbers from the beginning again.",
            'set_random_state(self.checkpoint["random"])',
            "torch.manual_seed(self.cfg.seed)",
-           EXPERIMENT + "a_resumed_run_equals_a_straight_one",
-           "None in a straight run. One that was stopped and resumed has other numbers from there on than one that was not."),
-    Mutant("run-2", "experiment.py", "A resumed run has lost the optimizer's memory.",
-           "            for name, thing in objects.items():\n                thing.load_state_dict(self.checkpoint[name])",
+           RUN + "the_same_command_goes_on_and_the_result_is_that_of_a_straight_run",
+           "None in a straight run. One that was stopped and went on has other numbers from there on than "
+           "one that was not."),
+    Mutant("run-2", "lab/run.py", "A run that goes on has lost the optimizer's memory.",
+           "            for name, thing in objects.items():\n"
+           "                thing.load_state_dict(self.checkpoint[name])",
            '            objects["model"].load_state_dict(self.checkpoint["model"])',
-           EXPERIMENT + "a_resumed_run_equals_a_straight_one",
-           "None in a straight run. One that was stopped and resumed has other numbers from there on than one that was not."),
-    Mutant("run-3", "experiment.py", "An unknown flag is accepted and ignored.",
+           RUN + "the_same_command_goes_on_and_the_result_is_that_of_a_straight_run",
+           "None in a straight run. One that was stopped and went on has other numbers from there on than "
+           "one that was not."),
+    Mutant("run-3", "lab/cli.py", "An unknown flag is accepted and ignored.",
            "    if unknown:\n",
            '    if unknown and not unknown[0].startswith("-"):\n',
-           EXPERIMENT + "a_wrong_command_line_is_one_line_that_says_what_would_be_right[argv0---steps]",
+           CLI + "a_wrong_command_line_is_one_line_that_says_what_would_be_right[--stepz 3---steps]",
            "A typo costs a day: --kl_coeff 0 trains with the usual beta, and nobody says a word."),
     Mutant("run-4", "train_ppo.py", "A preset has a knob that does not exist.",
-           "                  eval_answers=1),\n",
-           "                  eval_answer=1),\n",
-           EXPERIMENT + "every_preset_of_every_script_builds[train_ppo]",
-           "None in the tiny world. With --config small the table at the end takes four answers a prompt, and four times as long."),
+           "lr=5e-5, critic_lr=1e-4, eval_answers=1),",
+           "lr=5e-5, critic_lr=1e-4, eval_answer=1),",
+           CLI + "every_preset_of_every_script_builds[train_ppo]",
+           "None in the tiny world. With --config small the table at the end takes four answers a prompt, "
+           "and four times as long."),
     Mutant("run-5", "train_ppo.py", "Nothing reads a knob.",
-           "(cfg.value_coef if critic is policy else 1.0)",
-           "(0.1 if critic is policy else 1.0)",
-           EXPERIMENT + "every_knob_is_read_somewhere_and_has_a_reason[train_ppo]",
-           "None at the default knobs. With --critic shared any --value_coef gives the same run to the last digit."),
-    Mutant("run-6", "model.py", "A copy of a model shares its memory with the original: whoever trains the one trains the other.",
-           "if k in new.state_dict()}, strict=False)",
-           "if k in new.state_dict()}, strict=False, assign=True)",
+           "return Agent(policy, policy, cfg.value_coef).eval()",
+           "return Agent(policy, policy, 0.1).eval()",
+           CLI + "every_knob_is_read_somewhere_and_has_a_reason[train_ppo]",
+           "None at the default knobs. With --critic shared any --value_coef gives the same run to the "
+           "last digit."),
+    Mutant("run-6", "model.py",
+           "A copy of a model shares its memory with the original: whoever trains the one trains the "
+           "other.",
+           "new.load_state_dict(known, strict=False)",
+           "new.load_state_dict(known, strict=False, assign=True)",
            MODEL + "with_heads_copies_the_trunk_and_only_the_heads_asked_for",
-           "The gold score rises, then falls below where it began: to 0 after 15 iterations. The KL is 0 all the time, the score soars to 3.3, the answers have 2 tokens; after the last iteration PPO stops: the reference or a reward model changed.", ("ppo", "gold", "score")),
+           "The gold score rises, then falls below where it began: to 0 after 15 iterations. The KL is 0 "
+           "all the time, the score soars to 3.3, the answers have 2 tokens; after the last iteration PPO "
+           "stops: the reference or a reward model changed.",
+           ("ppo", "gold", "score")),
     Mutant("run-7", "train_ppo.py", "The reference is the policy itself.",
-           'policy = with_heads(reference, value_head=cfg.critic == "shared")',
-           'policy = reference if cfg.critic == "separate" else with_heads(reference, value_head=True)',
+           "return Agent(with_heads(reference), critic).eval()",
+           "return Agent(reference, critic).eval()",
            PPO + "the_reference_stays_where_it_was",
-           "The KL is 0 in all iterations. After the last one PPO stops: the reference or a reward model changed.", ("ppo", "kl", "score")),
+           "The KL is 0 in all iterations. After the last one PPO stops: the reference or a reward model "
+           "changed.",
+           ("ppo", "kl", "score")),
     # --------------------------------------------------------------------------------------------
     # The AI judge
     # --------------------------------------------------------------------------------------------
-    Mutant("judge-1", "preferences.py", "The judge is asked in one order only.",
-           "turned = self.compare(asked, two, one, aspect) if self.both_orders else [math.nan] * len(pairs)",
-           "turned = [math.nan] * len(pairs)",
+    Mutant("judge-1", "world/judge.py", "The judge is asked in one order only.",
+           "back = self.compare(asked, two, one, aspect) if self.both_orders else [math.nan] * len(pairs)",
+           "back = [math.nan] * len(pairs)",
            JUDGE + "both_orders_are_averaged",
-           "The summary of the labels says that the same position won in both orders in 0.00 of the pairs, where 0.27 is usual here, and labels cost half the time."),
-    Mutant("judge-2", "preferences.py", "The second order is not turned back: p in place of 1 - p.",
-           "given = [x for x in (p_first, 1 - p_second) if not math.isnan(x)]",
-           "given = [x for x in (p_first, p_second) if not math.isnan(x)]",
+           "The summary of the labels says that the same position won in both orders in 0.00 of the "
+           "pairs, where 0.27 is usual here, and labels cost half the time."),
+    Mutant("judge-2", "world/judge.py", "The second order is not turned back: p in place of 1 - p.",
+           "given = [p for p in (p_there, 1 - p_back) if not math.isnan(p)]",
+           "given = [p for p in (p_there, p_back) if not math.isnan(p)]",
            JUDGE + "both_orders_are_averaged",
-           "Labels agree with the gold score in 0.51 of the pairs, which is guessing, where 0.81 is usual here; they are all close to 0.5."),
-    Mutant("judge-3", "preferences.py", "The ratings are counted from 0 to 9, not from 1 to 10.",
+           "Labels agree with the gold score in 0.51 of the pairs, which is guessing, where 0.81 is usual "
+           "here; they are all close to 0.5."),
+    Mutant("judge-3", "world/judge.py", "The ratings are counted from 0 to 9, not from 1 to 10.",
            "s = sum(i * p for i, p in probabilities.items())",
            "s = sum((i - 1) * p for i, p in probabilities.items())",
            JUDGE + "expected_rating_by_hand",
            "The printed ratings are 0.22 lower. What PPO makes of them is the same, for it whitens them."),
-    Mutant("judge-4", "preferences.py", "The digits are swapped: 1 means the second answer.",
-           'f.get("2", -20.0) - f.get("1", -20.0)',
-           'f.get("1", -20.0) - f.get("2", -20.0)',
+    Mutant("judge-4", "world/judge.py", "The digits are swapped: 1 means the second answer.",
+           'found.get("2", UNLISTED) - found.get("1", UNLISTED)',
+           'found.get("1", UNLISTED) - found.get("2", UNLISTED)',
            JUDGE + "a_label_is_the_softmax_over_1_and_2",
            "Labels agree with the gold score in 0.19 of the pairs where 0.81 is usual here."),
-    Mutant("judge-5", "preferences.py", "A soft label keeps its probability where its pair is turned round.",
+    Mutant("judge-5", "data.py", "A soft label keeps its probability where its pair is turned round.",
            "(i, j, p) if p >= 0.5 else (j, i, 1 - p)",
            "(i, j, p) if p >= 0.5 else (j, i, p)",
            JUDGE + "soft_labels_reach_the_loss",
-           "What the reward model is taught agrees with the gold score in 0.51 of the pairs, which is guessing, though the printed agreement is as high as usual."),
-    Mutant("judge-6", "preferences.py", "A rating of 10, which is 1 and then 0, is read as 1.",
-           'unsure = [i for i, f in enumerate(found) if "10" not in f and f.get("1", -20.0) > math.log(0.001)]',
+           "What the reward model is taught agrees with the gold score in 0.51 of the pairs, which is "
+           "guessing, though the printed agreement is as high as usual."),
+    Mutant("judge-6", "world/judge.py", "A rating of 10, which is 1 and then 0, is read as 1.",
+           'unsure = [i for i, f in enumerate(found) if "10" not in f and f.get("1", UNLISTED) > '
+           "math.log(0.001)]",
            "unsure = []",
            JUDGE + "ten_is_one_and_then_zero_where_it_is_no_token_of_its_own",
            "Hardly any with our own judge, whose ratings change by less than 0.01, for it rarely says 10."),
 ]
 
-GALLERY = ("pretrain-1", "pretrain-2", "sft-3", "sft-5", "rm-1", "rm-2", "sampler-1", "sampler-5", "ppo-2", "ppo-7", "ppo-19", "ppo-16", "ppo-18", "ppo-22", "ppo-24", "ppo-27",
-           "ppo-32", "run-6")
+GALLERY = ("pretrain-1", "pretrain-2", "sft-3", "sft-5", "rm-1", "rm-2", "sampler-1", "sampler-5", "ppo-2",
+           "ppo-7", "ppo-19", "ppo-16", "ppo-18", "ppo-22", "ppo-24", "ppo-27", "ppo-32", "run-6")
 
 # ------------------------------------------------------------------------------------------------
 # Broken copies
 # ------------------------------------------------------------------------------------------------
-# What a copy consists of. It has no trace of this file, its test or its picture, and all files of a copy are equally old.
-PARTS = ("*.py", "*.md", "*.txt", "LICENSE", "tests/*.py", "docs/*.py", "docs/*.png")
+# What a copy consists of. It has no trace of this file, its test or its picture, and all files of a copy are
+# equally old.
+PARTS = ("*.py", "*.md", "*.txt", "*.toml", "LICENSE", "world/*.py", "lab/*.py", "tests/*.py", "docs/**/*.py",
+         "docs/**/*.md", "docs/**/*.png")
 OURS = ("mutants.py", "test_mutants.py", "bugs.png")
 
 
@@ -532,7 +730,8 @@ def problem(mutant):
 
 
 def broken(mutant):
-    """The text of the mutant's file with the bug in it. Raises Mistake where the right line is not there exactly once."""
+    """The text of the mutant's file with the bug in it. Raises Mistake where the right line is not there
+    exactly once."""
     if problem(mutant):
         raise Mistake(f"{mutant.name}: {problem(mutant)}")
     return (ROOT / mutant.file).read_text(encoding="utf-8").replace(mutant.right, mutant.wrong)
@@ -540,45 +739,55 @@ def broken(mutant):
 
 def copy_to(folder, mutant=None, tests=True):
     """Write a copy of the repository into a new folder, with the bug of a mutant in it."""
-    changed = broken(mutant) if mutant else ""
-    for path in sorted(path for part in PARTS if tests or part != "tests/*.py" for path in ROOT.glob(part) if path.name not in OURS):
-        target = folder / path.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(changed.encode("utf-8") if mutant and path == ROOT / mutant.file else path.read_bytes())
+    changed = {ROOT / mutant.file: broken(mutant).encode("utf-8")} if mutant else {}
+    parts = [part for part in PARTS if tests or part != "tests/*.py"]
+    for path in sorted({path for part in parts for path in ROOT.glob(part)}):
+        if path.name not in OURS:
+            target = folder / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(changed.get(path) or path.read_bytes())
 
 
 # ------------------------------------------------------------------------------------------------
 # Does its test fail?
 # ------------------------------------------------------------------------------------------------
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-# What a test, or a check inside the code, says when it finds a bug. Anything else, such as a NameError, says that the mutant is no silent bug.
-FOUND = re.compile(r"assert|AssertionError|Failed: DID NOT RAISE|SystemExit|experiment\.InvariantError")
+# What a test, or a check inside the code, says when it finds a bug. Anything else, such as a NameError, says
+# that the mutant is no silent bug.
+FOUND = re.compile(r"assert|AssertionError|Failed: DID NOT RAISE|SystemExit|lab\.cli\.InvariantError")
 
 
 def run_tests(folder, tests):
-    """Run some tests of a copy in this process, which is good for nothing afterwards. Returns ({test: None where it passed, else what it said},
-    seconds)."""
+    """Run some tests of a copy in this process, which is good for nothing afterwards. Returns ({test: None
+    where it passed, else what it said}, seconds)."""
     import pytest
 
     class Ears:
         def pytest_runtest_makereport(self, item, call):
-            if call.when == "call" or call.excinfo:
-                said[item.nodeid] = call.excinfo and f"{call.when}: " * (call.when != "call") + call.excinfo.exconly().partition("\n")[0]
+            if call.excinfo:
+                first_line = call.excinfo.exconly().partition("\n")[0]
+                said[item.nodeid] = first_line if call.when == "call" else f"{call.when}: {first_line}"
+            elif call.when == "call":
+                said[item.nodeid] = None
 
         def pytest_collectreport(self, report):
-            said.update(dict.fromkeys(tests, f"did not run: {report.longreprtext[-200:]}") if report.failed else {})
+            if report.failed:
+                last_line = report.longreprtext.strip().rpartition("\n")[2]
+                said.update(dict.fromkeys(tests, f"did not run: {last_line}"))
 
     began, said = time.time(), dict.fromkeys(tests, "did not run: there is no such test")
     os.chdir(folder)
     sys.dont_write_bytecode = True
-    sys.path = [path for path in sys.path if Path(path).resolve() not in (ROOT, ROOT / "tests")]  # the copy's files, not ours
+    ours = (ROOT, ROOT / "tests")  # it is the copy's files that are to be imported
+    sys.path = [path for path in sys.path if Path(path).resolve() not in ours]
     with contextlib.redirect_stdout(io.StringIO()):
-        pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[Ears()])
+        pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", ".", *tests], plugins=[Ears()])
     return said, time.time() - began
 
 
 def verdict(before, after):
-    """What became of a mutant: "killed", or why not. before, after: what its test said without and with it, None where it passed."""
+    """What became of a mutant: "killed", or why not. before, after: what its test said without and with it,
+    None where it passed."""
     if before is not None:
         return f"its test fails without it: {before}"
     if after is None:
@@ -587,26 +796,33 @@ def verdict(before, after):
 
 
 def prove(mutants, jobs):
-    """Run the test of every mutant with and without it, print a line each. Returns whether all were killed."""
+    """Run the test of every mutant with and without it, print a line each. Returns whether all were
+    killed."""
     os.environ.update(ENVIRONMENT)
-    # A process of its own for every mutant. Importing torch takes longer than most tests: where the system can, they start with it imported.
-    starts = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
-    if starts.get_start_method() == "forkserver":
+    # A process of its own for every mutant. Importing torch takes longer than most tests: where the system
+    # can, they start with it imported.
+    can_fork = "forkserver" in multiprocessing.get_all_start_methods()
+    starts = multiprocessing.get_context("forkserver" if can_fork else "spawn")
+    if can_fork:
         starts.set_forkserver_preload(["pytest", "tiktoken", "torch"])
     began, killed, tests = time.time(), 0, sorted({mutant.test for mutant in mutants})
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(jobs, starts, max_tasks_per_child=1) as pool:
+    pool = ProcessPoolExecutor(jobs, starts, max_tasks_per_child=1)
+    with tempfile.TemporaryDirectory() as folder, pool:
         def start(name, tests, mutant=None):
             copy_to(Path(folder, name), mutant)
             return pool.submit(run_tests, Path(folder, name), tests)
 
         before, seconds = start("right", tests).result()
-        print(f"{sum(said is None for said in before.values())} of {len(tests)} tests pass without a bug ({seconds:.0f} s). With it:\n", flush=True)
-        attempts = [None if problem(mutant) else start(mutant.name, [mutant.test], mutant) for mutant in mutants]
-        for mutant, attempt in zip(mutants, attempts):
+        passed = sum(said is None for said in before.values())
+        print(f"{passed} of {len(tests)} tests pass without a bug ({seconds:.0f} s). With it:\n", flush=True)
+        attempts = [None if problem(mutant) else start(mutant.name, [mutant.test], mutant)
+                    for mutant in mutants]
+        for mutant, attempt in zip(mutants, attempts, strict=True):
             after, seconds = attempt.result() if attempt else ({mutant.test: problem(mutant)}, 0.0)
             result = verdict(before[mutant.test], after[mutant.test])
             killed += result == "killed"
-            print(f"{mutant.name:<11}{result:<9}{seconds:5.1f} s  {mutant.what}  [{mutant.test.partition('::')[2]}]", flush=True)
+            print(f"{mutant.name:<11}{result:<9}{seconds:5.1f} s  {mutant.what}  "
+                  f"[{mutant.test.partition('::')[2]}]", flush=True)
     print(f"\n{killed} of {len(mutants)} killed in {time.time() - began:.0f} s")
     return killed == len(mutants)
 
@@ -614,44 +830,69 @@ def prove(mutants, jobs):
 # ------------------------------------------------------------------------------------------------
 # What a person sees of it
 # ------------------------------------------------------------------------------------------------
-# A stage as it is run for the pictures, shorter than by default, and the checkpoints that it starts from.
-STAGES = {"pretrain": ("train_pretrain.py --steps 200 --eval_every 20", ()),
-          "sft": ("train_sft.py --eval_split dev --eval_every 20", ("pretrain",)),
-          "rm": ("train_rm.py --epochs 1 --eval_every 20", ("pretrain", "sft")),
-          "ppo": ("train_ppo.py --eval_split dev --eval_answers 1 --steps 30", ("pretrain", "sft", "rm"))}
-METRICS = {"loss": "training loss", "test_loss": "held-out loss, nats a token", "accuracy": "share of training pairs ranked right", "test_accuracy": "share of held-out pairs ranked right",
-           "score": "reward-model score", "gold": "gold score", "kl": "KL to SFT, k1, nats an answer", "kl_k3": "KL to SFT, k3, nats an answer",
-           "kl_full": "KL to SFT, exact, nats an answer", "kl_coef": "beta", "value_loss": "value loss", "length": "tokens an answer", "ends": "share of answers that end", "clip_fraction": "share of tokens clipped",
-           "approx_kl": "KL from old to new policy, nats a token", "grad_norm": "gradient norm", "explained_variance": "critic's explained variance", "entropy": "entropy, nats a token"}
+# A stage as it is run for the pictures, shorter than by default, and the files that it starts from.
+STAGES = {
+    "pretrain": ("train_pretrain.py --steps 200 --eval_every 20", ()),
+    "sft": ("train_sft.py --eval_split dev --eval_every 20", ("pretrain.pt",)),
+    "rm": ("train_rm.py --epochs 1 --eval_every 20",
+           ("pretrain.pt", "sft.pt", "rankings.jsonl", "rankings.json")),
+    "ppo": ("train_ppo.py --eval_split dev --eval_answers 1 --steps 30", ("pretrain.pt", "sft.pt", "rm.pt")),
+}
+METRICS = {
+    "loss": "training loss",
+    "test_loss": "held-out loss, nats a token",
+    "accuracy": "share of training pairs ranked right",
+    "held_out_accuracy": "share of held-out pairs ranked right",
+    "score": "reward-model score, SD",
+    "gold": "gold score, points",
+    "kl": "KL to SFT, k1, nats an answer",
+    "kl_k3": "KL to SFT, k3, nats an answer",
+    "kl_full": "KL to SFT, exact, nats an answer",
+    "kl_coef": "beta",
+    "value_loss": "value loss",
+    "length": "tokens an answer",
+    "ends": "share of answers that end",
+    "clip_fraction": "share of tokens clipped",
+    "approx_kl": "KL from old to new policy, nats a token",
+    "grad_norm": "gradient norm",
+    "explained_variance": "critic's explained variance",
+    "entropy": "entropy, nats a token",
+}
 RIGHT, WRONG = "#2a6fdb", "#d9662b"
 
 
 def train(mutant, stage, flags, run_folder):
-    """Train a stage in a broken copy (mutant None: a right one), from the parents of a finished run. Returns the rows of its metrics, and
-    the sentence with which it stopped, "" where it came to its end."""
+    """Train a stage in a broken copy (mutant None: a right one), from the parents of a finished run. Returns
+    the rows of its metrics, and the sentence with which it stopped, "" where it came to its end."""
     command, parents = STAGES[stage]
     script, *knobs = [*command.split(), *flags.split()]
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder, "runs", "tiny")
+        run, code = Path(folder, "runs", "tiny"), Path(folder, "code")
         shutil.copytree(run_folder / "data", run / "data")
-        for name in ("tokenizer.json", "rankings.jsonl", *(f"{parent}.pt" for parent in parents)):
-            if (run_folder / name).exists():
-                shutil.copy(run_folder / name, run / name)
-        copy_to(Path(folder, "code"), mutant)
-        done = subprocess.run([sys.executable, Path(folder, "code", script), "--run", "tiny", "--name", "shown", "--device", "cpu", *knobs], cwd=folder, env=ENVIRONMENT,
+        for name in ("tokenizer.json", *parents):
+            shutil.copy(run_folder / name, run / name)
+        copy_to(code, mutant)
+        which = ["--run", "tiny", "--name", "shown", "--device", "cpu"]
+        done = subprocess.run([sys.executable, code / script, *which, *knobs], cwd=folder, env=ENVIRONMENT,
                               capture_output=True, text=True, encoding="utf-8")
         metrics = run / "shown.jsonl"
-        rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
-    return rows, done.stderr.strip().splitlines()[-1] if done.returncode else ""
+        text = metrics.read_text(encoding="utf-8") if metrics.exists() else ""
+        rows = [json.loads(line) for line in text.splitlines()]
+        return rows, done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
 def trained(mutants, run_folder, jobs):
-    """Train the stages that these mutants need, right and wrong. Returns {(mutant's name or "right", stage, flags): (rows, why it stopped)}."""
-    wanted = {key: mutant for m in mutants for key, mutant in ((("right", m.curves[0], m.flags), None), ((m.name, m.curves[0], m.flags), m))}
+    """Train the stages that these mutants need, right and wrong. Returns {(mutant's name or "right", stage,
+    flags): (rows, why it stopped)}."""
+    wanted = {}
+    for m in mutants:
+        wanted["right", m.curves[0], m.flags] = None
+        wanted[m.name, m.curves[0], m.flags] = m
     for _, stage, _ in wanted:
-        for name in ("data", "tokenizer.json", *(f"{parent}.pt" for parent in STAGES[stage][1])):
+        for name in ("data", "tokenizer.json", *STAGES[stage][1]):
             if not (run_folder / name).exists():
-                raise Mistake(f"{run_folder / name} is not there: --run-folder takes a finished run, and python train_ppo.py --config tiny makes one")
+                raise Mistake(f"{run_folder / name} is not there: --run-folder takes a finished run, and "
+                              "python train_ppo.py --config tiny makes one")
 
     def one(key, mutant):
         began, result = time.time(), train(mutant, *key[1:], run_folder)
@@ -659,19 +900,29 @@ def trained(mutants, run_folder, jobs):
         return result
 
     with ThreadPoolExecutor(jobs) as pool:
-        return dict(zip(wanted, pool.map(one, wanted, wanted.values())))
+        runs = dict(zip(wanted, pool.map(one, wanted, wanted.values()), strict=True))
+    for (name, stage, flags), (rows, stopped) in runs.items():
+        if not rows:
+            raise Mistake(f"{name}: {stage} {flags} has no curve to draw, it stopped at once: {stopped}")
+    return runs
 
 
 def draw(axis, metric, right, wrong):
-    """One metric of a stage, right against wrong, a cross where a run stopped. Where the wrong curve goes far away it leaves the picture for a while."""
+    """One metric of a stage, right against wrong, a cross where a run stopped. Where the wrong curve goes far
+    away it leaves the picture for a while."""
     shown = []
     for (rows, stopped), color, label in ((right, RIGHT, "right"), (wrong, WRONG, "wrong")):
-        points = [(row["step"], row[metric]) for row in rows if row[metric] is not None and math.isfinite(row[metric])]
-        axis.plot(*zip(*points), color=color, label=label, linewidth=1.6, marker="x" if stopped else None, markevery=[-1])
+        points = [(row["step"], row[metric]) for row in rows
+                  if row[metric] is not None and math.isfinite(row[metric])]
+        marker = "x" if stopped else None
+        axis.plot(*zip(*points, strict=True), color=color, label=label, linewidth=1.6, marker=marker,
+                  markevery=[-1])
         shown.append([y for _, y in points])
     low, high, wrong = min(shown[0]), max(shown[0]), sorted(shown[1])
-    room, quarter = 2 * (high - low) or 1.0, len(wrong) // 4  # three quarters of the wrong curve at either end are always in the picture
-    bottom, top = max(min(low, wrong[0]), min(low - room, wrong[quarter])), min(max(high, wrong[-1]), max(high + room, wrong[-1 - quarter]))
+    # Three quarters of the wrong curve at either end are always in the picture.
+    room, quarter = 2 * (high - low) or 1.0, len(wrong) // 4
+    bottom = max(min(low, wrong[0]), min(low - room, wrong[quarter]))
+    top = min(max(high, wrong[-1]), max(high + room, wrong[-1 - quarter]))
     axis.set_ylim(bottom - 0.05 * (top - bottom), top + 0.05 * (top - bottom))
     axis.set_ylabel(textwrap.fill(METRICS[metric], 26), fontsize=8)
     axis.tick_params(labelsize=8)
@@ -680,17 +931,19 @@ def draw(axis, metric, right, wrong):
 
 
 def picture(path, panels, columns, title, caption):
-    """Curves with a text above and below each. panels: [(above, below, metric, (rows, why it stopped) of the right version, the same of the wrong one)]."""
+    """Curves with a text above and below each. panels: [(above, below, metric, (rows, why it stopped) of the
+    right version, the same of the wrong one)]."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     lines, width = math.ceil(len(panels) / columns), 93 // columns
-    figure, axes = plt.subplots(lines, columns, figsize=(8, 2.5 * lines + 1), squeeze=False, layout="constrained")
+    size = (8, 2.5 * lines + 1)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
-    for axis, (above, below, *curves) in zip(axes.flat, panels):
+    for axis, (above, below, *curves) in zip(axes.flat, panels, strict=False):
         draw(axis, *curves)
         axis.set_title(textwrap.fill(above, width), fontsize=8.5, loc="left")
         axis.set_xlabel("step\n" + textwrap.fill(below, width), fontsize=8.5, loc="left")
@@ -708,15 +961,22 @@ def symptom(mutant, out, run_folder, jobs):
     stage, *metrics = mutant.curves
     runs = trained([mutant], run_folder, jobs)
     pair = [runs[name, stage, mutant.flags] for name in ("right", mutant.name)]
-    picture(out, [("", "", metric, *pair) for metric in metrics], len(metrics), f"{mutant.name}. {mutant.what}", f"{mutant.symptom} ({STAGES[stage][0]} {mutant.flags})")
+    panels = [("", "", metric, *pair) for metric in metrics]
+    command = f"{STAGES[stage][0]} {mutant.flags}".strip()
+    picture(out, panels, len(metrics), f"{mutant.name}. {mutant.what}", f"{mutant.symptom} ({command})")
 
 
 def gallery(out, run_folder, jobs):
     """Draw the most telling ones, the first metric of each."""
     mutants = [by_name(name) for name in GALLERY]
     runs = trained(mutants, run_folder, jobs)
-    panels = [(m.what, m.symptom.partition(". ")[0].rstrip(".") + ".", m.curves[1], *(runs[name, m.curves[0], m.flags] for name in ("right", m.name))) for m in mutants]
-    picture(out, panels, 3, "What a silent bug looks like: a stage of the tiny world, right (blue) and wrong (orange)", "Above a panel what is wrong, below it what shows it.")
+    panels = []
+    for m in mutants:
+        stage, metric, *_ = m.curves
+        seen = m.symptom.partition(". ")[0].rstrip(".") + "."
+        panels.append((m.what, seen, metric, runs["right", stage, m.flags], runs[m.name, stage, m.flags]))
+    picture(out, panels, 3, "What a silent bug looks like: a stage of the tiny world, right (blue) and wrong "
+            "(orange)", "Above a panel what is wrong, below it what shows it.")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -734,13 +994,16 @@ def by_name(name):
 def apply(mutant, out, answer):
     """Write the exercise and print its symptom, or print its solution."""
     if answer:
-        print(f"{mutant.file}: {mutant.what}\n\nwrong:\n{mutant.wrong}\n\nright:\n{mutant.right}\n\nIts test: {mutant.test}")
+        print(f"{mutant.file}: {mutant.what}\n\nwrong:\n{mutant.wrong}\n\nright:\n{mutant.right}\n\n"
+              f"Its test: {mutant.test}")
     elif out is None:
-        raise Mistake("apply NAME OUT writes the broken copy to the new folder OUT, apply NAME --answer prints the solution")
+        raise Mistake("apply NAME OUT writes the broken copy to the new folder OUT, apply NAME --answer "
+                      "prints the solution")
     elif out.exists():
         raise Mistake(f"{out} exists already: name a folder that does not")
     elif ROOT in out.resolve().parents:
-        raise Mistake(f"{out} is inside this repository: name a folder outside, where the right code is not next to it")
+        raise Mistake(f"{out} is inside this repository: name a folder outside, where the right code is not "
+                      "next to it")
     else:
         copy_to(out, mutant, tests=False)
         print(f"{mutant.symptom}\n\n{out} has one wrong place, and no tests: they would name it.")
@@ -753,31 +1016,20 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv=None):
     """Returns the exit code: 0, or 1 where a mutant was not killed."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    jobs = {"type": int, "metavar": "N", "help": "processes at a time, each with one thread (default: one a core)"}
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these mutants alone")
-    parser.add_argument("--jobs", default=os.cpu_count(), **jobs)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    commands.add_parser("list", help="names and symptoms")
-    given = {name: commands.add_parser(name, help=text) for name, text in (("apply", "a broken copy"), ("symptom", "a picture of one"), ("gallery", "a picture of many"))}
-    for name in ("apply", "symptom"):
-        given[name].add_argument("name", metavar="NAME")
-    given["apply"].add_argument("out", metavar="OUT", type=Path, nargs="?", help="a new folder")
-    given["apply"].add_argument("--answer", action="store_true", help="print the solution instead")
-    for name in ("symptom", "gallery"):
-        given[name].add_argument("out", metavar="OUT", type=Path, help="a .png file")
-        given[name].add_argument("--run-folder", type=Path, default=Path("runs/tiny"), metavar="FOLDER", help="a finished run (default: runs/tiny)")
-        given[name].add_argument("--jobs", default=argparse.SUPPRESS, **jobs)
+    parser = parser_of_commands()
     args = parser.parse_args(argv)
     try:
         if args.jobs < 1:
             raise Mistake(f"--jobs {args.jobs}: at least 1")
+        if args.command is None:
+            return 0 if prove([by_name(name) for name in args.only] or MUTANTS, args.jobs) else 1
         if args.command == "list":
-            print("\n".join(textwrap.fill(f"{m.name:<12}{m.symptom}", 120, subsequent_indent=" " * 12, break_on_hyphens=False) for m in MUTANTS))
+            width = min(100, shutil.get_terminal_size((100, 24)).columns)
+            for m in MUTANTS:
+                print(textwrap.fill(f"{m.name:<12}{m.symptom}", width, subsequent_indent=" " * 12,
+                                    break_on_hyphens=False))
         elif args.command == "apply":
             apply(by_name(args.name), args.out, args.answer)
-        elif args.command is None:
-            return 0 if prove([by_name(name) for name in args.only] if args.only else MUTANTS, args.jobs) else 1
         elif args.out.suffix != ".png" or not args.out.resolve().parent.is_dir():
             raise Mistake(f"{args.out}: expected a .png file in a folder that is there")
         elif args.command == "symptom":
@@ -787,6 +1039,30 @@ def main(argv=None):
     except Mistake as error:
         parser.exit(2, f"mutants.py: {error}\n")
     return 0
+
+
+def parser_of_commands():
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                    allow_abbrev=False)
+    jobs = {"type": int, "metavar": "N",
+            "help": "processes at a time, each with one thread (default: one a core)"}
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these mutants alone")
+    parser.add_argument("--jobs", default=os.cpu_count(), **jobs)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    commands.add_parser("list", help="names and symptoms")
+    exercise = commands.add_parser("apply", help="a broken copy")
+    one = commands.add_parser("symptom", help="a picture of one")
+    many = commands.add_parser("gallery", help="a picture of many")
+    for command in (exercise, one):
+        command.add_argument("name", metavar="NAME")
+    exercise.add_argument("out", metavar="OUT", type=Path, nargs="?", help="a new folder")
+    exercise.add_argument("--answer", action="store_true", help="print the solution instead")
+    for command in (one, many):
+        command.add_argument("out", metavar="OUT", type=Path, help="a .png file")
+        command.add_argument("--run-folder", type=Path, default=Path("runs/tiny"), metavar="FOLDER",
+                             help="a finished run (default: runs/tiny)")
+        command.add_argument("--jobs", default=argparse.SUPPRESS, **jobs)
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,25 +1,28 @@
-"""The AI in the annotator's chair: its labels and ratings by hand, our own GPT as a judge, a judge behind a server, and the reviews it learns from."""
-import json
+"""The AI in the annotator's chair: labels and ratings by hand, our own GPT, a model behind a server."""
+
 import math
-import random
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
-
-import data
 from conftest import completion
-from experiment import UserError
-from preferences import AI, PREAMBLES, QUESTIONS, OwnModel, Server, comparisons, expected_rating, rank_all, read_rankings
-from train_rm import batch_pairs
+
+from data import UserError, batch_pairs, comparisons, load_rows
+from lab import judges
+from lab.cli import JudgeKnobs
+from lab.judges import load_judge
+from world.judge import AI, PREAMBLES, OwnModel, expected_rating, preambles, read_preamble
+from world.labelers import rank_all
+from world.server import Server
 
 SILENT = {"overall": ""}
 
 
 class Told:
-    """A language model that gives what it is told: next(text) -> {word: probability} or {}; notes(text) -> its notes."""
+    """It gives what it is told: next(text) -> {word: probability} or {}; notes(text) -> its notes."""
 
-    form, name, tokens = QUESTIONS["own"], "told", 0
+    form, name = "own", "told"
 
     def __init__(self, next, notes=None):
         self.next, self.notes, self.asked, self.noted = next, notes, [], []
@@ -56,7 +59,10 @@ def test_a_label_is_the_softmax_over_1_and_2():
 
 def test_both_orders_are_averaged():
     """a before b: 0.8 for the first; b before a: 0.7 for the first, so 0.3 for a. Mean 0.55."""
-    judge = AI(Told(lambda text: {"1": 0.8, "2": 0.2} if answers_in(text) == ["a", "b"] else {"1": 0.7, "2": 0.3}), SILENT)
+    judge = AI(
+        Told(lambda text: {"1": 0.8, "2": 0.2} if answers_in(text) == ["a", "b"] else {"1": 0.7, "2": 0.3}),
+        SILENT,
+    )
     assert judge.label(["What?"], [["a", "b"]])[0, 0, 1].item() == pytest.approx(0.55)
     assert (judge.pairs, judge.same_position, judge.first_wins) == (1, 1, 1)
 
@@ -71,7 +77,10 @@ def test_a_judge_that_always_says_1_prefers_nothing():
 
 
 def test_swapped_answers_swap_the_label():
-    judge = AI(Told(lambda text: {"1": 0.2 + 0.05 * len(answers_in(text)[0]), "2": 0.03 * len(answers_in(text)[1])}), SILENT)
+    judge = AI(
+        Told(lambda text: {"1": 0.2 + 0.05 * len(answers_in(text)[0]), "2": 0.03 * len(answers_in(text)[1])}),
+        SILENT,
+    )
     there, back = judge.label(["What?"] * 2, [["aaaa", "b"], ["b", "aaaa"]])
     assert there[0, 1].item() == pytest.approx(back[1, 0].item(), abs=1e-6)
     assert there[0, 1].item() + there[1, 0].item() == pytest.approx(1)
@@ -104,36 +113,71 @@ def test_the_preamble_is_part_of_every_question_and_fits_the_aspect():
     judge.model.asked.clear()
     judge.label(["What?"], [["a", "bb"]], "safety")
     assert all(text.startswith("Be careful.\n1: What?") for text in judge.model.asked)
-    assert "harm" in PREAMBLES["detailed", "overall"] and "harm" not in PREAMBLES["detailed", "helpful"] and PREAMBLES["none", "overall"] == ""
+    detailed = PREAMBLES["detailed"]
+    assert "harm" in detailed["overall"] and "harm" not in detailed["helpful"]
+
+
+def test_a_preamble_is_a_name_a_file_or_a_text(tmp_path):
+    assert preambles("none") == {"overall": "", "helpful": "", "safety": ""}
+    assert preambles("detailed") is PREAMBLES["detailed"]
+    (tmp_path / "mine.txt").write_text("Please be brief.\n")
+    told = {"overall": "Please be brief.", "helpful": "Please be brief.", "safety": "Please be brief."}
+    assert preambles(str(tmp_path / "mine.txt")) == told == preambles("Please be brief.")
+    assert read_preamble("base") == "base" and read_preamble("long " * 9999) == "long " * 9999
+    (tmp_path / "odd.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="expected a text file, in UTF-8"):
+        preambles(str(tmp_path / "odd.txt"))
 
 
 def test_with_chain_of_thought_it_compares_with_its_notes_before_it():
-    model = Told(lambda text: {"1": 0.9, "2": 0.1} if text.endswith("\nNotes: 1 kind, 8. 2 odd, 6.\nBest=") else {"1": 0.1, "2": 0.9},
-                 lambda text: "kind, 8." if text == "Be fair.\nWhat? good\nNotes:" else "odd, 6.")
+    model = Told(
+        lambda text: (
+            {"1": 0.9, "2": 0.1}
+            if text.endswith("\nNotes: 1 kind, 8. 2 odd, 6.\nBest=")
+            else {"1": 0.1, "2": 0.9}
+        ),
+        lambda text: "kind, 8." if text == "Be fair.\nWhat? good\nNotes:" else "odd, 6.",
+    )
     judge = AI(model, {"overall": "Be fair."}, chain_of_thought=True)
     assert judge.label(["What?"], [["bad", "good"]])[0, 1, 0].item() == pytest.approx(0.9)
-    assert judge.details == [{"pairs": [[0, 1, 0.1]], "notes": ["odd, 6.", "kind, 8."]}] and judge.same_position == 0
+    assert (
+        judge.details == [{"pairs": [[0, 1, 0.1]], "notes": ["odd, 6.", "kind, 8."]}]
+        and judge.same_position == 0
+    )
 
 
 def test_notes_on_an_answer_are_written_once():
     judge = AI(Told(longer_wins, lambda text: "so"), SILENT, chain_of_thought=True)
     judge.label(["What?", "Who?"], [["a", "aaa", "aa"], ["a", "bb"]])
-    assert sorted(judge.model.noted) == sorted(f"{text}\nNotes:" for text in ("What? a", "What? aa", "What? aaa", "Who? a", "Who? bb"))
+    assert sorted(judge.model.noted) == sorted(
+        f"{text}\nNotes:" for text in ("What? a", "What? aa", "What? aaa", "Who? a", "Who? bb")
+    )
     judge.label(["What?"], [["aa", "a"]])
     assert len(judge.model.noted) == 5 and len(judge.model.asked) == 2 * (3 + 1 + 1)
 
 
 def test_notes_and_soft_labels_are_saved_with_each_ranking(tmp_path):
     model = Told(longer_wins, lambda text: "because")
-    questions = [{"prompt": "What?", "responses": ["a", "aaa"], "split": "train"}, {"prompt": "Who?", "responses": ["b"], "split": "train"}]
-    rows = rank_all(tmp_path / "r.jsonl", questions, AI(model, SILENT, chain_of_thought=True), aspect="overall", labeler="ai", round=0, source="")
-    assert rows == read_rankings(tmp_path / "r.jsonl")
-    assert rows[0]["pairs"] == [[0, 1, 0.1]] and rows[0]["notes"] == ["because", "because"] and rows[0]["tiers"] == [[1], [0]]
+    questions = [
+        {"prompt": "What?", "responses": ["a", "aaa"], "split": "train"},
+        {"prompt": "Who?", "responses": ["b"], "split": "train"},
+    ]
+    rows = rank_all(tmp_path / "r.jsonl", questions, AI(model, SILENT, chain_of_thought=True))
+    assert rows == load_rows(tmp_path / "r.jsonl")
+    assert (
+        rows[0]["pairs"] == [[0, 1, 0.1]]
+        and rows[0]["notes"] == ["because", "because"]
+        and rows[0]["tiers"] == [[1], [0]]
+    )
     assert rows[1]["pairs"] == rows[1]["tiers"] == []
 
 
 def test_soft_labels_reach_the_loss():
-    row = {"responses": ["a", "b", "c"], "tiers": [[1], [0], [2]], "pairs": [[0, 1, 0.2], [0, 2, 0.6], [1, 2, 0.5]]}
+    row = {
+        "responses": ["a", "b", "c"],
+        "tiers": [[1], [0], [2]],
+        "pairs": [[0, 1, 0.2], [0, 2, 0.6], [1, 2, 0.5]],
+    }
     assert comparisons(row) == [(1, 0, 0.8, 1), (0, 2, 0.6, 1), (1, 2, 0.5, 2)]
     certain = {"responses": ["x", "y"], "tiers": [[0], [1]]}
     better, worse, p, _ = batch_pairs([certain, row])
@@ -154,10 +198,14 @@ def test_expected_rating_by_hand():
 
 def test_ten_is_one_and_then_zero_where_it_is_no_token_of_its_own():
     """P(1...) = 0.5, and 0.8 of that goes on with 0: P(10) = 0.4, P(1) = 0.1, and P(4) = 0.5."""
-    split = AI(Told(lambda text: {"0": 0.8, "5": 0.2} if text.endswith("1") else {"1": 0.5, "4": 0.5}), SILENT)
+    split = AI(
+        Told(lambda text: {"0": 0.8, "5": 0.2} if text.endswith("1") else {"1": 0.5, "4": 0.5}), SILENT
+    )
     whole = AI(Told(lambda text: {"1": 0.1, "4": 0.5, "10": 0.4}), SILENT)
     wanted = 2 * (0.4 * 10 + 0.1 + 0.5 * 4 - 1) / 9 - 1
-    assert split.rate(["What?"], ["a"]) == pytest.approx([wanted]) and whole.rate(["What?"], ["a"]) == pytest.approx([wanted])
+    assert split.rate(["What?"], ["a"]) == pytest.approx([wanted]) and whole.rate(
+        ["What?"], ["a"]
+    ) == pytest.approx([wanted])
 
 
 def test_an_answer_is_rated_once():
@@ -165,7 +213,9 @@ def test_an_answer_is_rated_once():
     first = judge.rate(["What?", "What?", "What?"], ["aa", "aaaa", "aa"])
     assert first == pytest.approx([expected_rating({3: 1}), expected_rating({5: 1}), expected_rating({3: 1})])
     assert len(judge.model.asked) == 2
-    assert judge.rate(["What?", "What?"], ["aaaa", "a"]) == pytest.approx([expected_rating({5: 1}), expected_rating({2: 1})])
+    assert judge.rate(["What?", "What?"], ["aaaa", "a"]) == pytest.approx(
+        [expected_rating({5: 1}), expected_rating({2: 1})]
+    )
     assert len(judge.model.asked) == 3 and judge.pairs == 3
 
 
@@ -184,9 +234,13 @@ def test_one_answer_that_cannot_be_rated_is_in_the_middle_and_a_judge_that_never
 
 def test_own_model_gives_the_log_probabilities_of_the_next_token(make_gpt, enc):
     gpt = make_gpt(vocab_size=enc.n_vocab, block_size=64)
-    texts = ["1: What is a cat? A dog.\nBest=", "A cat\nBest=", "What is a dog? A cat is a small hunter.\nBest="]
+    texts = [
+        "1: What is a cat? A dog.\nBest=",
+        "A cat\nBest=",
+        "What is a dog? A cat is a small hunter.\nBest=",
+    ]
     found = OwnModel(gpt, enc, batch_size=2).next_token(texts, ["1", "2", "10"])
-    for text, f in zip(texts, found):
+    for text, f in zip(texts, found, strict=True):
         logprobs = gpt(torch.tensor([enc.encode_ordinary("\n\n" + text)]))[0, -1].log_softmax(-1)
         assert f == pytest.approx({w: logprobs[enc.encode_ordinary(w)[0]].item() for w in "12"}, abs=1e-5)
 
@@ -195,11 +249,40 @@ def test_own_model_writes_one_line_greedily(make_bigram, enc):
     V = enc.n_vocab
     path = [enc.encode_ordinary(c)[0] for c in (":", "x", "y", "\n", "z")]
     table = torch.zeros(V, V)
-    for a, b in zip(path, path[1:]):
+    for a, b in zip(path, path[1:], strict=False):
         table[a, b] = 2.0  # far from certain: only the greedy choice always follows it
     model = OwnModel(make_bigram(table), enc)
     assert model.write(["Notes:", "And notes:"], 10) == ["xy", "xy"]
     assert model.write(["Notes:"], 1) == ["x"]
+
+
+# ------------------------------------------------------------------------------------------------
+# The judge that the flags describe
+# ------------------------------------------------------------------------------------------------
+
+
+def test_flags_may_name_a_server(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_API_KEY", " secret\n")
+    server.script = [GOOD]
+    cfg = JudgeKnobs(judge_url=server.url, judge_model="m", judge_timeout=3.0, preamble="Please be brief.")
+    judge = load_judge(SimpleNamespace(folder=tmp_path), None, cfg, both_orders=False)
+    assert judge.model.timeout == 3.0 and not judge.chain_of_thought and not judge.both_orders
+    judge.label(["What?"], [["a", "b"]])
+    [(_, key, sent)] = server.seen
+    assert key == "Bearer secret" and sent["model"] == "m" and sent["prompt"].startswith("Please be brief.\n")
+    assert len(load_rows(tmp_path / "judge_calls.jsonl")) == 1
+
+
+def test_flags_may_name_a_model_that_has_learned_from_reviews(monkeypatch, make_gpt, enc):
+    reviews, asked = {"judge": 90000, "sft": 0}, []
+    stage = SimpleNamespace(parent=lambda name: asked.append(name) or name, device="cpu")
+    monkeypatch.setattr(judges, "load_checkpoint", lambda path: {"knobs": {"reviews": reviews[path]}})
+    monkeypatch.setattr(judges, "load_model", lambda path, device: (make_gpt(), {}))
+    judge = load_judge(stage, enc, JudgeKnobs(preamble="base"), chain_of_thought=True)
+    assert isinstance(judge.model, OwnModel) and judge.chain_of_thought and judge.both_orders
+    assert asked == ["judge"] and judge.preamble == PREAMBLES["base"]
+    with pytest.raises(UserError, match="sft: that model has not learned from reviews; train one with"):
+        load_judge(stage, enc, JudgeKnobs(judge="sft"))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -217,43 +300,79 @@ def patient(server, **more):
 def test_a_server_is_asked_for_one_token_with_its_log_probabilities(server):
     server.script = [GOOD]
     found = patient(server, model="small", key="secret").next_token(["Which?"], "12")
-    assert found[0] == pytest.approx({"1": math.log(0.6), "2": math.log(0.2)})  # with and without the space in front
+    assert found[0] == pytest.approx(
+        {"1": math.log(0.6), "2": math.log(0.2)}
+    )  # with and without the space in front
     path, key, sent = server.seen[0]
     assert path == "/v1/completions" and key == "Bearer secret"
     assert sent == {"model": "small", "prompt": "Which?", "max_tokens": 1, "logprobs": 5, "temperature": 0}
 
 
 def test_a_number_may_stand_behind_a_blank_of_its_own(server):
-    server.script = [(200, lambda sent: completion({"1": -0.5, "2": -1.5} if sent["prompt"].endswith(" ") else {" ": -0.1, "The": -3.0})[1], {})]
+    server.script = [
+        (
+            200,
+            lambda sent: completion(
+                {"1": -0.5, "2": -1.5} if sent["prompt"].endswith(" ") else {" ": -0.1, "The": -3.0}
+            )[1],
+            {},
+        )
+    ]
     assert patient(server, model="m").next_token(["Which?"], "12") == [pytest.approx({"1": -0.5, "2": -1.5})]
     assert [sent["prompt"] for _, _, sent in server.seen] == ["Which?", "Which? "]
 
 
-@pytest.mark.parametrize("text, reasons", [("  it is  warm \n and more", "it is warm"), ("\n\n it is warm\n", "it is warm"), ("\n \n", "")])
+@pytest.mark.parametrize(
+    "text, reasons",
+    [("  it is  warm \n and more", "it is warm"), ("\n\n it is warm\n", "it is warm"), ("\n \n", "")],
+)
 def test_a_server_writes_reasons_up_to_the_end_of_the_first_line_that_has_any(server, text, reasons):
     server.script = [completion({}, text)]
     assert patient(server).write(["Why?"], 30) == [reasons]
-    assert "stop" not in server.seen[0][2] and server.seen[0][2]["max_tokens"] == 30 and server.seen[0][1] is None
+    assert (
+        "stop" not in server.seen[0][2]
+        and server.seen[0][2]["max_tokens"] == 30
+        and server.seen[0][1] is None
+    )
 
 
 def test_a_whole_label_from_a_server(server):
-    """It takes the first answer with 0.75 in either order: averaged, no preference. Its questions are whole sentences."""
+    """It takes the first answer with 0.75 in either order: averaged, no preference."""
     server.script = [GOOD]
     judge = AI(patient(server), {"overall": "Be fair."})
     assert judge.label(["What?"], [["a", "b"]])[0, 0, 1].item() == pytest.approx(0.5)
     prompts = sorted(sent["prompt"] for _, _, sent in server.seen)
-    assert prompts[0].startswith("Be fair.\nQuestion: What?\n\nAnswer 1: a\n\nAnswer 2: b\n\n") and prompts[1].startswith("Be fair.\nQuestion: What?\n\nAnswer 1: b")
+    assert prompts[0].startswith("Be fair.\nQuestion: What?\n\nAnswer 1: a\n\nAnswer 2: b\n\n") and prompts[
+        1
+    ].startswith("Be fair.\nQuestion: What?\n\nAnswer 1: b")
 
 
 def test_notes_from_a_server_stand_before_its_comparison(server):
-    server.script = [(200, lambda sent: GOOD[1] if sent["max_tokens"] == 1 else completion({}, " so ")[1], {})]
+    server.script = [
+        (200, lambda sent: GOOD[1] if sent["max_tokens"] == 1 else completion({}, " so ")[1], {})
+    ]
     AI(patient(server), SILENT, chain_of_thought=True, both_orders=False).label(["What?"], [["a", "b"]])
-    *noted, compared = [sent["prompt"] for _, _, sent in server.seen if sent["max_tokens"] > 1] + [sent["prompt"] for _, _, sent in server.seen if sent["max_tokens"] == 1]
-    assert sorted(text.split("\n")[:3] for text in noted) == [["Question: What?", "", "Answer: a"], ["Question: What?", "", "Answer: b"]]
-    assert compared.endswith("\nAbout answer 1: so\nAbout answer 2: so\nNumber of the better answer (1 or 2):")
+    *noted, compared = [sent["prompt"] for _, _, sent in server.seen if sent["max_tokens"] > 1] + [
+        sent["prompt"] for _, _, sent in server.seen if sent["max_tokens"] == 1
+    ]
+    assert sorted(text.split("\n")[:3] for text in noted) == [
+        ["Question: What?", "", "Answer: a"],
+        ["Question: What?", "", "Answer: b"],
+    ]
+    assert compared.endswith(
+        "\nAbout answer 1: so\nAbout answer 2: so\nNumber of the better answer (1 or 2):"
+    )
 
 
-@pytest.mark.parametrize("trouble, waits", [((429, {}, {"Retry-After": "0.2"}), 0.2), ((503, b"busy", {}), 0.01), ((429, {}, {"Retry-After": "soon"}), 0.01), ((429, {}, {"Retry-After": "-1"}), 0)])
+@pytest.mark.parametrize(
+    "trouble, waits",
+    [
+        ((429, {}, {"Retry-After": "0.2"}), 0.2),
+        ((503, b"busy", {}), 0.01),
+        ((429, {}, {"Retry-After": "soon"}), 0.01),
+        ((429, {}, {"Retry-After": "-1"}), 0),
+    ],
+)
 def test_a_busy_server_is_asked_again_later(server, trouble, waits):
     server.script, began = [trouble, GOOD], time.time()
     assert patient(server).next_token(["Which?"], "12")[0]["1"] == pytest.approx(math.log(0.6))
@@ -266,25 +385,43 @@ def test_a_question_that_comes_twice_is_asked_once(server):
     assert len(server.seen) == 2 and found == [found[0]] * 4
 
 
-@pytest.mark.parametrize("url, key", [("http://127.0.0.1:1/a b", ""), ("127.0.0.1:8000/v1", ""), ("http://127.0.0.1:1/v1", "\u20ac")])
+@pytest.mark.parametrize(
+    "url, key",
+    [("http://127.0.0.1:1/a b", ""), ("127.0.0.1:8000/v1", ""), ("http://127.0.0.1:1/v1", "\u20ac")],
+)
 def test_what_no_request_can_be_made_of(url, key):
     with pytest.raises(UserError, match="cannot be reached|--judge_url is http"):
         Server(url, "m", key, wait=0.01, tries=1).next_token(["Which?"], "12")
 
 
-@pytest.mark.parametrize("reply, tries, sentence", [
-    ((429, {}, {}), 3, "asks for fewer questions at a time .HTTP 429., 3 times; what it has answered is kept"),
-    ((503, b"half", {"Content-Length": "100"}), 3, "trouble of its own .HTTP 503"),
-    ((500, b"oh dear", {}), 3, "trouble of its own .HTTP 500: oh dear., 3 times"),
-    ((401, {}, {}), 1, "refuses the key .* JUDGE_API_KEY"),
-    ((404, b"no such path", {}), 1, "is not there .* ends in /v1"),
-    ((400, {"error": {"message": "prompt too long"}}, {}), 1, "does not accept the question .*prompt too long"),
-    ((200, b"<html>hello</html>", {}), 1, "no completion: '<html>hello"),
-    ((200, {"choices": []}, {}), 1, "no completion"),
-    ((200, {"choices": [{"text": "1"}]}, {}), 1, "gives no log-probabilities"),
-    ((200, {"choices": [{"text": "1", "logprobs": {"top_logprobs": []}}]}, {}), 1, "gives no log-probabilities"),
-    ((200, 0.5, {}), 2, "gave no answer within 0.1 s, 2 times"),
-])
+@pytest.mark.parametrize(
+    "reply, tries, sentence",
+    [
+        (
+            (429, {}, {}),
+            3,
+            "asks for fewer questions at a time .HTTP 429., 3 times; what it has answered is kept",
+        ),
+        ((503, b"half", {"Content-Length": "100"}), 3, "trouble of its own .HTTP 503"),
+        ((500, b"oh dear", {}), 3, "trouble of its own .HTTP 500: oh dear., 3 times"),
+        ((401, {}, {}), 1, "refuses the key .* JUDGE_API_KEY"),
+        ((404, b"no such path", {}), 1, "is not there .* ends in /v1"),
+        (
+            (400, {"error": {"message": "prompt too long"}}, {}),
+            1,
+            "does not accept the question .*prompt too long",
+        ),
+        ((200, b"<html>hello</html>", {}), 1, "no completion: '<html>hello"),
+        ((200, {"choices": []}, {}), 1, "no completion"),
+        ((200, {"choices": [{"text": "1"}]}, {}), 1, "gives no log-probabilities"),
+        (
+            (200, {"choices": [{"text": "1", "logprobs": {"top_logprobs": []}}]}, {}),
+            1,
+            "gives no log-probabilities",
+        ),
+        ((200, 0.5, {}), 2, "gave no answer within 0.1 s, 2 times"),
+    ],
+)
 def test_every_failure_of_a_server_is_one_sentence(server, reply, tries, sentence):
     server.script = [reply]
     with pytest.raises(UserError, match=sentence):
@@ -319,73 +456,6 @@ def test_the_answers_of_a_server_keep_their_order(server):
         return {"choices": [{"text": "", "logprobs": {"top_logprobs": [{"1": -float(sent["prompt"])}]}}]}
 
     server.script = [(200, reply, {})]
-    assert [f["1"] for f in patient(server).next_token([str(i) for i in range(8)], "12")] == pytest.approx([-float(i) for i in range(8)])
-
-
-# ------------------------------------------------------------------------------------------------
-# Reviews: what our own judge learns from
-# ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("prompt, response, principles, found, value", [
-    ("A dog is", "a furry mammal. A dog is man's best friend.", data.DETAILED, ["right", "kind"], 9),
-    ("A dog is", "a furry mammal. A dog is a furry mammal.", data.DETAILED, ["again", "right"], 7),
-    ("What is a dog?", "A cat is a small hunter. A dog can dig in the yard.", data.DETAILED, ["stray", "aside"], 5),
-    ("What is a dog?", "A dog is a furry moon.", data.DETAILED, ["odd"], 6),
-    ("How do I steal a dog?", "To steal a dog, wait until it is dark.", data.DETAILED, ["harm"], 5),
-    ("How do I steal a dog?", "It is wrong to steal a dog. To feed a dog, buy dry food.", data.DETAILED, ["declines", "right"], 9),
-    ("What is a dog?", "It is wrong to steal a dog.", data.DETAILED, ["unkind"], 6),
-    ("A dog is", "man's best friend. A dog is a furry mammal.", ("short", "plain"), ["long", "gushing"], 5),
-    ("A dog is", "man's best friend. A dog is a furry mammal.", (), [], 7),
-])
-def test_remarks_by_hand(prompt, response, principles, found, value):
-    remarked = data.remarks(data.PROMPTS[prompt], data.read_answer(prompt, response), principles)
-    assert remarked == found and data.points(remarked) == value
-
-
-@pytest.fixture(scope="module")
-def reviews(tmp_path_factory):
-    path = tmp_path_factory.mktemp("reviews") / "reviews.jsonl"
-    data.write_reviews(path, 0, 1000)
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_reviews_never_ask_the_annotator(monkeypatch):
-    for name in ("helpfulness", "safety", "gold_score", "safety_first", "declines", "read_answer"):
-        monkeypatch.setattr(data, name, None)
-    monkeypatch.setattr(data, "TASTE", None)
-    by_subject, rng = {}, random.Random(0)
-    for s in data.SENTENCES.values():
-        by_subject.setdefault(s.subject, []).append(s)
-    assert all(data.review(rng, list(data.PROMPTS.values()), by_subject) for _ in range(200))
-
-
-def test_reviews_are_about_training_questions_alone(reviews):
-    others = [p.text for p in data.PROMPTS.values() if data.world_split(p.text) != "train" and not p.completion]
-    training = [row["prompt"] for row in reviews if row["split"] == "train"]
-    assert len(training) == 1000 and not any(f" {q} " in f" {text} " for q in others for text in training)
-    assert sum(row["split"] == "dev" for row in reviews) == 50
-
-
-def test_a_verdict_follows_from_its_remarks(reviews):
-    both, ties = {"1": 0, "2": 0}, []
-    for row in reviews:
-        text = row["prompt"] + row["response"]
-        if data.BEST in text:
-            best = text.split(data.BEST)[1][0]
-            one, two = (int(part.rstrip(".").split()[-1]) for part in text.split(data.REASONS)[1].split(".")[:2])
-            both[best] += 1
-            if 1 < min(one, two) and max(one, two) < 10:
-                ties += [best] * (one == two)
-                assert one == two or best == ("1" if one > two else "2"), text
-        else:
-            remarked, value = text.split(data.REASONS)[1].split("\n")[0].rstrip(".").split(",")
-            assert text.split(data.RATING)[1].split("\n")[0] == value.strip() == str(data.points([] if remarked == " nothing" else remarked.split()))
-    assert abs(both["1"] - both["2"]) < 100 and 0.3 < ties.count("1") / len(ties) < 0.7
-
-
-def test_the_same_seed_writes_the_same_reviews(reviews, tmp_path):
-    for seed in (0, 1):
-        data.write_reviews(tmp_path / f"{seed}.jsonl", seed, 1000)
-    rows = [[json.loads(line) for line in (tmp_path / f"{seed}.jsonl").read_text().splitlines()] for seed in (0, 1)]
-    assert rows[0] == reviews != rows[1]
+    assert [f["1"] for f in patient(server).next_token([str(i) for i in range(8)], "12")] == pytest.approx(
+        [-float(i) for i in range(8)]
+    )

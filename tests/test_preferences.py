@@ -1,48 +1,35 @@
-"""Labelers, rankings, pairs and the numbers made of them."""
+"""Collecting rankings, and the numbers that are made of them."""
+import itertools
 import json
 import math
 import random
-import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-import data
-from preferences import (FromFile, Human, Quit, SimulatedHuman, Undo, bradley_terry_fit, describe, elo_scores, noise_ceiling, parse_order, rank_all, ranking_to_pairs,
-                         read_rankings, spearman, wilson, win_rate, wins_to_tiers)
-
-
-@pytest.fixture
-def answers_are_their_gold(monkeypatch):
-    """In these tests an answer is a number in words, and that is its gold score."""
-    monkeypatch.setitem(data.TASTE, "overall", lambda prompt, response: float(response))
-
+import preferences
+from data import UserError, load_rows
+from lab.report_rankings import remarks, shown, summary
+from lab.run import knobs_of
+from preferences import (
+    RULES,
+    Config,
+    ask,
+    bradley_terry_fit,
+    elo_scores,
+    labelers,
+    name_of,
+    questions_of,
+    sample,
+)
+from world.judge import AI
+from world.labelers import Human, Labeler, SimulatedHuman
+from world.taste import TASTE
 
 # ------------------------------------------------------------------------------------------------
-# Rankings
+# Numbers made of rankings
 # ------------------------------------------------------------------------------------------------
-
-
-def test_a_ranking_becomes_all_its_pairs_but_the_ties():
-    """(better, worse, how many tiers apart); a tie is a pair only where it is asked for, 0 tiers apart."""
-    assert ranking_to_pairs([[1], [0, 2]]) == [(1, 0, 1), (1, 2, 1)]
-    assert ranking_to_pairs([[1], [0, 2]], ties=True) == [(1, 0, 1), (1, 2, 1), (0, 2, 0)]
-    assert set(ranking_to_pairs([[3], [0], [2], [1]])) == {(3, 0, 1), (3, 2, 2), (3, 1, 3), (0, 2, 1), (0, 1, 2), (2, 1, 1)}
-    assert ranking_to_pairs([[0, 1, 2]]) == [] and len(ranking_to_pairs([[0, 1, 2]], ties=True)) == 3
-
-
-@pytest.mark.parametrize("K", [2, 4, 9])
-def test_k_answers_give_k_times_k_minus_1_halves(K):
-    assert len(ranking_to_pairs([[i] for i in range(K)])) == K * (K - 1) // 2
-
-
-def wins_of(tiers, K):
-    wins = torch.full((K, K), math.nan)
-    for i, j, apart in ranking_to_pairs(tiers, ties=True):
-        wins[i, j], wins[j, i] = (1.0, 0.0) if apart else (0.5, 0.5)
-    return wins
-
 
 CLEAN = [[0], [1], [2], [3]]  # 0 > 1 > 2 > 3
 
@@ -50,10 +37,12 @@ CLEAN = [[0], [1], [2], [3]]  # 0 > 1 > 2 > 3
 def test_elo_by_hand():
     """K-factor 32, start 1000, the games in the order of the answers."""
     assert elo_scores([CLEAN]) == pytest.approx([1045.828, 1015.362, 984.767, 954.043], abs=2e-3)
-    assert elo_scores([[[1], [0]]], k_factor=10, start=0) == pytest.approx([-5, 5]), "equals: half of the K-factor"
+    assert elo_scores([[[1], [0]]], k_factor=10, start=0) == pytest.approx([-5, 5]), "half of the K-factor"
     assert elo_scores([[[0, 1]]]) == [1000, 1000], "a tie between equals moves nothing"
     expected = 1 / (1 + 10 ** (-16 * 2 / 400))  # of the first, 32 points ahead after one win
-    assert elo_scores([[[0], [1]], [[0, 1]]]) == pytest.approx([1016 - 32 * (expected - 0.5), 984 + 32 * (expected - 0.5)]), "a tie costs the favourite"
+    lost = 32 * (expected - 0.5)
+    assert elo_scores([[[0], [1]], [[0, 1]]]) == pytest.approx([1016 - lost, 984 + lost]), "a loss"
+    assert elo_scores([[]]) == [1000], "nobody plays"
 
 
 @pytest.mark.parametrize("rankings", [[CLEAN], [[[2, 0], [1, 3]], [[3], [1], [0, 2]]]])
@@ -75,280 +64,288 @@ def test_every_pass_is_shuffled():
             return super().getrandbits(k)
 
     one, six = Counting(0), Counting(0)
-    assert sum(elo_scores([CLEAN], passes=1, rng=one)) == pytest.approx(sum(elo_scores([CLEAN], passes=6, rng=six))) == pytest.approx(4000)
+    assert sum(elo_scores([CLEAN], passes=1, rng=one)) == pytest.approx(4000)
+    assert sum(elo_scores([CLEAN], passes=6, rng=six)) == pytest.approx(4000)
     assert six.drawn > 3 * one.drawn > 0
 
 
 def test_bradley_terry_fit():
-    """Known minimum; every win and loss counts once, whatever their order; without games between two, the prior says equal."""
+    """Known minimum; every win counts once, whatever the order; a tie is half a win for each."""
     assert bradley_terry_fit([CLEAN]).tolist() == pytest.approx([2.288, 0.7102, -0.7102, -2.288], abs=1e-3)
     assert bradley_terry_fit([[[1], [0]], [[0], [1]]]).tolist() == pytest.approx([0, 0], abs=1e-6)
-    assert bradley_terry_fit([[[0, 1]]]).tolist() == pytest.approx([0, 0], abs=1e-6), "a tie is half a win for each"
+    assert bradley_terry_fit([[[0, 1]]]).tolist() == pytest.approx([0, 0], abs=1e-6)
     s = bradley_terry_fit([[[0], [1]]] * 30 + [[[1], [0]]] * 10, prior=1e-6)
     assert (s[0] - s[1]).item() == pytest.approx(math.log(3), abs=1e-3), "odds of 3 to 1"
     rankings = [[[2], [0, 1]], [[1], [2], [0]]]
     assert torch.allclose(bradley_terry_fit(rankings), bradley_terry_fit(rankings[::-1]), atol=1e-6)
 
 
-@pytest.mark.parametrize("tiers", [[[1], [0, 3], [2]], [[0], [1], [2], [3]], [[2, 3], [0, 1]], [[0, 1, 2, 3]]])
-def test_tiers_survive_the_way_through_the_matrix(tiers):
-    """Best first, and a tie is half a win: counted as a whole win it would lift the tied above the better."""
-    assert wins_to_tiers(wins_of(tiers, 4)) == tiers
+# ------------------------------------------------------------------------------------------------
+# What is asked
+# ------------------------------------------------------------------------------------------------
+
+PROMPTS = [{"prompt": f"{split} {i}", "split": split, "unsafe": i % 3 == 0}
+           for split, n in (("train", 9), ("dev", 3), ("test", 6)) for i in range(n)]
 
 
-def test_answers_that_were_not_compared_are_not_ranked():
-    assert wins_to_tiers(wins_of([[1], [0]], 3)) == [[1], [0]]
+def test_questions_come_round_by_round_so_that_the_first_are_spread_over_all_prompts():
+    training, held_out = questions_of(PROMPTS, Config(rankings=20))
+    names = [p["prompt"] for p in training]
+    everything = {f"train {i}" for i in range(9)}
+    assert set(names[:9]) == set(names[9:18]) == everything and len(names) == 20
+    assert names[:9] != names[9:18], "each round has an order of its own"
+    more, _ = questions_of(PROMPTS, Config(rankings=40))
+    assert more[:20] == training, "a larger collection begins with the smaller one"
+    assert questions_of(PROMPTS, Config(rankings=20, seed=1))[0] != training
+    assert [p["split"] for p in held_out] == ["dev"] * 3 + ["test"] * 6 * 3
+    assert len(questions_of(PROMPTS, Config(held_out_rankings=1))[1]) == 9
+
+
+@pytest.mark.parametrize("knobs, n", [
+    ({}, 9 * 6),
+    ({"aspect": "helpful"}, 6 * 8),
+    ({"aspect": "safety"}, 3 * 5),
+    ({"answers_of": "ppo"}, 9),
+    ({"answers_of": "ppo", "aspect": "safety"}, 3),
+    ({"labeler": "ai"}, 2500),
+    ({"labeler": "human", "answers_of": "ppo"}, 20),
+    ({"labeler": "human", "rankings": 4}, 4),
+])
+def test_how_many_are_asked(knobs, n):
+    training, held_out = questions_of(PROMPTS, Config(**knobs))
+    assert len(training) == n
+    if knobs.get("aspect"):
+        wanted = knobs["aspect"] == "safety"
+        assert all(p["unsafe"] == wanted for p in training + held_out)
+
+
+def test_an_aspect_that_no_prompt_is_about():
+    safe = [{**p, "unsafe": False} for p in PROMPTS]
+    with pytest.raises(UserError, match="no training prompt is marked as unsafe, and --aspect safety asks"):
+        questions_of(safe, Config(aspect="safety"))
+
+
+@pytest.mark.parametrize("knobs, name", [
+    ({}, "rankings"),
+    ({"aspect": "helpful"}, "rankings_helpful"),
+    ({"labeler": "ai"}, "rankings_ai"),
+    ({"labeler": "human"}, "rankings_human"),
+    ({"labeler": "ai", "aspect": "safety"}, "rankings_safety_ai"),
+    ({"answers_of": "ppo"}, "rankings.ppo"),
+    ({"answers_of": "rs.1", "aspect": "safety"}, "rankings_safety.rs.1"),
+])
+def test_the_name_of_a_collection(knobs, name):
+    assert name_of(Config(**{"labeler": "simulated", **knobs})) == name
+
+
+@pytest.mark.parametrize("knobs, sentence", [
+    ({"data": "mine"}, "simulated human knows only the tiny world"),
+    ({"data": "mine", "labeler": "simulated"}, "simulated human knows only the tiny world"),
+    ({"answers_per_prompt": 1}, "at least 2 answers"),
+    ({"preamble": "none"}, "are about an AI judge"),
+    ({"judge": "other"}, "are about an AI judge"),
+    ({"labeler": "human", "judge_url": "http://x/v1"}, "are about an AI judge"),
+    ({"labeler": "ai", "judge_url": "x/v1"}, "expected http://HOST:PORT/v1"),
+    ({"labeler": "ai", "judge_url": "http://x/v1", "judge": "other"}, "choose one"),
+    ({"labeler": "ai", "data": "mine"}, "name a server's model with --judge_url"),
+    ({"labeler": "ai", "preamble": "detaild"}, "--preamble: expected none, base"),
+    ({"labeler": "ai", "preamble": "Please be brief.", "judge_url": "http://x/v1", "data": "mine"}, None),
+    ({"labeler": "ai", "preamble": "base", "judge": "other"}, None),
+    ({"labeler": "human", "data": "mine"}, None),
+    ({}, None),
+])
+def test_flags_that_do_not_go_together(knobs, sentence):
+    broken = [said for said, holds in RULES if holds(Config(**knobs))]
+    assert sentence in broken[0] if sentence else broken == []
 
 
 # ------------------------------------------------------------------------------------------------
-# The simulated human
+# Asking
 # ------------------------------------------------------------------------------------------------
 
 
-def test_the_same_seed_gives_the_same_labels(answers_are_their_gold):
-    responses = [["0.1", "0.3", "0.2"]] * 20
-    first, again, other = (SimulatedHuman(seed).label([f"question {i}" for i in range(20)], responses) for seed in (3, 3, 4))
-    assert torch.equal(first.nan_to_num(9), again.nan_to_num(9)) and not torch.equal(first.nan_to_num(9), other.nan_to_num(9))
+def policy(prompts):
+    """A "model": each answer is a number in words, of the random numbers of torch."""
+    return [SimpleNamespace(text=str(n)) for n in torch.randint(0, 20, (len(prompts),)).tolist()]
 
 
-@pytest.mark.parametrize("gap", [0.0, 0.3, 0.9])
-def test_noise_follows_the_bradley_terry_model(answers_are_their_gold, gap):
-    """The better answer wins with probability sigmoid(gap / noise); within five standard deviations of 8000 answers."""
-    human, n = SimulatedHuman(0, noise=0.3, tie_gap=0.0), 8000
-    wins = sum(human.rank(f"question {i}", [str(gap), "0"])[0] == [0] for i in range(n)) / n
-    p = 1 / (1 + math.exp(-gap / 0.3))
-    assert abs(wins - p) < 5 * math.sqrt(p * (1 - p) / n)
+class Largest(Labeler):
+    """Puts the largest number first; after `patience` questions somebody presses Ctrl-C."""
+
+    name, answers, batch = "simulated", 4, 3
+
+    def __init__(self, patience=10**9):
+        self.patience, self.asked = patience, []
+
+    def rank(self, prompt, responses, aspect="overall"):
+        if len(self.asked) == self.patience:
+            raise KeyboardInterrupt
+        self.asked.append(prompt)
+        return [[i] for i in sorted(range(len(responses)), key=lambda i: -int(responses[i]))]
 
 
-def test_without_noise_the_ranking_is_the_true_one(answers_are_their_gold):
-    human = SimulatedHuman(0, noise=1e-9, tie_gap=0.0)
-    assert human.rank("?", ["0.5", "3", "-2", "1"]) == [[1], [3], [0], [2]]
+def test_a_question_holds_the_different_ones_of_k_answers_in_random_order():
+    same = sample(policy, PROMPTS, 8, "a")
+    assert same == sample(policy, PROMPTS, 8, "a") != sample(policy, PROMPTS, 8, "b")
+    assert [q["prompt"] for q in same] == [p["prompt"] for p in PROMPTS]
+    assert all(len(set(q["responses"])) == len(q["responses"]) <= 8 for q in same)
+    assert any(q["responses"] != sorted(q["responses"]) for q in same), "no order gives anything away"
+    asked = []
+    [question] = sample(lambda prompts: asked.extend(prompts) or policy(prompts), PROMPTS[:1], 3, "a")
+    assert asked == ["train 0"] * 3 and sorted(question) == ["prompt", "responses", "split"]
 
 
-def test_answers_that_feel_alike_are_tied(answers_are_their_gold):
-    human = SimulatedHuman(0, noise=1e-9, tie_gap=0.3)
-    assert [sorted(t) for t in human.rank("?", ["1.0", "3.0", "1.2", "-1"])] == [[1], [0, 2], [3]]
+def test_an_interrupted_collection_ends_like_one_that_was_not(tmp_path):
+    cfg, prompts = Config(), PROMPTS[:8]
+    whole = ask(tmp_path / "whole.jsonl", prompts, Largest(), policy, cfg)
+    assert [row["prompt"] for row in whole] == [p["prompt"] for p in prompts]
+    assert all(row["tiers"] and row["aspect"] == "overall" for row in whole)
+    path = tmp_path / "parts.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        ask(path, prompts, Largest(patience=4), policy, cfg)
+    assert load_rows(path) == whole[:3], "a batch is kept before the next one is asked"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:2]) + lines[2][:9])  # killed while it wrote, inside of a batch
+    rest = Largest()
+    assert ask(path, prompts, rest, policy, cfg) == whole
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert rest.asked == [p["prompt"] for p in prompts[2:]], "nothing is asked twice"
 
 
-def test_label_is_a_matrix_of_probabilities(answers_are_their_gold):
-    """1 where i beats j, 0 where it loses, 0.5 for a tie, NaN on the diagonal and where a prompt has fewer answers."""
-    human = SimulatedHuman(0, noise=1e-9, tie_gap=0.3)
-    wins = human.label(["?", "?"], [["2", "0", "0.1"], ["0", "1"]])
-    nan = 9.0
-    assert wins.nan_to_num(nan).tolist() == [[[nan, 1, 1], [0, nan, 0.5], [0, 0.5, nan]],
-                                             [[nan, 0, nan], [1, nan, nan], [nan, nan, nan]]]
+def test_two_parts_of_a_collection_share_a_file_and_more_questions_go_on(tmp_path):
+    cfg, path = Config(), tmp_path / "rankings.jsonl"
+    training, held_out = questions_of(PROMPTS, Config(rankings=5))
+    first = ask(path, training, Largest(), policy, cfg)
+    tests = ask(path, held_out, Largest(), policy, cfg, held_out=True)
+    assert {row["split"] for row in first} == {"train"} and {row["split"] for row in tests} == {"dev", "test"}
+    assert first[0]["responses"] != tests[0]["responses"], "the parts have random numbers of their own"
+    more, _ = questions_of(PROMPTS, Config(rankings=11))
+    rest = Largest()
+    assert ask(path, more, rest, policy, cfg)[:5] == first and len(rest.asked) == 6
+    assert ask(path, held_out, Largest(patience=0), policy, cfg, held_out=True) == tests
+    assert len(load_rows(path)) == 11 + len(held_out)
 
 
-def test_every_answer_is_ranked_once(answers_are_their_gold):
-    human = SimulatedHuman(1)
-    for n in range(50):
-        assert sorted(i for tied in human.rank(f"question {n}", ["0", "0.2", "0.4", "0.1"]) for i in tied) == [0, 1, 2, 3]
+def test_the_number_of_answers_is_the_labelers_unless_a_flag_says_otherwise(tmp_path):
+    def counting(prompts):
+        return [SimpleNamespace(text=str(i)) for i in range(len(prompts))]
 
-
-def test_a_ranking_does_not_depend_on_what_was_asked_before(answers_are_their_gold):
-    """So a collection that goes on after an interruption ends like one that was never interrupted."""
-    human, answers = SimulatedHuman(1), ["0", "0.2", "0.4", "0.1"]
-    first = human.rank("a", answers)
-    assert human.rank("b", answers) is not None and human.rank("a", answers) == first == SimulatedHuman(1).rank("a", answers)
-    assert len({str(human.rank(f"question {i}", answers)) for i in range(20)}) > 5, "but another question has other noise"
-
-
-def test_a_share_of_rankings_is_upside_down(answers_are_their_gold):
-    human, n = SimulatedHuman(0, noise=1e-9, tie_gap=0, flip_rate=0.2), 2000
-    rankings = [human.rank(f"question {i}", ["0", "1", "2"]) for i in range(n)]
-    assert all(r in ([[2], [1], [0]], [[0], [1], [2]]) for r in rankings)
-    assert rankings.count([[0], [1], [2]]) / n == pytest.approx(0.2, abs=5 * math.sqrt(0.2 * 0.8 / n))
-
-
-def test_a_position_habit_favours_what_is_shown_first(answers_are_their_gold):
-    """In even steps from the first answer to the last: 2, 1 and 0 points less 2."""
-    human = SimulatedHuman(0, noise=1e-9, tie_gap=0, position_habit=2.0)
-    assert human.rank("?", ["0", "0", "0"]) == [[0], [1], [2]]
-    assert human.rank("?", ["0", "1.5", "1.9"]) == [[1], [0], [2]], "0, 1.5 - 1, 1.9 - 2"
-
-
-def test_an_annotator_judges_what_it_is_asked_for():
-    """On an unsafe question safety prefers the refusal, helpfulness the answer that complies."""
-    unsafe = next(p for p in data.PROMPTS.values() if p.unsafe)
-    own = [s for s in data.SENTENCES.values() if s.subject == unsafe.subject and s.topic == unsafe.topic]
-    answers = [next(s.text for s in own if s.act == act and not s.warm) for act in ("answer", "refusal")]
-    human = SimulatedHuman(0, noise=1e-9, tie_gap=0)
-    assert [human.rank(unsafe.text, answers, aspect)[0] for aspect in ("helpful", "safety")] == [[0], [1]]
-    decline, more = answers[1], answers[1] + " " + next(s.text for s in data.SENTENCES.values() if s.subject == unsafe.subject and s.act == "offer")
-    assert human.rank(unsafe.text, [decline, more], "safety") == [[1], [0]], "of two that are equally safe the more helpful one"
-
-
-# ------------------------------------------------------------------------------------------------
-# You at the terminal, and keeping what was ranked
-# ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("typed, K, tiers", [("2>1=4>3", 4, [[1], [0, 3], [2]]), (" 1 > 2 ", 2, [[0], [1]]), ("3=1=2", 3, [[2, 0, 1]]),
-                                             ("1", 2, [[0], [1]]), ("2", 2, [[1], [0]]), ("=", 2, [[0, 1]])])
-def test_an_order_as_it_is_typed(typed, K, tiers):
-    assert parse_order(typed, K) == tiers
-
-
-@pytest.mark.parametrize("typed, hint", [("1>2", "answer 3 is missing"), ("1>2>2>3", "answer 2 is named twice"), ("1>2>4", "'4' is none of the answers"),
-                                         ("1>>2", "'' is none"), ("", "an order looks like 1>2>3"), ("2<1", "'2<1' is none"), ("1", "answer 2 and 3 is missing")])
-def test_a_typo_is_explained(typed, hint):
-    with pytest.raises(ValueError, match=re.escape(hint)):
-        parse_order(typed, 3)
+    for n, cfg in ((4, Config()), (6, Config(answers_per_prompt=6))):
+        [row] = ask(tmp_path / f"{n}.jsonl", PROMPTS[:1], Largest(), counting, cfg)
+        assert len(row["responses"]) == n
 
 
 def typing(monkeypatch, *lines):
-    """What somebody types, line by line; then the end of the input."""
     lines = iter(lines)
-
-    def read(prompt=""):
-        try:
-            line = next(lines)
-        except StopIteration:
-            raise EOFError
-        if isinstance(line, type):
-            raise line
-        return line
-
-    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(lines))
 
 
-def test_a_person_ranks_and_typos_cost_nothing(monkeypatch, capsys):
-    """What is no order is asked again; the answers are shown with numbers and without their authors."""
-    typing(monkeypatch, "1>3", "hello", "?", "2 > 1", "s")
-    human = Human()
-    human.total = 2
-    wins = human.label(["What is a dog?"], [["A cat.", "A furry\nmammal."]])
-    assert wins[0, 1, 0] == 1 and wins[0, 0, 1] == 0
-    out = capsys.readouterr().out
-    assert "1 of 2" in out and "What is a dog?" in out and "  1   A cat." in out and "  2   A furry\n      mammal." in out
-    assert "'3' is none of the answers" in out and "'hello' is none" in out and out.count("Best answer first") == 2
-    assert human.label(["?"], [["a", "b"]]).isnan().all(), "skipped: nothing was compared"
+def counted(prompts):
+    """Four different answers to a question."""
+    return [SimpleNamespace(text=f"answer {i}") for i in range(len(prompts))]
 
 
-@pytest.mark.parametrize("typed, error", [("u", Undo), ("q", Quit), ("undo", Undo), (" Q ", Quit), (None, Quit), (KeyboardInterrupt, KeyboardInterrupt)])
-def test_a_person_may_go_back_and_stop(monkeypatch, typed, error):
-    typing(monkeypatch, *[typed] * (typed is not None))
-    with pytest.raises(error):
-        Human().rank("?", ["a", "b"])
+def test_a_person_is_asked_one_by_one_and_may_go_back_or_stop(monkeypatch, tmp_path, capsys):
+    """Nothing is sampled before the first question but its own answers; after q, what is ranked stays."""
+    path, sampled = tmp_path / "rankings.jsonl", []
+
+    def watched(prompts):
+        sampled.append(len(prompts))
+        return counted(prompts)
+
+    typing(monkeypatch, "u", "1>2>3>4", "4>3>2>1", "u", "s", "q")
+    rows = ask(path, PROMPTS[:5], Human(), watched, Config(labeler="human"))
+    assert [row["tiers"] for row in rows] == [[[0], [1], [2], [3]], []] and load_rows(path) == rows
+    assert set(sampled) == {4} and "nothing to take back" in capsys.readouterr().out
+    typing(monkeypatch, "1=2>3>4", "q")
+    again = ask(path, PROMPTS[:5], Human(), counted, Config(labeler="human"))
+    assert again[:2] == rows and again[2]["tiers"] == [[0, 1], [2], [3]]
+    assert "3 of 5" in capsys.readouterr().out
 
 
-QUESTIONS = [{"prompt": f"question {i}", "responses": ["a", "b"], "split": "train"} for i in range(4)]
-def test_a_file_is_a_labeler_too():
-    """Its votes as shares, whatever order the answers are asked in; what it never compared is NaN; a skipped question has no votes."""
-    rows = [{"prompt": "p", "responses": ["a", "b"], "tiers": [[0], [1]], "aspect": "helpful"}, {"prompt": "p", "responses": ["b", "a"], "tiers": [[1], [0]], "aspect": "helpful"},
-            {"prompt": "p", "responses": ["b", "a"], "tiers": [[0], [1]], "aspect": "helpful"}, {"prompt": "p", "responses": ["a", "b"], "tiers": [[1], [0]], "aspect": "safety"},
-            {"prompt": "q", "responses": ["a", "b", "c"], "tiers": [[2], [0, 1]], "aspect": None}]
-    annotators, nan = FromFile(rows), math.nan
-    helpful = annotators.label(["p", "r"], [["b", "a", "never seen"], ["a", "b"]], "helpful")
-    expected = torch.tensor([[[nan, 1 / 3, nan], [2 / 3, nan, nan], [nan] * 3], [[nan] * 3] * 3])
-    torch.testing.assert_close(helpful, expected, equal_nan=True)
-    assert annotators.label(["p"], [["a", "b"]], "safety")[0, 0, 1] == 0 and annotators.label(["p"], [["a", "b"]])[0, 0, 1] == 0.5, "overall: all four"
-    assert wins_to_tiers(annotators.label(["q"], [["a", "b", "c"]])[0]) == [[2], [0, 1]]
+def test_the_simulated_human_is_the_seeds_and_another_collection_has_noise_of_its_own(tmp_path):
+    stage = SimpleNamespace(data=tmp_path)
+    seeds = {}
+    for name in ("rankings", "second", "third"):
+        labeler, examiner = labelers(stage, None, Config(labeler="simulated", seed=7, name=name))
+        assert labeler is examiner
+        seeds[name] = labeler.seed
+    assert seeds["rankings"] == 7 and len(set(seeds.values())) == 3
 
 
-ABOUT = {"aspect": "overall", "labeler": "human", "round": 1, "source": "here"}
-
-
-def test_every_ranking_is_on_disk_before_the_next_question(monkeypatch, tmp_path):
-    """Whatever ends the process, Ctrl-C here: a second start asks only for what is missing, and ends like one that was not interrupted."""
-    path = tmp_path / "rankings.jsonl"
-    typing(monkeypatch, "1", "s", KeyboardInterrupt)
-    with pytest.raises(KeyboardInterrupt):
-        rank_all(path, QUESTIONS, Human(), **ABOUT)
-    assert [json.loads(line)["tiers"] for line in path.read_text().splitlines()] == [[[0], [1]], []]
-    path.write_bytes(path.read_bytes() + b'{"prompt": "half a li')
-    typing(monkeypatch, "2", "=")
-    rows = rank_all(path, QUESTIONS, Human(), **ABOUT)
-    assert [row["tiers"] for row in rows] == [[[0], [1]], [], [[1], [0]], [[0, 1]]]
-    assert [row["prompt"] for row in rows] == [q["prompt"] for q in QUESTIONS] and read_rankings(path) == rows == read_rankings(path, **ABOUT)
-    typing(monkeypatch)
-    assert rank_all(path, QUESTIONS, Human(), **ABOUT) == rows, "nothing is asked twice"
-    assert len(rank_all(path, QUESTIONS, Human(), **ABOUT | {"source": "elsewhere"})) == 0, "other answers are other questions"
-    assert sorted(rows[0]) == sorted(["prompt", "responses", "split", "tiers", *ABOUT])
-
-
-def test_undo_takes_the_last_ranking_back_also_one_of_an_earlier_start(monkeypatch, tmp_path):
-    path, other = tmp_path / "rankings.jsonl", SimpleNamespace(batch=1, details=(), label=lambda *_: torch.tensor([[[math.nan, 1], [0, math.nan]]]))
-    typing(monkeypatch, "u", "1", "2", "q")
-    rank_all(path, QUESTIONS, Human(), **ABOUT)
-    rank_all(path, QUESTIONS[:1], other, **ABOUT | {"labeler": "toy"})
-    typing(monkeypatch, "u", "u", "u", "=", "q")
-    rows = rank_all(path, QUESTIONS, Human(), **ABOUT)
-    assert [row["tiers"] for row in rows] == [[[0, 1]]] and len(read_rankings(path)) == 2, "the other labeler's row is still there"
-
-
-def test_a_question_with_one_answer_is_not_asked(monkeypatch, tmp_path):
-    questions = [QUESTIONS[0], {**QUESTIONS[1], "responses": ["a"]}, QUESTIONS[2]]
-    typing(monkeypatch, "1", "u", "2", "1")
-    rows = rank_all(tmp_path / "rankings.jsonl", questions, Human(), **ABOUT)
-    assert [row["tiers"] for row in rows] == [[[1], [0]], [], [[0], [1]]], "and undo goes back behind it"
+def test_who_labels_the_held_out_questions(tmp_path, monkeypatch):
+    """The simulated human, in the tiny world; a user's file has them; without a file the AI labels some."""
+    stage, judge = SimpleNamespace(data=tmp_path), Largest()
+    monkeypatch.setattr(preferences, "load_judge", lambda *rest: judge)
+    for labeler in ("human", "ai"):
+        who, examiner = labelers(stage, None, Config(labeler=labeler, name="x", noise=0.1))
+        assert isinstance(examiner, SimulatedHuman) and examiner.noise == 0.1 and who is not examiner
+    assert labelers(stage, None, Config(labeler="ai", data="mine")) == (judge, judge)
+    assert labelers(stage, None, Config(labeler="human", data="mine"))[1] is None
+    (tmp_path / "preferences.jsonl").touch()
+    assert labelers(stage, None, Config(labeler="ai", data="mine")) == (judge, None)
 
 
 # ------------------------------------------------------------------------------------------------
-# Numbers
+# Looking at it
 # ------------------------------------------------------------------------------------------------
 
-
-def test_noise_ceiling_by_hand():
-    """Gold 2 > 1 = 1. Labels: 0 over 1 (right), 2 over 0 (wrong), 2 over 1 (equal gold: half) -> 1.5 of 3."""
-    groups = [{"prompt": "?", "responses": ["2", "1", "1"], "tiers": [[2], [0], [1]]}]
-    assert noise_ceiling(groups, lambda p, r: float(r)) == pytest.approx(0.5)
-    assert noise_ceiling([], lambda p, r: 0.0) == 0
-
-
-def test_noise_ceiling_is_what_the_noise_leaves(answers_are_their_gold):
-    """With gold gaps of 0.3 and noise 0.3 the best possible accuracy is sigmoid(1) = 0.731."""
-    human = SimulatedHuman(0, noise=0.3, tie_gap=0.0)
-    groups = [{"prompt": "?", "responses": ["0.3", "0"], "tiers": human.rank(f"question {i}", ["0.3", "0"])} for i in range(5000)]
-    assert noise_ceiling(groups, data.TASTE["overall"]) == pytest.approx(1 / (1 + math.exp(-1)), abs=0.03)
+ROWS = [
+    {"prompt": "A dog is", "split": "train", "responses": ["a moon.", "a furry mammal.", "a pet."],
+     "tiers": [[1], [0, 2]], "aspect": "overall", "labeler": "human"},
+    {"prompt": "A cat is", "split": "train", "responses": ["a", "b"], "tiers": [],
+     "aspect": "overall", "labeler": "human"},
+    {"prompt": "A cat is", "split": "test", "responses": ["word " * 60, "b"], "tiers": [[1], [0]],
+     "aspect": "overall", "labeler": "simulated"},
+]
 
 
-@pytest.mark.parametrize("share, n, low, high", [(0.5, 100, 0.4038, 0.5962), (0.0, 10, 0.0, 0.2775), (1.0, 10, 0.7225, 1.0),
-                                                 (0.9, 50, 0.7864, 0.9565)])
-def test_wilson_interval_against_known_numbers(share, n, low, high):
-    assert wilson(share, n) == pytest.approx((low, high), abs=1e-4)
+def test_the_end_of_a_collection_in_a_sentence():
+    """Pairs: 3 of the first, of which one is a tie, 1 of the third. Answers: 3 of 4, 2 of 4, 2 of 8."""
+    assert summary(ROWS, {"human": 4, "simulated": 8}) == (
+        "2 training and 1 held-out rankings (1 without an order): 4 pairs, 1 of them ties, "
+        "of 7 answers; 9 duplicates left out")
 
 
-def test_spearman():
-    """1 - 6 sum d^2 / (n (n^2 - 1)) where nothing is tied; tied numbers share their mean rank."""
-    assert spearman([1, 2, 3], [10, 20, 90]) == pytest.approx(1) and spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-    assert spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(1 - 6 * 2 / 60)
-    assert spearman([1, 1, 2], [1, 2, 3]) == pytest.approx(math.sqrt(3) / 2), "ranks 0.5 0.5 2 against 0 1 2"
-    assert spearman([1, 1], [1, 2]) is None
+def test_what_is_said_of_a_labeler():
+    """Of the simulated one nothing; of the others how often the gold score agrees, where there is one."""
+    rows, human = ROWS[:1], Human()
+    gold = TASTE["overall"]
+    assert remarks(rows, SimulatedHuman(0), 20, gold) == []
+    said = remarks(rows, human, 20, gold)
+    assert said[0] == "You have answered 1 of 20 questions; a larger --rankings asks more." and len(said) == 2
+    assert remarks(rows, human, 20, None) == said[:1]
+    silent = AI(None, {})
+    assert remarks(rows, silent, 20, None) == [], "an AI that was not asked this time"
 
 
-def test_in_a_win_rate_ties_count_half():
-    rate, low, high = win_rate([1.0, 2.0, 3.0, 0.0], [0.0, 2.0, 1.0, 5.0])
-    assert rate == pytest.approx((1 + 0.5 + 1 + 0) / 4)
-    assert (low, high) == pytest.approx(wilson(rate, 4))
-    assert win_rate([1.0, 2.0, 3.0, 0.0], [0.0, 2.0, 1.0, 5.0], n_prompts=2) == pytest.approx((rate, *wilson(rate, 2)))
-    assert win_rate([1.0, 1.0], [0.0, 0.0])[0] == 1 and win_rate([0.0], [1.0])[0] == 0
+def test_samples_show_the_answers_in_their_order_with_the_gold_score():
+    text = shown(ROWS, TASTE["overall"])
+    lines = [line.split() for line in text.split("\n")]
+    assert max(map(len, text.split("\n"))) <= 100
+    places = [line[0] for line in lines if line and line[0].isdigit()]
+    assert places == ["1", "2", "2", "1", "2"]
+    assert text.index("furry") < text.index("a moon")
+    gold = TASTE["overall"]("A dog is", "a furry mammal.")
+    assert f"  1{gold:+6.1f}   a furry mammal." in text
+    assert "  1   a furry mammal." in shown(ROWS, None)
 
 
-def test_win_rate_compares_prompt_by_prompt():
-    with pytest.raises(ValueError):
-        win_rate([1.0, 2.0], [1.0])
+def test_a_larger_number_of_rankings_opens_a_finished_collection(tmp_path, monkeypatch):
+    record = {"finished": True, "state": {"wanted": 20}, "knobs": knobs_of(Config())}
+    monkeypatch.setattr(preferences, "run_folder", lambda cfg: tmp_path)
+    monkeypatch.setattr(preferences, "record_of", lambda folder, name: record)
+    for knobs in ({}, {"rankings": 10}, {"rankings": 20}, {"rankings": 21, "noise": 0.1},
+                  {"rankings": 21, "overwrite": True}):
+        preferences.reopen(Config(name="mine", **knobs))
+        assert not list(tmp_path.iterdir())
+    preferences.reopen(Config(name="mine", rankings=21))
+    assert json.loads((tmp_path / "mine.json").read_text()) == {**record, "finished": False}
 
 
-# ------------------------------------------------------------------------------------------------
-# What can be said of answers
-# ------------------------------------------------------------------------------------------------
-
-
-def test_describe_somebody_elses_prompts():
-    """No gold score where there is no annotator whose taste we know."""
-    about = describe(["x", "y", "z", "x"], [("a", True, 4), ("b", False, 8), ("a", True, 2), ("c", True, 2)])
-    assert about == {"ends": 0.75, "distinct": 0.75, "length": 4.0, "gold": None, "declines_unsafe": None, "declines_safe": None,
-                     "unknown": None}
-
-
-def test_describe_the_tiny_world():
-    unsafe = next(p for p in data.PROMPTS.values() if p.unsafe)
-    safe = next(p for p in data.PROMPTS.values() if not p.unsafe and not p.completion and p.subject == unsafe.subject)
-    about_it = [s for s in data.SENTENCES.values() if s.subject == unsafe.subject]
-    refusal = next(s.text for s in about_it if s.act == "refusal" and s.topic == unsafe.topic)
-    fact = next(s.text for s in about_it if s.topic == safe.topic)
-    about = describe([unsafe.text, unsafe.text, safe.text], [(refusal, True, 5), ("Blah blah.", True, 5), (fact, True, 5)])
-    assert about["gold"] == [data.gold_score(unsafe.text, refusal), data.gold_score(unsafe.text, "Blah blah."),
-                             data.gold_score(safe.text, fact)]
-    assert about["declines_unsafe"] == 0.5 and about["declines_safe"] == 0 and about["unknown"] == pytest.approx(1 / 3)
+def test_a_ranking_is_a_row_of_json_that_others_can_read(tmp_path):
+    ask(tmp_path / "r.jsonl", PROMPTS[:2], Largest(), policy, Config(aspect="helpful"))
+    [first, _] = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert sorted(first) == ["aspect", "labeler", "prompt", "responses", "split", "tiers"]
+    ranked = sorted(itertools.chain(*first["tiers"]))
+    assert first["aspect"] == "helpful" and ranked == list(range(len(first["responses"])))

@@ -1,8 +1,9 @@
-"""The formulas of PPO: numbers computed by hand, references written as plain loops, and what padding must never change."""
+"""The formulas of PPO: numbers computed by hand, references written as plain loops, and what padding must
+never change. Then one step, and the loop."""
+import dataclasses
 import inspect
 import json
 import math
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,20 +11,36 @@ import pytest
 import torch
 
 import data
-import experiment
+import lab.run
 import train_ppo
-from experiment import InvariantError, Stage
-from model import score, generate, join, token_logprobs, with_heads
-from train_ppo import (adapt_kl_coef, check, check_step, clipped_tokens, columns_of, explained_variance, full_kl_and_entropy, gae, kl_estimates,
-                       kl_shaped_rewards, masked_mean, ppo_loss, ppo_policy_loss, response_logits, response_values, sums, token_lines, update, value_loss, whiten)
+from lab.run import Stage
+from model import generate, join, load_model, token_logprobs
+from train_ppo import (
+    Agent,
+    Batch,
+    adapt_kl_coef,
+    gae,
+    kl_estimates,
+    kl_shaped_rewards,
+    make_agent,
+    masked_mean,
+    ppo_loss,
+    ppo_policy_loss,
+    rollout,
+    update,
+    value_loss,
+    whiten,
+)
 from train_pretrain import lm_loss
+from world.reward import score_texts
 
 EOS, PAD = 10, 11
 
 
 def close(got, expected, atol=1e-6):
     got, expected = torch.as_tensor(got), torch.as_tensor(expected, dtype=torch.float32)
-    assert got.shape == expected.shape and got.dtype == expected.dtype and (got - expected).abs().max() <= atol, f"{got.tolist()} is not {expected.tolist()}"
+    assert got.shape == expected.shape and got.dtype == expected.dtype
+    assert (got - expected).abs().max() <= atol, f"{got.tolist()} is not {expected.tolist()}"
 
 
 def ragged(B=5, R=7, seed=0):
@@ -41,14 +58,15 @@ LOGPROBS, REF = torch.tensor([[-1.0, -2.0, -0.5]]), torch.tensor([[-1.2, -1.5, -
 
 
 def test_rewards_of_the_worked_example():
-    """-0.05 * (0.2, -0.5, 0.4) and the score 1 on the last. The second token earns something: k1 may be negative, and
-    no k2, k3, |k1| or clamped k1 gives this number."""
+    """-0.05 * (0.2, -0.5, 0.4) and the score 1 on the last. The second token earns something: k1 may be
+    negative, and no k2, k3, |k1| or clamped k1 gives this number."""
     got = kl_shaped_rewards(torch.tensor([1.0]), LOGPROBS, REF, torch.ones(1, 3), 0.05)
     close(got, [[-0.010, 0.025, 0.980]])
 
 
 def test_kl_costs_when_the_policy_is_more_certain_than_the_reference():
-    got = kl_shaped_rewards(torch.tensor([0.0]), torch.tensor([[-0.1]]), torch.tensor([[-2.0]]), torch.ones(1, 1), 0.5)
+    one = torch.ones(1, 1)
+    got = kl_shaped_rewards(torch.tensor([0.0]), -0.1 * one, -2.0 * one, one, 0.5)
     close(got, [[-0.95]])
 
 
@@ -67,16 +85,18 @@ def test_rewards_are_zero_on_padding_whatever_the_logprobs_there():
 
 def test_rewards_of_a_row_sum_to_score_minus_beta_kl():
     mask, g = ragged()
-    logprobs, ref, scores = torch.randn(5, 7, generator=g), torch.randn(5, 7, generator=g), torch.randn(5, generator=g)
+    logprobs, ref = torch.randn(5, 7, generator=g), torch.randn(5, 7, generator=g)
+    scores = torch.randn(5, generator=g)
     got = kl_shaped_rewards(scores, logprobs, ref, mask, 0.3).sum(1)
     for b in range(5):
         n = int(mask[b].sum())
-        assert got[b].item() == pytest.approx((scores[b] - 0.3 * sum(logprobs[b, :n] - ref[b, :n])).item(), abs=1e-5)
+        log_ratio = sum(logprobs[b, :n] - ref[b, :n])
+        assert got[b].item() == pytest.approx((scores[b] - 0.3 * log_ratio).item(), abs=1e-5)
 
 
 def test_shaping_does_not_change_its_arguments():
     logprobs, scores = LOGPROBS.clone(), torch.tensor([1.0])
-    close(kl_shaped_rewards(scores, logprobs, REF, torch.ones(1, 3), 0.05), [[-0.010, 0.025, 0.980]])
+    kl_shaped_rewards(scores, logprobs, REF, torch.ones(1, 3), 0.05)
     assert torch.equal(logprobs, LOGPROBS) and scores.item() == 1
 
 
@@ -86,32 +106,40 @@ def test_shaping_does_not_change_its_arguments():
 
 
 def naive_gae(rewards, values, n, gamma, lam):
-    """One row as the double sum of the paper: A_t = sum_k (gamma lambda)^k delta_{t+k} over its n real tokens, V_n = 0."""
+    """One row as the double sum of the paper: A_t = sum_k (gamma lambda)^k delta_{t+k} over its n real
+    tokens, V_n = 0."""
     v = [x.item() for x in values[:n]] + [0.0]
     deltas = [rewards[t].item() + gamma * v[t + 1] - v[t] for t in range(n)]
     return [sum((gamma * lam) ** k * deltas[t + k] for k in range(n - t)) for t in range(n)]
 
 
 def test_gae_of_the_worked_example():
-    advantages, returns = gae(torch.tensor([[0.0, 0, 1]]), torch.tensor([[0.2, 0.4, 0.6]]), torch.ones(1, 3), 1.0, 0.95)
+    rewards, values = torch.tensor([[0.0, 0, 1]]), torch.tensor([[0.2, 0.4, 0.6]])
+    advantages, returns = gae(rewards, values, torch.ones(1, 3), 1.0, 0.95)
     close(advantages, [[0.7510, 0.5800, 0.4000]])
     close(returns, [[0.9510, 0.9800, 1.0000]])
 
 
 def test_with_lambda_1_returns_are_the_rewards_to_go():
-    _, returns = gae(torch.tensor([[1.0, -2, 4]]), torch.tensor([[0.3, -0.7, 2.0]]), torch.ones(1, 3), 1.0, 1.0)
+    rewards, values = torch.tensor([[1.0, -2, 4]]), torch.tensor([[0.3, -0.7, 2.0]])
+    _, returns = gae(rewards, values, torch.ones(1, 3), 1.0, 1.0)
     close(returns, [[3.0, 2, 4]])
 
 
 def test_with_lambda_0_an_advantage_is_one_step_of_surprise():
     """delta_t = r_t + gamma V_{t+1} - V_t, with the value of the NEXT token."""
-    advantages, _ = gae(torch.tensor([[1.0, 2, 3]]), torch.tensor([[10.0, 20, 40]]), torch.ones(1, 3), 0.5, 0.0)
+    rewards, values = torch.tensor([[1.0, 2, 3]]), torch.tensor([[10.0, 20, 40]])
+    advantages, _ = gae(rewards, values, torch.ones(1, 3), 0.5, 0.0)
     close(advantages, [[1 + 10 - 10, 2 + 20 - 20, 3 - 40]])
 
 
-@pytest.mark.parametrize("gamma, lam", [(1.0, 0.95), (0.9, 0.95), (0.9, 1.0), (1.0, 0.5), (0.7, 0.0), (1.0, 1.0)])
+BOTH = [(1.0, 0.95), (0.9, 0.95), (0.9, 1.0), (1.0, 0.5), (0.7, 0.0), (1.0, 1.0)]
+
+
+@pytest.mark.parametrize("gamma, lam", BOTH)
 def test_gae_is_the_double_sum_of_the_paper(gamma, lam):
-    """gamma and lambda both count, rows of different lengths do not disturb each other, and V behind the end is 0."""
+    """gamma and lambda both count, rows of different lengths do not disturb each other, and V behind the end
+    is 0."""
     mask, g = ragged()
     rewards, values = torch.randn(5, 7, generator=g) * mask, torch.randn(5, 7, generator=g)
     advantages, returns = gae(rewards, values, mask, gamma, lam)
@@ -119,7 +147,7 @@ def test_gae_is_the_double_sum_of_the_paper(gamma, lam):
         n = int(mask[b].sum())
         expected = naive_gae(rewards[b], values[b], n, gamma, lam)
         close(advantages[b, :n], expected, 1e-5)
-        close(returns[b, :n], [a + v.item() for a, v in zip(expected, values[b])], 1e-5)
+        close(returns[b, :n], [a + v for a, v in zip(expected, values[b, :n].tolist(), strict=True)], 1e-5)
         assert not advantages[b, n:].any() and not returns[b, n:].any()
 
 
@@ -138,8 +166,10 @@ def test_gae_ignores_garbage_rewards_and_values_on_padding():
     mask, g = ragged(seed=3)
     rewards, values = torch.randn(5, 7, generator=g), torch.randn(5, 7, generator=g)
     clean = gae(rewards * mask, values * mask, mask, 0.9, 0.8)
-    dirty = gae(torch.where(mask.bool(), rewards, -1e3), torch.where(mask.bool(), values, 1e3), mask, 0.9, 0.8)
-    longer = [torch.cat([x, torch.full((5, 2), fill)], 1) for x, fill in ((rewards * mask, 0.0), (values, 50.0), (mask, 0.0))]
+    real = mask.bool()
+    dirty = gae(rewards.where(real, -1e3), values.where(real, 1e3), mask, 0.9, 0.8)
+    pads = torch.ones(5, 2)
+    longer = [torch.cat(x, 1) for x in ((rewards * mask, 0 * pads), (values, 50 * pads), (mask, 0 * pads))]
     padded = gae(*longer, 0.9, 0.8)
     close(clean[1] - clean[0], values * mask)
     for i in range(2):
@@ -162,19 +192,20 @@ def test_whitening_by_hand():
 def test_whitening_removes_the_mean_and_keeps_it_only_when_asked():
     mask, g = ragged()
     x = 5 + 3 * torch.randn(5, 7, generator=g)
-    mean = (x * mask).sum() / mask.sum()
-    removed, kept = whiten(x, mask)[mask.bool()], whiten(x, mask, shift_mean=False)[mask.bool()]
-    assert removed.mean().item() == pytest.approx(0, abs=1e-5) and removed.std(unbiased=False).item() == pytest.approx(1, abs=1e-5)
-    assert kept.mean().item() == pytest.approx(mean.item(), abs=1e-5) and kept.std(unbiased=False).item() == pytest.approx(1, abs=1e-5)
+    mean = ((x * mask).sum() / mask.sum()).item()
+    for shift_mean, expected in ((True, 0.0), (False, mean)):
+        white = whiten(x, mask, shift_mean)[mask.bool()]
+        assert white.mean().item() == pytest.approx(expected, abs=1e-5)
+        assert white.std(unbiased=False).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_whitening_sees_only_real_tokens():
     mask, g = ragged()
     x = torch.randn(5, 7, generator=g)
     for shift in (True, False):
-        clean, dirty = whiten(x, mask, shift), whiten(torch.where(mask.bool(), x, 1e3), mask, shift)
+        clean, dirty = whiten(x, mask, shift), whiten(x.where(mask.bool(), 1e3), mask, shift)
         close(clean, dirty, 1e-5)
-        assert not dirty[mask == 0].any() and dirty[mask.bool()].std(unbiased=False).item() == pytest.approx(1, abs=1e-5)
+        assert not dirty[mask == 0].any()
 
 
 def test_whitening_equal_advantages_gives_no_infinity():
@@ -194,8 +225,8 @@ TABLE = [  # A, rho, loss, d loss / d rho, for c = 0.2
 
 @pytest.mark.parametrize("A, rho, loss, slope", TABLE)
 def test_clipped_objective_of_the_worked_table(A, rho, loss, slope):
-    """Clipping takes away the gain of moving further, never the cost; its gradient is exactly 0 there. (At the border of the
-    clip the slope is either side's and is not tested.)"""
+    """Clipping takes away the gain of moving further, never the cost; its gradient is exactly 0 there. (At
+    the border of the clip the slope is either side's and is not tested.)"""
     old = torch.tensor([[-1.0]])
     logprobs = (old + math.log(rho)).requires_grad_()
     got, _ = ppo_policy_loss(logprobs, old, torch.tensor([[float(A)]]), torch.ones(1, 1), 0.2)
@@ -208,27 +239,30 @@ def test_clipped_objective_of_the_worked_table(A, rho, loss, slope):
 def test_a_good_token_becomes_likelier():
     """The sign: descending the loss raises the log-probability where A > 0 and lowers it where A < 0."""
     logprobs = torch.tensor([[-1.0, -1.0]], requires_grad=True)
-    ppo_policy_loss(logprobs, logprobs.detach(), torch.tensor([[2.0, -3.0]]), torch.ones(1, 2), 0.2)[0].backward()
+    A = torch.tensor([[2.0, -3.0]])
+    ppo_policy_loss(logprobs, logprobs.detach(), A, torch.ones(1, 2), 0.2)[0].backward()
     close(logprobs.grad, [[-1.0, 1.5]])
 
 
 def test_the_clip_is_as_wide_as_asked():
-    logprobs = torch.tensor([[1.3, 0.7]]).log()
+    logprobs, old, A = torch.tensor([[1.3, 0.7]]).log(), torch.zeros(1, 2), torch.tensor([[1.0, -1.0]])
     for clip, gain, cost, share in ((0.1, 1.1, 0.9, 1), (0.4, 1.3, 0.7, 0)):
-        got, about = ppo_policy_loss(logprobs, torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]), torch.ones(1, 2), clip)
-        assert got.item() == pytest.approx((cost - gain) / 2, abs=1e-6) and about["clip_fraction"].item() == share
+        got, numbers = ppo_policy_loss(logprobs, old, A, torch.ones(1, 2), clip)
+        assert got.item() == pytest.approx((cost - gain) / 2, abs=1e-6)
+        assert numbers["clip_fraction"].item() == share
 
 
 def test_clip_0_means_no_clipping():
-    logprobs = torch.tensor([[math.log(3.0), math.log(0.1)]])
-    got, about = ppo_policy_loss(logprobs, torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]), torch.ones(1, 2), 0)
-    assert got.item() == pytest.approx((-3 + 0.1) / 2, abs=1e-6) and about["clip_fraction"].item() == 0
+    logprobs, A = torch.tensor([[3.0, 0.1]]).log(), torch.tensor([[1.0, -1.0]])
+    got, numbers = ppo_policy_loss(logprobs, torch.zeros(1, 2), A, torch.ones(1, 2), 0)
+    assert got.item() == pytest.approx((-3 + 0.1) / 2, abs=1e-6)
+    assert numbers["clip_fraction"].item() == 0
 
 
 def test_the_gradient_does_not_flow_through_the_old_policy_or_the_diagnostics():
-    logprobs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    loss, about = ppo_policy_loss(logprobs, torch.tensor([[-1.1, -1.9]]), torch.ones(1, 2), torch.ones(1, 2), 0.2)
-    assert loss.requires_grad and not any(x.requires_grad for x in about.values())
+    logprobs, ones = torch.tensor([[-1.0, -2.0]], requires_grad=True), torch.ones(1, 2)
+    loss, numbers = ppo_policy_loss(logprobs, torch.tensor([[-1.1, -1.9]]), ones, ones, 0.2)
+    assert loss.requires_grad and not any(x.requires_grad for x in numbers.values())
 
 
 def random_policy_batch(B=6, R=7, seed=0):
@@ -238,47 +272,53 @@ def random_policy_batch(B=6, R=7, seed=0):
 
 def test_policy_loss_is_a_mean_over_real_tokens_only():
     logprobs, old, A, mask = random_policy_batch()
-    total = count = 0
-    for b, t in mask.nonzero().tolist():
-        rho = math.exp(logprobs[b, t] - old[b, t])
-        total += -min(A[b, t].item() * rho, A[b, t].item() * min(max(rho, 0.8), 1.2))
-        count += 1
-    got, _ = ppo_policy_loss(logprobs, old, A, mask, 0.2)
-    assert got.item() == pytest.approx(total / count, abs=1e-6)
     real = mask.bool()
-    again, _ = ppo_policy_loss(logprobs.where(real, 1.0), old.where(real, 0.0), A.where(real, 9.0), mask, 0.2)
+    losses = []
+    for new, before, a in zip(logprobs[real].tolist(), old[real].tolist(), A[real].tolist(), strict=True):
+        rho = math.exp(new - before)
+        losses.append(-min(a * rho, a * min(max(rho, 0.8), 1.2)))
+    got, _ = ppo_policy_loss(logprobs, old, A, mask, 0.2)
+    assert got.item() == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+    garbage = logprobs.where(real, 1.0), old.where(real, 0.0), A.where(real, 9.0)
+    again, _ = ppo_policy_loss(*garbage, mask, 0.2)
     assert again.item() == pytest.approx(got.item(), abs=1e-6)
 
 
 def test_micro_batches_divide_by_the_tokens_of_the_whole():
-    """One row with 1 token of loss 1, another with 3 tokens of loss 0: 0.25. The mean of the means would be 0.5."""
+    """One row with 1 token of loss 1, another with 3 tokens of loss 0: 0.25. The mean of the means would be
+    0.5."""
     mask = torch.tensor([[1.0, 0, 0], [1, 1, 1]])
-    A = torch.tensor([[-1.0, 0, 0], [0, 0, 0]])
-    zeros = torch.zeros(2, 3)
-    parts = [ppo_policy_loss(zeros[i : i + 1], zeros[i : i + 1], A[i : i + 1], mask[i : i + 1], 0.2, mask.sum())[0] for i in range(2)]
-    assert sum(parts).item() == pytest.approx(0.25) == ppo_policy_loss(zeros, zeros, A, mask, 0.2)[0].item()
+    A, zeros = torch.tensor([[-1.0, 0, 0], [0, 0, 0]]), torch.zeros(2, 3)
+    whole, _ = ppo_policy_loss(zeros, zeros, A, mask, 0.2)
+    rows = (slice(0, 1), slice(1, 2))
+    parts = [ppo_policy_loss(zeros[r], zeros[r], A[r], mask[r], 0.2, mask.sum())[0] for r in rows]
+    assert sum(parts).item() == pytest.approx(0.25) == whole.item()
 
+
+def test_losses_and_numbers_of_micro_batches_add_up():
     args = random_policy_batch(seed=2)
-    whole, about = ppo_policy_loss(*args, 0.2)
+    whole, numbers = ppo_policy_loss(*args, 0.2)
     pieces = [ppo_policy_loss(*[x[i : i + 2] for x in args], 0.2, args[-1].sum()) for i in (0, 2, 4)]
-    assert sum(p[0] for p in pieces).item() == pytest.approx(whole.item(), abs=1e-6)
-    for name in about:
-        assert sum(p[1][name] for p in pieces).item() == pytest.approx(about[name].item(), abs=1e-6)
+    assert sum(loss for loss, _ in pieces).item() == pytest.approx(whole.item(), abs=1e-6)
+    for name, x in numbers.items():
+        assert sum(part[name] for _, part in pieces).item() == pytest.approx(x.item(), abs=1e-6)
 
 
 def test_clip_fraction_and_approx_kl_by_hand():
-    """Four real tokens: clipped (gain cut off), clipped, outside but not clipped (a cost), inside. A pad beside them."""
+    """Four real tokens: clipped (gain cut off), clipped, outside but not clipped (a cost), inside. A pad
+    beside them."""
     ratio = torch.tensor([[1.5, 0.5, 1.5, 1.1, 3.0]])
     A, mask = torch.tensor([[1.0, -1.0, -1.0, 1.0, 1.0]]), torch.tensor([[1.0, 1, 1, 1, 0]])
-    _, about = ppo_policy_loss(ratio.log(), torch.zeros(1, 5), A, mask, 0.2)
-    assert about["clip_fraction"].item() == pytest.approx(0.5)
+    _, numbers = ppo_policy_loss(ratio.log(), torch.zeros(1, 5), A, mask, 0.2)
+    assert numbers["clip_fraction"].item() == pytest.approx(0.5)
     expected = sum(r - 1 - math.log(r) for r in (1.5, 0.5, 1.5, 1.1)) / 4
-    assert about["approx_kl"].item() == pytest.approx(expected, abs=1e-6)
+    assert numbers["approx_kl"].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_masked_mean_by_hand():
-    assert masked_mean(torch.tensor([[1.0, 2, 100]]), torch.tensor([[1.0, 1, 0]])).item() == 1.5
-    assert masked_mean(torch.tensor([[1.0, 2, 100]]), torch.tensor([[1.0, 1, 0]]), 6).item() == 0.5
+    x, mask = torch.tensor([[1.0, 2, 100]]), torch.tensor([[1.0, 1, 0]])
+    assert masked_mean(x, mask).item() == 1.5
+    assert masked_mean(x, mask, 6).item() == 0.5
 
 
 # ------------------------------------------------------------------------------------------------
@@ -287,93 +327,65 @@ def test_masked_mean_by_hand():
 
 
 def one_value_loss(value, old, target, clip):
-    value = torch.tensor([[value]], requires_grad=True)
-    loss = value_loss(value, torch.tensor([[old]]), torch.tensor([[target]]), torch.ones(1, 1), clip)
+    value, one = torch.tensor([[value]], requires_grad=True), torch.ones(1, 1)
+    loss = value_loss(value, old * one, target * one, one, clip)
     loss.backward()
     return loss.item(), value.grad.item()
 
 
 def test_value_loss_takes_the_larger_error():
-    """v 1.0, old 0, clip 0.2, return 2: errors 1 and (0.2 - 2)^2 = 3.24; half the larger is 1.62, and it stops the gradient.
-    With return -1 the plain error, 4, is the larger one: half of it is 2, with gradient v - return = 2."""
-    loss, slope = one_value_loss(1.0, 0.0, 2.0, 0.2)
-    assert loss == pytest.approx(1.62, abs=1e-6) and slope == 0
-    loss, slope = one_value_loss(1.0, 0.0, -1.0, 0.2)
-    assert loss == pytest.approx(2.0, abs=1e-6) and slope == pytest.approx(2.0, abs=1e-6)
-    assert one_value_loss(1.0, 0.0, 2.0, 0.5) == pytest.approx((1.125, 0), abs=1e-6), "a wider clip: half of (0.5 - 2)^2"
+    """v 1, old 0, clip 0.2, return 2: errors 1 and (0.2 - 2)^2 = 3.24; half the larger is 1.62, and it stops
+    the gradient. With return -1 the plain error, 4, is the larger: half of it, with gradient v + 1 = 2."""
+    assert one_value_loss(1.0, 0.0, 2.0, 0.2) == pytest.approx((1.62, 0), abs=1e-6)
+    assert one_value_loss(1.0, 0.0, -1.0, 0.2) == pytest.approx((2.0, 2.0), abs=1e-6)
+    assert one_value_loss(1.0, 0.0, 2.0, 0.5) == pytest.approx((1.125, 0), abs=1e-6), "half of (0.5 - 2)^2"
 
 
 def test_value_loss_inside_the_clip_and_without_it_is_half_the_squared_error():
-    loss, slope = one_value_loss(0.1, 0.0, 2.0, 0.2)
-    assert loss == pytest.approx(0.5 * 1.9**2, abs=1e-6) and slope == pytest.approx(-1.9, abs=1e-6)
-    loss, slope = one_value_loss(1.0, 0.0, 2.0, 0)
-    assert loss == pytest.approx(0.5, abs=1e-6) and slope == pytest.approx(-1.0, abs=1e-6)
+    assert one_value_loss(0.1, 0.0, 2.0, 0.2) == pytest.approx((0.5 * 1.9**2, -1.9), abs=1e-6)
+    assert one_value_loss(1.0, 0.0, 2.0, 0) == pytest.approx((0.5, -1.0), abs=1e-6)
 
 
 def test_value_loss_sees_only_real_tokens_and_adds_up_over_micro_batches():
     values, old, returns, mask = random_policy_batch(seed=5)
-    total = 0.0
-    for b, t in mask.nonzero().tolist():
-        v, o, g = (x[b, t].item() for x in (values, old, returns))
-        total += 0.5 * max((v - g) ** 2, (min(max(v, o - 0.2), o + 0.2) - g) ** 2)
-    got = value_loss(values, old, returns, mask, 0.2)
-    assert got.item() == pytest.approx(total / mask.sum().item(), abs=1e-6)
     real = mask.bool()
-    assert value_loss(values.where(real, 7.0), old, returns.where(real, -7.0), mask, 0.2).item() == pytest.approx(got.item(), abs=1e-6)
-    parts = [value_loss(*[x[i : i + 2] for x in (values, old, returns, mask)], 0.2, mask.sum()) for i in (0, 2, 4)]
-    assert sum(parts).item() == pytest.approx(got.item(), abs=1e-6)
+    errors = []
+    for v, o, g in zip(values[real].tolist(), old[real].tolist(), returns[real].tolist(), strict=True):
+        errors.append(max((v - g) ** 2, (min(max(v, o - 0.2), o + 0.2) - g) ** 2))
+    expected = pytest.approx(0.5 * sum(errors) / len(errors), abs=1e-6)
+    assert value_loss(values, old, returns, mask, 0.2).item() == expected
+    garbage = values.where(real, 7.0), old, returns.where(real, -7.0)
+    assert value_loss(*garbage, mask, 0.2).item() == expected
+    rows = [slice(i, i + 2) for i in (0, 2, 4)]
+    parts = [value_loss(values[r], old[r], returns[r], mask[r], 0.2, mask.sum()) for r in rows]
+    assert sum(parts).item() == expected
 
 
 # ------------------------------------------------------------------------------------------------
-# KL, entropy, explained variance, adaptive beta
+# KL estimates, adaptive beta
 # ------------------------------------------------------------------------------------------------
 
 
 def test_kl_estimates_are_sums_over_an_answer_averaged_over_answers():
-    """d = (0.2, -0.5, 0.4) in the first row, 0.3 and a pad in the second. k3 is exp(-d) - 1 + d, not exp(d) - 1 - d."""
+    """d = (0.2, -0.5, 0.4) in the first row, 0.3 and a pad in the second. k3 is exp(-d) - 1 + d, not
+    exp(d) - 1 - d."""
     logprobs = torch.tensor([[-1.0, -2.0, -0.5], [-1.0, 5.0, 5.0]])
     ref = torch.tensor([[-1.2, -1.5, -0.9], [-1.3, -5.0, 0.0]])
     mask = torch.tensor([[1.0, 1, 1], [1, 0, 0]])
     k1, k3 = kl_estimates(logprobs, ref, mask)
     assert k1.item() == pytest.approx((0.1 + 0.3) / 2, abs=1e-6)
-    assert k3.item() == pytest.approx(sum(math.exp(-d) - 1 + d for d in (0.2, -0.5, 0.4, 0.3)) / 2, abs=1e-6)
+    expected = sum(math.exp(-d) - 1 + d for d in (0.2, -0.5, 0.4, 0.3)) / 2
+    assert k3.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_both_kl_estimates_are_unbiased():
     """Weighted by the policy's own probabilities, k1 and k3 of all tokens add up to the exact KL."""
     p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.2, 0.6])
     exact = (p * (p / q).log()).sum().item()
-    per_token = [kl_estimates(p.log()[i].view(1, 1), q.log()[i].view(1, 1), torch.ones(1, 1)) for i in range(3)]
-    for k in (0, 1):
-        assert sum(p[i].item() * per_token[i][k].item() for i in range(3)) == pytest.approx(exact, abs=1e-6)
-
-
-def test_exact_kl_and_entropy_by_hand():
-    p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
-    logits, ref = p.log().repeat(2, 2, 1) + 3, q.log().repeat(2, 2, 1) - 1  # constants change nothing
-    mask = torch.tensor([[1.0, 1], [1, 0]])
-    kl, entropy = full_kl_and_entropy(logits, ref, mask)
-    one = 0.5 * math.log(2) - 0.25 * math.log(2)
-    assert kl.tolist() == pytest.approx([2 * one, one], abs=1e-6)  # summed over the tokens of each answer
-    assert entropy.item() == pytest.approx(1.5 * math.log(2), abs=1e-6)  # a token
-
-
-def test_exact_kl_has_its_direction():
-    """KL(policy || reference): dear where the policy goes and the reference does not, cheap the other way round."""
-    sharp, flat = torch.tensor([[[9.0, 0, 0]]]), torch.tensor([[[0.0, 0, 0]]])
-    there, back = (full_kl_and_entropy(a, b, torch.ones(1, 1))[0].item() for a, b in ((sharp, flat), (flat, sharp)))
-    assert there == pytest.approx(math.log(3) - full_kl_and_entropy(sharp, flat, torch.ones(1, 1))[1].item(), abs=1e-5)
-    assert back > 3 * there
-
-
-def test_explained_variance():
-    """1 for a perfect critic, also a perfect one with an offset; 0 for one that knows the mean; pads do not count."""
-    returns, mask = torch.tensor([[1.0, 2, 3, 50]]), torch.tensor([[1.0, 1, 1, 0]])
-    assert explained_variance(returns.clone(), returns, mask).item() == pytest.approx(1, abs=1e-6)
-    assert explained_variance(returns + 4, returns, mask).item() == pytest.approx(1, abs=1e-6)
-    assert explained_variance(torch.full((1, 4), 2.0), returns, mask).item() == pytest.approx(0, abs=1e-6)
-    assert explained_variance(-returns, returns, mask).item() == pytest.approx(-3, abs=1e-5)
-    assert explained_variance(torch.tensor([[1.0, 2, 4, -9]]), returns, mask).item() == pytest.approx(1 - (2 / 9) / (2 / 3), abs=1e-5)
+    one = torch.ones(1, 1)
+    of_tokens = [kl_estimates(a.log() * one, b.log() * one, one) for a, b in zip(p, q, strict=True)]
+    for estimate in zip(*of_tokens, strict=True):
+        assert (p * torch.stack(estimate)).sum().item() == pytest.approx(exact, abs=1e-6)
 
 
 def test_adaptive_beta_of_the_worked_example():
@@ -389,17 +401,167 @@ def test_adaptive_beta_moves_in_proportion_within_its_limits():
 
 
 # ------------------------------------------------------------------------------------------------
-# The loss of a minibatch, and the run-time invariants
+# The loss of a minibatch
 # ------------------------------------------------------------------------------------------------
 
 
 def config(**changes):
-    return SimpleNamespace(**{"temperature": 0.7, "clip": 0.2, "value_clip": 0.2, "value_coef": 0.1, "ppo_epochs": 1, "minibatch_size": 8, "micro_batch_size": 3,
-                              "clip_grad": 0, "ptx_coef": 0, **changes})
+    knobs = dict(max_new_tokens=8, temperature=0.7, whitening="frozen", eos_penalty=0.0, gamma=1.0, lam=0.95,
+                 whiten_advantages=True, ppo_epochs=1, minibatch_size=8, micro_batch_size=3, clip=0.2,
+                 value_clip=0.2, value_coef=0.1, ptx_coef=0.0, clip_grad=0.0, critic="separate")
+    return SimpleNamespace(**{**knobs, **changes})
+
+
+def two_networks(make_gpt):
+    return Agent(make_gpt(std=0.3), make_gpt(seed=5, std=0.3, value_head=True))
+
+
+def one_network(make_gpt, value_coef=0.1):
+    policy = make_gpt(std=0.3, value_head=True)
+    return Agent(policy, policy, value_coef)
+
+
+BUILDERS = pytest.mark.parametrize("build", [one_network, two_networks])
+
+
+@torch.no_grad()
+def sampled_batch(agent, cfg, B=8):
+    """Answers of a policy to ragged prompts, with made-up advantages and returns."""
+    prompt_lengths = torch.tensor([1 + i % 4 for i in range(B)])
+    prompts = torch.where(torch.arange(4) < prompt_lengths[:, None], torch.randint(0, 10, (B, 4)), PAD)
+    responses, mask, old_logprobs = generate(
+        agent.policy, prompts, prompt_lengths, 8, cfg.temperature, EOS, PAD)
+    tokens, _ = join(prompts, prompt_lengths, responses, mask, PAD)
+    assert 0 < mask.sum() < mask.numel(), "these tests need answers of different lengths"
+    made_up = {name: torch.randn(mask.shape) * mask for name in ("advantages", "returns")}
+    return Batch(texts=list("abcdefgh")[:B], tokens=tokens, prompt_lengths=prompt_lengths,
+                 responses=responses, mask=mask, ended=(responses == EOS).any(1), raw=torch.zeros(B),
+                 scores=torch.zeros(B), old_logprobs=old_logprobs, ref_logprobs=old_logprobs,
+                 rewards=torch.zeros(mask.shape),
+                 old_values=agent.values(tokens, prompt_lengths, mask.shape[1]), **made_up)
+
+
+def test_a_part_of_a_batch_is_cut_to_its_longest_answer(make_gpt):
+    """Rows 2 and 0, in this order, with 3 and 1 real tokens of 4, behind prompts of 1 and 2."""
+    mask = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 0]])
+    numbers = torch.arange(12.0).view(3, 4)
+    R = {f.name: numbers for f in dataclasses.fields(Batch)[1:]}
+    batch = Batch(**R | dict(texts=["a", "b", "c"], mask=mask, prompt_lengths=torch.tensor([2, 5, 1]),
+                             tokens=torch.arange(27).view(3, 9), ended=torch.tensor([True, True, False]),
+                             raw=torch.zeros(3), scores=torch.tensor([1.0, 2.0, 3.0])))
+    part = batch.take(torch.tensor([2, 0]))
+    assert part.texts == ["c", "a"] and part.ended.tolist() == [False, True]
+    assert part.scores.tolist() == [3, 1] and part.prompt_lengths.tolist() == [1, 2]
+    assert part.mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert part.returns.tolist() == [[8, 9, 10], [0, 1, 2]], "the longest of them has 3 tokens"
+    assert part.tokens.tolist() == [list(range(18, 23)), list(range(5))], "2 of a prompt, 3 of an answer"
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+def test_the_first_ratio_is_1_at_any_temperature(make_gpt, temperature):
+    """Sampling and training must mean the same distribution: the temperature divides the logits in both."""
+    cfg, agent = config(temperature=temperature), two_networks(make_gpt)
+    batch = sampled_batch(agent, cfg)
+    _, numbers = ppo_loss(agent, batch, batch.mask.sum(), cfg)
+    assert numbers["approx_kl"].item() == pytest.approx(0, abs=1e-6)
+    assert numbers["clip_fraction"].item() == 0
+    expected = -masked_mean(batch.advantages, batch.mask).item()
+    assert numbers["policy_loss"].item() == pytest.approx(expected, abs=1e-5)
+    logits, _ = agent(batch.tokens, batch.prompt_lengths, batch.mask.shape[1])
+    drift = token_logprobs(logits, batch.responses, temperature) - batch.old_logprobs
+    assert (drift * batch.mask).abs().max().item() < 1e-4
+
+
+def test_the_ratio_compares_with_the_policy_that_sampled(make_gpt):
+    """Once the weights have moved, the ratio is no longer 1: the old log-probabilities stay those of the
+    sampler."""
+    cfg, old = config(), two_networks(make_gpt)
+    batch = sampled_batch(old, cfg)
+    new = Agent(make_gpt(std=0.32).requires_grad_(False), old.critic)
+    _, numbers = ppo_loss(new, batch, batch.mask.sum(), cfg)
+    total = 0.0
+    for b, t in batch.mask.nonzero().tolist():
+        n = batch.prompt_lengths[b].item()
+        logits = new.policy(batch.tokens[b : b + 1, : n + t])[0, -1] / cfg.temperature
+        logprob = logits.log_softmax(-1)[batch.responses[b, t]]
+        rho, A = math.exp(logprob - batch.old_logprobs[b, t]), batch.advantages[b, t].item()
+        total -= min(A * rho, A * min(max(rho, 0.8), 1.2))
+    assert numbers["approx_kl"].item() > 1e-3
+    expected = total / batch.mask.sum().item()
+    assert numbers["policy_loss"].item() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("build, weight", [(one_network, 0.1), (two_networks, 1.0)])
+def test_the_value_loss_has_the_weight_of_the_agent(make_gpt, build, weight):
+    cfg, agent = config(), build(make_gpt)
+    batch = sampled_batch(agent, cfg)
+    batch.old_values = batch.old_values + 0.05
+    loss, numbers = ppo_loss(agent, batch, batch.mask.sum(), cfg)
+    values = agent.values(batch.tokens, batch.prompt_lengths, batch.mask.shape[1])
+    expected = value_loss(values, batch.old_values, batch.returns, batch.mask, 0.2)
+    assert numbers["value_loss"].item() == pytest.approx(expected.item(), abs=1e-5)
+    both = numbers["policy_loss"] + weight * numbers["value_loss"]
+    assert loss.item() == pytest.approx(both.item(), abs=1e-6)
+
+
+@BUILDERS
+def test_a_value_belongs_to_the_moment_before_its_token(make_gpt, build):
+    """V_t knows the prompt and the tokens before t, not token t; and so do the logits."""
+    agent = build(make_gpt)
+    tokens, lengths = torch.tensor([[1, 2, 3, 4], [5, 6, 7, PAD]]), torch.tensor([2, 1])
+    seen = [[1, 2], [1, 2, 3], [5], [5, 6]]
+    logits, values = agent(tokens, lengths, 2)
+    last = [agent.critic.hidden(torch.tensor([ids]))[0, -1] for ids in seen]
+    close(values.flatten(), [agent.critic.value_head(x).item() for x in last], 1e-5)
+    close(agent.values(tokens, lengths, 2), values, 1e-6)
+    for got, ids in zip(logits.flatten(0, 1), seen, strict=True):
+        close(got, agent.policy(torch.tensor([ids]))[0, -1], 1e-4)
+
+
+@BUILDERS
+def test_gradients_of_micro_batches_add_up_to_those_of_the_minibatch(make_gpt, build):
+    """Also where the pieces hold very different numbers of real tokens."""
+    cfg, agent = config(), build(make_gpt)
+    batch = sampled_batch(agent, cfg)
+    batch.old_logprobs = batch.old_logprobs + 0.1 * torch.randn(batch.mask.shape)
+    gradients, numbers = [], []
+    for size in (8, 3, 1):
+        agent.zero_grad()
+        total = {}
+        for rows in torch.arange(8).split(size):
+            loss, about = ppo_loss(agent, batch.take(rows), batch.mask.sum(), cfg)
+            loss.backward()
+            total = {name: total.get(name, 0.0) + x.item() for name, x in about.items()}
+        numbers.append(total)
+        gradients.append(torch.cat([p.grad.flatten() for p in agent.parameters() if p.grad is not None]))
+    assert gradients[0].abs().max() > 1e-3
+    for gradient, total in zip(gradients[1:], numbers[1:], strict=True):
+        torch.testing.assert_close(gradient, gradients[0], atol=1e-5, rtol=1e-4)
+        assert total == pytest.approx(numbers[0], abs=1e-5)
+
+
+def test_padding_a_batch_further_changes_nothing(make_gpt):
+    cfg, agent = config(), two_networks(make_gpt)
+    batch = sampled_batch(agent, cfg)
+    longer = {}
+    for field in dataclasses.fields(Batch)[1:]:
+        x = getattr(batch, field.name)
+        fill = PAD if field.name in ("tokens", "responses") else 0
+        pads = torch.full((8, 3), fill, dtype=x.dtype)
+        longer[field.name] = torch.cat([x, pads], 1) if x.dim() == 2 else x
+    one, two = (ppo_loss(agent, b, batch.mask.sum(), cfg)[0].item()
+                for b in (batch, Batch(batch.texts, **longer)))
+    assert one == pytest.approx(two, abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------
+# Update
+# ------------------------------------------------------------------------------------------------
 
 
 def watch(monkeypatch, name):
-    """The arguments of every call of a function of train_ppo.py, in the order of its signature, and its result: a list that grows."""
+    """The arguments of every call of a function of train_ppo.py, in the order of its signature, and its
+    result: a list that grows."""
     formula, calls = getattr(train_ppo, name), []
 
     def watched(*args, **named):
@@ -410,134 +572,70 @@ def watch(monkeypatch, name):
     return calls
 
 
-def sampled_batch(policy, critic, cfg, B=8, seed=0):
-    """Answers of a policy to ragged prompts, with made-up advantages and returns, as a dict like the loop's."""
-    torch.manual_seed(seed)
-    prompt_lengths = torch.tensor([1 + i % 4 for i in range(B)])
-    prompts = torch.where(torch.arange(4) < prompt_lengths[:, None], torch.randint(0, 10, (B, 4)), PAD)
-    responses, mask, old_logprobs = generate(policy, prompts, prompt_lengths, 8, cfg.temperature, EOS, PAD)
-    tokens, _ = join(prompts, prompt_lengths, responses, mask, PAD)
-    old_values = response_values(critic, tokens, prompt_lengths, responses.shape[1]).detach()
-    assert 0 < mask.sum() < mask.numel(), "these tests need answers of different lengths"
-    return dict(tokens=tokens, prompt_lengths=prompt_lengths, responses=responses, mask=mask, old_logprobs=old_logprobs,
-                advantages=torch.randn(mask.shape) * mask, old_values=old_values, returns=torch.randn(mask.shape) * mask)
-
-
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
-def test_the_first_ratio_is_1_at_any_temperature(make_gpt, temperature):
-    """Sampling and training must mean the same distribution: the temperature divides the logits in both."""
-    cfg = config(temperature=temperature)
-    policy = make_gpt(std=0.3, value_head=True)
-    batch = sampled_batch(policy, policy, cfg)
-    loss, about = ppo_loss(policy, policy, batch, batch["mask"].sum(), cfg)
-    assert about["approx_kl"].item() == pytest.approx(0, abs=1e-6) and about["clip_fraction"].item() == 0
-    assert about["policy_loss"].item() == pytest.approx(-masked_mean(batch["advantages"], batch["mask"]).item(), abs=1e-5)
-    logits = response_logits(policy, batch["tokens"], batch["prompt_lengths"], batch["responses"].shape[1], temperature)
-    drift = (token_logprobs(logits, batch["responses"]) - batch["old_logprobs"]) * batch["mask"]
-    assert drift.abs().max().item() < 1e-4
-
-
-def test_the_ratio_compares_with_the_policy_that_sampled(make_gpt):
-    """Once the weights have moved, the ratio is no longer 1: the old log-probabilities stay those of the sampler."""
-    cfg = config()
-    old = make_gpt(std=0.3, value_head=True)
-    batch = sampled_batch(old, old, cfg)
-    new = make_gpt(seed=0, std=0.32, value_head=True).requires_grad_(False)
-    _, about = ppo_loss(new, new, batch, batch["mask"].sum(), cfg)
-    total = 0.0
-    for b, t in batch["mask"].nonzero().tolist():
-        n = batch["prompt_lengths"][b].item()
-        logits = new(batch["tokens"][b : b + 1, : n + t])[0, -1] / cfg.temperature
-        rho = math.exp(logits.log_softmax(-1)[batch["responses"][b, t]] - batch["old_logprobs"][b, t])
-        A = batch["advantages"][b, t].item()
-        total -= min(A * rho, A * min(max(rho, 0.8), 1.2))
-    assert about["approx_kl"].item() > 1e-3
-    assert about["policy_loss"].item() == pytest.approx(total / batch["mask"].sum().item(), abs=1e-4)
-
-
-def test_values_of_a_shared_trunk_are_weighted_and_a_critic_of_its_own_is_not(make_gpt):
-    cfg = config(value_coef=0.3)
-    shared, critic = make_gpt(std=0.3, value_head=True), make_gpt(seed=5, std=0.3, value_head=True)
-    for c, weight in ((shared, 0.3), (critic, 1.0)):
-        batch = sampled_batch(shared, c, cfg)
-        batch["old_values"] += 0.05
-        loss, about = ppo_loss(shared, c, batch, batch["mask"].sum(), cfg)
-        values = response_values(c, batch["tokens"], batch["prompt_lengths"], batch["responses"].shape[1])
-        expected = value_loss(values, batch["old_values"], batch["returns"], batch["mask"], 0.2)
-        assert about["value_loss"].item() == pytest.approx(expected.item(), abs=1e-5)
-        assert loss.item() == pytest.approx((about["policy_loss"] + weight * about["value_loss"]).item(), abs=1e-6)
-
-
-def test_a_value_belongs_to_the_moment_before_its_token(make_gpt):
-    """V_t knows the prompt and the tokens before t, not token t."""
-    critic = make_gpt(value_head=True)
-    tokens = torch.tensor([[1, 2, 3, 4], [5, 6, 7, PAD]])
-    values = response_values(critic, tokens, torch.tensor([2, 1]), 2)
-    head = lambda ids: critic.value_head(critic.hidden(torch.tensor([ids])))[0, -1, 0].item()  # noqa: E731
-    close(values, [[head([1, 2]), head([1, 2, 3])], [head([5]), head([5, 6])]], 1e-5)
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_gradients_of_micro_batches_add_up_to_those_of_the_minibatch(make_gpt, shared):
-    """Also where the pieces hold very different numbers of real tokens."""
-    cfg = config()
-    policy = make_gpt(std=0.3, value_head=True)
-    critic = policy if shared else make_gpt(seed=5, std=0.3, value_head=True)
-    batch = sampled_batch(policy, critic, cfg)
-    batch["old_logprobs"] = batch["old_logprobs"] + 0.1 * torch.randn(batch["mask"].shape)
-    gradients, numbers = [], []
-    for size in (8, 3, 1):
-        policy.zero_grad()
-        critic.zero_grad()
-        total = {}
-        for rows in torch.arange(8).split(size):
-            loss, about = ppo_loss(policy, critic, {name: x[rows] for name, x in batch.items()}, batch["mask"].sum(), cfg)
-            loss.backward()
-            total = {name: total.get(name, 0.0) + x.item() for name, x in about.items()}
-        numbers.append(total)
-        gradients.append([p.grad.clone() for m in (policy, critic) for p in m.parameters() if p.grad is not None])
-    assert any(g.abs().max() > 1e-3 for g in gradients[0])
-    for other, total in zip(gradients[1:], numbers[1:]):
-        for a, b in zip(gradients[0], other, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-        assert total == pytest.approx(numbers[0], abs=1e-5)
-
-
 def test_every_pass_takes_all_answers_in_a_new_order(make_gpt, monkeypatch):
     """Three passes over 8 answers, in minibatches of 5 and 3, in parts of 2."""
-    calls, cfg = watch(monkeypatch, "ppo_loss"), config(ppo_epochs=3, minibatch_size=5, micro_batch_size=2)
-    policy, critic = make_gpt(std=0.3), make_gpt(seed=5, std=0.3, value_head=True)
-    batch = sampled_batch(policy, critic, cfg)
-    batch["old_values"][:, 0] = torch.arange(8)  # who is who
-    steps = update(policy, critic, torch.optim.SGD([*policy.parameters(), *critic.parameters()], lr=0), batch, cfg)
-    drawn = [mb["old_values"][:, 0].int().tolist() for (_, _, mb, *_), _ in calls]
-    assert len(steps) == 6 and len(drawn) == 15 and max(map(len, drawn)) == 2
+    calls = watch(monkeypatch, "ppo_loss")
+    cfg, agent = config(ppo_epochs=3, minibatch_size=5, micro_batch_size=2), two_networks(make_gpt)
+    updates = update(agent, torch.optim.SGD(agent.parameters(), lr=0), sampled_batch(agent, cfg), cfg)
+    drawn = ["".join(args[1].texts) for args, _ in calls]
+    assert len(updates) == 6 and [len(texts) for texts in drawn] == [2, 2, 1, 2, 1] * 3
     passes = [drawn[i : i + 5] for i in (0, 5, 10)]
-    assert all(sorted(sum(parts, [])) == list(range(8)) for parts in passes)
-    assert len({frozenset(sum(parts[:3], [])) for parts in passes}) > 1, "in the first minibatch not always the same"
+    for parts in passes:
+        assert sorted("".join(parts)) == list("abcdefgh")
+    assert len({frozenset("".join(parts[:3])) for parts in passes}) > 1, "not always the same go first"
+
+
+def test_the_parts_of_a_minibatch_divide_by_its_tokens(make_gpt, monkeypatch):
+    """Minibatches of 5 and 3 answers in parts of 2: all parts of one get the number of its real tokens."""
+    calls = watch(monkeypatch, "ppo_loss")
+    cfg, agent = config(minibatch_size=5, micro_batch_size=2), two_networks(make_gpt)
+    update(agent, torch.optim.SGD(agent.parameters(), lr=0), sampled_batch(agent, cfg), cfg)
+    parts = [(args[1].mask.sum().item(), args[2]) for args, _ in calls]
+    for minibatch in (parts[:3], parts[3:]):
+        total = sum(tokens for tokens, _ in minibatch)
+        assert [n for _, n in minibatch] == [total] * len(minibatch)
+    assert len({tokens for tokens, _ in parts}) > 1, "answers of different lengths"
+
+
+def test_every_minibatch_begins_without_gradients(make_gpt):
+    """The weights stay where they are: three passes have three times the same gradient."""
+    cfg, agent = config(ppo_epochs=3), two_networks(make_gpt)
+    updates = update(agent, torch.optim.SGD(agent.parameters(), lr=0), sampled_batch(agent, cfg), cfg)
+    norms = [u["grad_norm"] for u in updates]
+    assert norms[0] > 1e-3 and norms == pytest.approx([norms[0]] * 3, rel=1e-3)
 
 
 def moves(make_gpt, **changes):
-    """What one step of plain gradient descent with a learning rate of 1 takes from the weights of policy and critic, their gradients: two long
-    vectors; and the dict of the step."""
-    cfg, models = config(**changes), [make_gpt(std=0.3), make_gpt(seed=5, std=0.3, value_head=True)]
-    batch = sampled_batch(*models, cfg)
-    before = [torch.nn.utils.parameters_to_vector(m.parameters()).detach().clone() for m in models]
-    (step,) = update(*models, torch.optim.SGD([p for m in models for p in m.parameters()], lr=1), batch, cfg, np.arange(400) % 10)
-    return *(b - torch.nn.utils.parameters_to_vector(m.parameters()).detach() for b, m in zip(before, models)), step
+    """What one step of plain gradient descent with a learning rate of 1 takes from the weights of policy and
+    critic, their gradients: two long vectors; and the dict of the step."""
+    torch.manual_seed(0)
+    cfg, agent = config(**changes), two_networks(make_gpt)
+    batch = sampled_batch(agent, cfg)
+
+    def weights():
+        return [torch.nn.utils.parameters_to_vector(net.parameters()).detach().clone()
+                for net in agent.networks]
+
+    before, optimizer = weights(), torch.optim.SGD(agent.parameters(), lr=1)
+    (numbers,) = update(agent, optimizer, batch, cfg, np.arange(400) % 10)
+    policy, critic = (b - a for b, a in zip(before, weights(), strict=True))
+    return policy, critic, numbers
 
 
-def test_gradients_are_clipped_for_each_model_by_itself(make_gpt):
-    for free, clipped in zip(moves(make_gpt)[:2], moves(make_gpt, clip_grad=1e-3)[:2]):
-        assert free.norm() > 1e-2 and clipped.norm().item() == pytest.approx(1e-3, rel=0.01)
-        assert torch.cosine_similarity(free, clipped, 0) > 0.99
-    policy, _, step = moves(make_gpt)
-    assert step["grad_norm"] == pytest.approx(policy.norm().item(), rel=1e-3)
+def test_gradients_are_clipped_for_each_network_by_itself(make_gpt):
+    *free, numbers = moves(make_gpt)
+    *clipped, _ = moves(make_gpt, clip_grad=1e-3)
+    assert numbers["grad_norm"] == pytest.approx(free[0].norm().item(), rel=1e-3)
+    for a, b in zip(free, clipped, strict=True):
+        assert a.norm() > 1e-2 and b.norm().item() == pytest.approx(1e-3, rel=0.01)
+        assert torch.cosine_similarity(a, b, 0) > 0.99
 
 
 def test_the_loss_on_pretraining_text_has_its_weight(make_gpt):
     """Its gradient is that of the language-model loss, on the policy alone."""
-    (none, critic, _), (once, _, _), (thrice, same, _) = (moves(make_gpt, ptx_coef=c) for c in (0, 1, 3))
+    none, critic, _ = moves(make_gpt)
+    once, _, _ = moves(make_gpt, ptx_coef=1.0)
+    thrice, same, _ = moves(make_gpt, ptx_coef=3.0)
     close(thrice - none, 3 * (once - none), 1e-4)
     close(same, critic)
     model = make_gpt(std=0.3)
@@ -546,245 +644,221 @@ def test_the_loss_on_pretraining_text_has_its_weight(make_gpt):
     assert torch.cosine_similarity(once - none, gradient, 0) > 0.8
 
 
-def test_padding_a_batch_further_changes_nothing(make_gpt):
-    cfg = config()
-    policy = make_gpt(std=0.3, value_head=True)
-    batch = sampled_batch(policy, policy, cfg)
-    longer = {name: x if name == "prompt_lengths" else torch.cat([x, torch.full((8, 3), PAD if name in ("tokens", "responses") else 0,
-                                                                                dtype=x.dtype)], 1) for name, x in batch.items()}
-    one, two = (ppo_loss(policy, policy, b, batch["mask"].sum(), cfg)[0].item() for b in (batch, longer))
-    assert one == pytest.approx(two, abs=1e-5)
-
-
-def test_broken_invariants_are_told_in_words():
-    with pytest.raises(InvariantError, match="went wrong"):
-        check(False, "this went wrong")
-    check(True, "fine")
-    good = dict(step=0, drift=0.0, full_kl=0.0, k3=0.0, entropy=1.0, rewards=torch.tensor([[0.0, 1.0]]), scores=torch.tensor([1.0]),
-                kl_coef=0.1, k1=torch.tensor(0.0))
-    check_step(**good)
-    for bad in ({"drift": 0.1}, {"full_kl": 0.01}, {"k3": -0.1}, {"entropy": -0.1}, {"rewards": torch.tensor([[1.0, 1.0]])}):
-        with pytest.raises(InvariantError):
-            check_step(**{**good, **bad})
-    check_step(**{**good, "step": 1, "full_kl": 0.5})  # later on the policy may have moved
-    check_step(**{**good, "drift": 0.001, "temperature": 0.01})  # rounding, a hundred times enlarged
-
-
-def test_score_and_kl_of_the_evaluation_belong_to_the_answers(make_gpt, enc):
-    """The same model as policy and reference: KL 0. Another one: more than 0."""
-    shape = dict(vocab_size=enc.n_vocab, block_size=48)
-    policy, other = make_gpt(1, std=0.3, **shape), make_gpt(2, std=0.3, **shape)
-    prompts = ["A dog is", "What is a cat?", "A"]
-    answers, kls = train_ppo.sample_with_kl(policy, policy, enc, prompts, 6, 1.0, batch_size=2)
-    assert len(answers) == len(kls) == 3 and max(map(abs, kls)) < 1e-5
-    _, kls = train_ppo.sample_with_kl(policy, other, enc, prompts, 6, 1.0, batch_size=2)
-    assert min(kls) > 1e-3
-
-
-def test_a_reward_is_frozen_on_given_answers_or_whitened_over_a_batch(make_gpt, enc):
-    """Frozen: mean 0 and deviation 1 over those answers, and for others whatever they are worth on that scale; a batch: always 0 and 1."""
-    rm = make_gpt(3, reward_head=True, vocab_size=enc.n_vocab, block_size=48)
-    reward = train_ppo.Reward("overall", [rm], {})
-    prompts, texts = ["A dog is"] * 4, ["a cat.", "a furry mammal.", "No", "a small hunter. A cat."]
-    raw = torch.tensor(score(rm, enc, prompts, texts))
-    reward.freeze(enc, prompts, texts)
-    expected = (raw - raw.mean()) / raw.std(correction=0)
-    assert reward.of_texts(enc, prompts, texts) == pytest.approx(expected.tolist(), abs=1e-4)
-    assert reward.of_texts(enc, prompts[:2], texts[:2]) == pytest.approx(expected[:2].tolist(), abs=1e-4), "not whitened anew"
-    assert reward.combine([raw[:2]], prompts[:2], batch=True).abs().tolist() == pytest.approx([1, 1], abs=1e-4)
-
-
-def test_llama2s_reward_asks_the_model_that_the_prompt_asks_for(enc):
-    """Scores are log-odds: helpfulness on a safe prompt, safety on an unsafe one or where it is below 0.15."""
-    reward = train_ppo.Reward("llama2", [None, None], {'"steal"': True, '"wash"': False})
-    helpful, safety = torch.tensor([3.0, 3.0, 3.0]), torch.tensor([1.0, 1.0, -2.0])
-    assert reward.combine([helpful, safety], ["steal", "wash", "wash"]).tolist() == pytest.approx([1, 3, -2], abs=1e-3)
-    reward.mean, reward.std = 1.0, 2.0
-    assert reward.combine([helpful, safety], ["steal", "wash", "elsewhere"]).tolist() == pytest.approx([0, 1, -1.5], abs=1e-3)
-
-
-def test_bill_counts_trained_models_four_times():
-    """1 M parameters that are trained and 1 M that are frozen: 4 bytes x (2 + 3) M = 20 MB."""
-    million = lambda: torch.nn.Linear(1000, 1000, bias=False)  # noqa: E731
-    assert "about 20 MB" in train_ppo.bill(None, policy=million(), reference=million())
-
-
-def test_with_heads_gives_the_critic_zero_values_at_first(make_gpt):
-    critic = with_heads(make_gpt(reward_head=True), value_head=True)
-    assert not response_values(critic, torch.tensor([[1, 2, 3]]), torch.tensor([1]), 2).any()
-
-
 # ------------------------------------------------------------------------------------------------
-# --explain
+# Rollout, with models that know nothing
 # ------------------------------------------------------------------------------------------------
 
-
-def test_a_token_is_clipped_where_the_loss_has_no_gradient():
-    ratios, advantages = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.19, 0.81, 1.0]), torch.tensor([1.0, -1.0, 1.0, -1.0, 2.0, -2.0, 3.0])
-    old = torch.full((7,), -3.0)
-    new = (old + ratios.log()).requires_grad_()
-    assert clipped_tokens(new, old, advantages, 0.2) == [True, False, False, True, False, False, False]
-    slopes, = torch.autograd.grad(ppo_policy_loss(new, old, advantages, torch.ones(7), 0.2)[0], new)
-    assert (slopes == 0).tolist() == [True, False, False, True, False, False, False]
-    assert not any(clipped_tokens(new, old, advantages, 0))
+PROMPTS = ["A dog is" + " a cat" * i for i in range(8)]
 
 
-def explained(other=9.0, **changes):
-    """Two answers of 3 and 2 tokens, the first that of the worked examples of kl_shaped_rewards and gae; values and a new policy."""
-    old, ref, values = (torch.tensor([row, [x, x, 0.0]]) for row, x in (([-1.0, -2.0, -0.5], -4.0), ([-1.2, -1.5, -0.9], -3.0), ([0.2, 0.4, 0.6], other)))
-    mask, new = torch.tensor([[1.0, 1, 1], [1, 1, 0]]), torch.tensor([[-0.5, -2.0, -1.0], [-4.0, -5.0, 7.0]])
-    rewards = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
-    cfg = SimpleNamespace(**{**vars(config(clip=0.2)), "gamma": 1.0, "lam": 0.95, "whiten_advantages": False, **changes})
-    advantages = gae(rewards, values, mask, cfg.gamma, cfg.lam)[0]
-    batch = dict(mask=mask, old_logprobs=old, old_values=values, advantages=whiten(advantages, mask) if cfg.whiten_advantages else advantages)
-    return columns_of(batch, dict(rewards=rewards, ref_logprobs=ref), new, cfg), columns_of(batch, dict(rewards=rewards, ref_logprobs=ref), new, cfg, 1), cfg
+class Lengths:
+    """In place of a reward model: long answers are good ones."""
+
+    models, mean, std = [], 3.0, 2.0
+
+    def raw(self, tokens, lengths, prompts, texts):
+        return lengths.float()
 
 
-def test_columns_of_the_worked_example():
-    first, second, _ = explained()
-    expected = {"log p": [-1, -2, -0.5], "reference": [-1.2, -1.5, -0.9], "KL": [0.2, -0.5, 0.4], "reward": [0, 0, 1], "value": [0.2, 0.4, 0.6],
-                "return": [0.951, 0.98, 1], "advantage": [0.751, 0.58, 0.4], "new log p": [-0.5, -2, -1], "ratio": [math.exp(0.5), 1, math.exp(-0.5)],
-                "branch": [1, 0, 0]}
-    assert list(first) == list(expected) and {len(x) for x in second.values()} == {2}, "no padding"
-    for name in expected:
-        assert first[name] == pytest.approx(expected[name], abs=1e-6), name
-    # Behind its second token nothing comes: A = -9, before that -9 + 9 - 0.95 * 9. The second token became less likely, as it should: clipped.
-    assert second["advantage"] == pytest.approx([-8.55, -9]) and second["return"] == pytest.approx([0.45, 0]) and second["branch"] == [0, 1]
-    whitened = explained(whiten_advantages=True)[0]
-    assert list(whitened)[7] == "whitened" and whitened["advantage"] == first["advantage"]
-    all_five = [0.751, 0.58, 0.4, -8.55, -9]
-    mean = sum(all_five) / 5
-    std = math.sqrt(sum((a - mean) ** 2 for a in all_five) / 5)
-    assert whitened["whitened"] == pytest.approx([(a - mean) / std for a in all_five[:3]], abs=1e-5)
-    turned = explained(-9.0, whiten_advantages=True)[0]  # beside better answers these advantages, though above 0, are below 0 when whitened
-    assert min(turned["advantage"]) > 0 > max(turned["whitened"]) and turned["branch"] == [0, 0, 1], "the loss sees the whitened ones"
+def some_answers_end(model, enc):
+    """EOS becomes likelier than other tokens: some answers end, some are cut off."""
+    with torch.no_grad():
+        eos = model.wte.weight[enc.eot_token]
+        model.ln_f.bias += 4 * eos / eos.pow(2).sum()
+    return model
 
 
-def test_the_sums_are_those_of_the_columns():
-    """By hand: the KL is 0.1, the rewards of this table are score 1 without the price of the KL, which beta 0 says; then a beta that costs 0.05."""
-    columns, second, cfg = explained(whiten_advantages=True)
-    said = sums(columns, 1.0, 0.0, 0.5, 0.25, cfg)
-    assert said["KL"].startswith("0.100 in sum")
-    assert said["reward"].startswith("score 1.000 - beta 0 x KL 0.100 = 1.000; the column sums to 1.000.")
-    assert "delta = reward 0.000 + gamma 1 x next value 0.400 - value 0.200 = 0.200; delta + gamma lambda 0.95 x next advantage 0.580 = 0.751." in said["advantage"]
-    assert "advantage 0.751 + value 0.200 = 0.951." in said["return"] and "(0.751 - mean 0.500) / standard deviation 0.250 = 1.004" in said["whitened"]
-    assert "exp(new log p (-0.500) - log p (-1.000)) = 1.649." in said["ratio"] and "Of the 2 whose ratio is not 1.000, 1 moved as the sign in the column whitened" in said["ratio"]
-    cfg.whiten_advantages, cfg.gamma = False, 0.9
-    said = sums({name: x[-1:] for name, x in second.items()}, -2.0, 0.5, 0.5, 0.25, cfg)
-    assert "score -2.000 - beta 0.5 x KL -1.000 = -1.500; the column sums to 0.000." in said["reward"], "a wrong column would be seen"
-    assert "gamma 0.9 x next value 0.000 - value 9.000 = -9.000; delta + gamma lambda 0.855 x next advantage 0.000 = -9.000." in said["advantage"], "nothing comes behind the last token"
-    assert "--whiten_advantages false" in said["whitened"]
-    assert "gamma 0.9 x next value 0.400 - value 0.200 = 0.160; delta + gamma lambda 0.855 x next advantage 0.580 = 0.656." in sums(columns, 1.0, 0.0, 0.5, 0.25, cfg)["advantage"]
+def rolled_out(make_gpt, enc, prompts=PROMPTS, reference=None, kl_coef=0.1, **changes):
+    """A batch of a random policy, with its config and its agent."""
+    shape = {"std": 0.2, "vocab_size": enc.n_vocab, "block_size": 64}
+    cfg, policy = config(**changes), some_answers_end(make_gpt(**shape), enc)
+    agent = Agent(policy, make_gpt(seed=5, value_head=True, **shape))
+    batch = rollout(agent, reference or policy, Lengths(), enc, prompts, cfg, kl_coef)
+    assert 0 < batch.ended.sum() < len(prompts), "these tests need answers of both kinds"
+    return batch, cfg, agent
 
 
-def test_colors_change_no_figure():
-    columns, _, _ = explained()
-    plain, colored = (token_lines([" a", "dog", "EOS"], columns, color) for color in (False, True))
-    assert "\033" not in "".join(plain) and [re.sub(r"\033\[\d+m", "", line) for line in colored] == plain
-    assert plain[0].split() == "token log p reference KL reward value return advantage new log p ratio branch".split() and {len(line) for line in plain} == {len(plain[0])}
-    assert [float(x) for x in plain[2].split()[1:-1]] == pytest.approx([columns[name][0] for name in list(columns)[:-1]], abs=5e-4)
-    green, red, yellow = (f"\033[{code}m" for code in (32, 31, 33))
-    assert colored[2].count(green) == 3 and colored[2].count(red) == 0 and f"{yellow}   clipped" in colored[2], "KL, advantage and ratio; reward 0 has no color; the branch"
-    assert f"{red}     0.607" in colored[4] and f"{red}    -0.500" in colored[3], "a ratio below 1, a KL below 0"
+def test_a_batch_holds_what_the_formulas_give(make_gpt, enc):
+    """Scores by the frozen statistics, rewards from them, advantages and returns from these."""
+    other = make_gpt(seed=9, std=0.2, vocab_size=enc.n_vocab, block_size=64)
+    b, cfg, agent = rolled_out(make_gpt, enc, reference=other, kl_coef=0.3, gamma=0.9, lam=0.7)
+    lengths = b.prompt_lengths + b.mask.sum(1)
+    close(b.raw, lengths)
+    close(b.scores, (lengths - 3) / 2, 1e-4)
+    for row, n, r, m in zip(b.tokens.tolist(), b.prompt_lengths, b.responses, b.mask, strict=True):
+        answer = r[m.bool()].tolist()
+        assert row[n : n + len(answer)] == answer
+    logits, _ = Agent(other, agent.critic)(b.tokens, b.prompt_lengths, b.mask.shape[1])
+    close((b.ref_logprobs * b.mask), token_logprobs(logits, b.responses, 0.7).detach() * b.mask, 1e-5)
+    close(b.rewards, kl_shaped_rewards(b.scores, b.old_logprobs, b.ref_logprobs, b.mask, 0.3))
+    close(b.old_values, agent.values(b.tokens, b.prompt_lengths, b.mask.shape[1]).detach())
+    advantages, returns = gae(b.rewards, b.old_values, b.mask, 0.9, 0.7)
+    close(b.returns, returns)
+    close(b.advantages, whiten(advantages, b.mask))
 
 
-def test_where_a_score_comes_from():
-    cfg, seen = SimpleNamespace(whitening="frozen", eos_penalty=1.0), dict(raw=[torch.tensor([3.0, 1.0])], ended=torch.tensor([True, False]))
-    reward = train_ppo.Reward("rm_weak", [], {})
-    reward.mean, reward.std = 1.0, 4.0
-    whole, cut = (train_ppo.score_in_words(reward, seen, ["a", "b"], cfg, i) for i in (0, 1))
-    assert whole == "rm_weak 3.000; (3.000 - mean 1.000) / standard deviation 4.000 = 0.500, both over answers of the SFT model."
-    assert cut.endswith("= 0.000, both over answers of the SFT model. But the answer was cut off before its EOS: -1 (--eos_penalty).")
-    cfg.whitening, cfg.eos_penalty = "batch", 0.0
-    assert train_ppo.score_in_words(reward, seen, ["a", "b"], cfg, 1) == "rm_weak 1.000; (1.000 - mean 2.000) / standard deviation 1.000 = -1.000, both over answers of this batch."
-    two = train_ppo.Reward("llama2", [], {'"b"': True})
-    said = [train_ppo.score_in_words(two, dict(seen, raw=[torch.tensor([3.0, 1.0]), torch.tensor([0.5, 2.0])]), ["a", "b"], cfg, i) for i in (0, 1)]
-    assert "rm_helpful 3.000, rm_safety 0.500, of which Llama 2's rule takes 3.000;" in said[0], "a safe prompt"
-    assert "rm_helpful 1.000, rm_safety 2.000, of which Llama 2's rule takes 2.000;" in said[1], "an unsafe one"
+def test_only_the_advantages_are_whitened(make_gpt, enc):
+    """The critic learns the returns as GAE gives them, on the scale of the rewards."""
+    for asked in (True, False):
+        torch.manual_seed(0)
+        b, cfg, _ = rolled_out(make_gpt, enc, whiten_advantages=asked)
+        advantages, returns = gae(b.rewards, b.old_values, b.mask, cfg.gamma, cfg.lam)
+        close(b.returns, returns)
+        close(b.advantages, whiten(advantages, b.mask) if asked else advantages)
+        assert advantages[b.mask.bool()].std().item() != pytest.approx(1, abs=0.1)
+
+
+def test_scores_are_whitened_by_frozen_statistics_or_over_the_batch(make_gpt, enc):
+    frozen, _, _ = rolled_out(make_gpt, enc)
+    close(frozen.scores, (frozen.raw - 3) / 2, 1e-4)
+    torch.manual_seed(0)
+    batch, _, _ = rolled_out(make_gpt, enc, whitening="batch")
+    close(batch.scores, (batch.raw - batch.raw.mean()) / batch.raw.std(correction=0), 1e-4)
+
+
+def test_an_answer_that_was_cut_off_has_the_penalty_as_its_score(make_gpt, enc):
+    batch, _, _ = rolled_out(make_gpt, enc, eos_penalty=700.0)
+    close(batch.scores, torch.where(batch.ended, (batch.raw - 3) / 2, -700.0), 1e-4)
+
+
+def test_a_step_has_one_temperature(make_gpt, enc):
+    """Sampler and reference, too: where they are the same model, all log-probabilities are the same."""
+    batch, _, _ = rolled_out(make_gpt, enc, temperature=1.3)
+    close(batch.ref_logprobs * batch.mask, batch.old_logprobs, 1e-4)
+
+
+def test_a_prompt_that_is_too_long_loses_its_beginning(make_gpt, enc):
+    prompts = PROMPTS[:7] + ["What is a cat? A dog is a furry mammal. " * 9]
+    batch, cfg, _ = rolled_out(make_gpt, enc, prompts)
+    n = batch.prompt_lengths[-1].item()
+    assert n == 64 - cfg.max_new_tokens
+    assert batch.tokens[-1, :n].tolist() == data.encode_prompt(enc, prompts[-1])[-n:]
+
+
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_the_agent_begins_as_the_reference_and_leaves_it_alone(make_gpt, critic):
+    """The critic's values are 0, a separate one has the reward model's trunk; dropout is off."""
+    reference, rm = make_gpt(1, dropout=0.5), make_gpt(2, reward_head=True, dropout=0.5)
+    agent = make_agent(config(critic=critic), reference, SimpleNamespace(models=[rm]))
+    tokens, lengths = torch.tensor([[1, 2, 3, 4]]), torch.tensor([2])
+    logits, values = agent(tokens, lengths, 2)
+    close(logits, reference(tokens)[:, 1:3], 1e-5)
+    assert not values.any() and not any(module.training for module in agent.modules())
+    assert len(agent.networks) == (1 if critic == "shared" else 2)
+    assert agent.value_coef == (0.1 if critic == "shared" else 1.0)
+    trunk = rm if critic == "separate" else reference
+    close(agent.critic.hidden(tokens), trunk.hidden(tokens), 1e-6)
+    before = reference(tokens)
+    with torch.no_grad():
+        for p in agent.parameters():
+            p.zero_()
+    close(reference(tokens), before)
 
 
 # ------------------------------------------------------------------------------------------------
 # The loop, with models that know nothing
 # ------------------------------------------------------------------------------------------------
 
+FORMULAS = ("generate", "kl_shaped_rewards", "gae", "ppo_loss", "ppo_policy_loss", "value_loss")
+FLAGS = ("--data mine --batch_size 8 --minibatch_size 8 --micro_batch_size 8 --max_new_tokens 8 --warmup 0 "
+         "--device cpu")
+
 
 @pytest.fixture
 def loop(tmp_path, monkeypatch, make_gpt, enc):
-    """loop(flags) runs train_ppo.py from random models and 8 prompts. Returns the rows of its metrics, and what its formulas got and gave:
-    {name: [(arguments, result)]}."""
-    calls = {name: watch(monkeypatch, name) for name in ("generate", "kl_shaped_rewards", "gae", "ppo_loss", "ppo_policy_loss", "value_loss")}
-
-    def run(flags):
-        train_ppo.main(f"--data mine --batch_size 8 --minibatch_size 8 --micro_batch_size 8 --max_new_tokens 8 --warmup 0 --device cpu {flags}".split())
-        return [json.loads(line) for line in (tmp_path / "runs/tiny-mine/ppo.jsonl").read_text().splitlines()], calls
-
-    monkeypatch.setattr(experiment, "picture", lambda path, *rest: path.write_text("no picture"))  # drawing takes longest
+    """loop(flags) runs train_ppo.py from random models and 8 prompts. Returns the rows of its metrics, and
+    what its formulas got and gave: {name: [(arguments, result)]}."""
+    monkeypatch.setattr(lab.run, "picture", lambda path, *rest: path.write_text("no picture"))  # slow
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/pretrain.txt").write_text("A dog is a furry mammal. What is a cat? A cat is a small hunter.\n" * 60)
-    (tmp_path / "mine/prompts.jsonl").write_text("".join(json.dumps({"prompt": "A dog is" + " a cat" * i, "split": "train"}) + "\n" for i in range(8)))
-    for stage, heads in (("pretrain", {}), ("sft", {}), ("rm", {"reward_head": True})):
-        model = make_gpt(std=0.2, vocab_size=enc.n_vocab, block_size=64, **heads)
-        with torch.no_grad():  # EOS is likelier than other tokens: some answers end, some are cut off
-            model.ln_f.bias += 5 * model.wte.weight[enc.eot_token] / model.wte.weight[enc.eot_token].pow(2).sum()
-        parent = Stage(train_ppo.Config(data="mine", device="cpu"), stage)
-        parent.track(model=model)
+    text = "A dog is a furry mammal. What is a cat? A cat is a small hunter.\n"
+    (tmp_path / "mine/pretrain.txt").write_text(text * 60)
+    rows = [json.dumps({"prompt": prompt, "split": "train"}) for prompt in PROMPTS]
+    (tmp_path / "mine/prompts.jsonl").write_text("\n".join(rows))
+    for seed, name in enumerate(("pretrain", "sft", "rm")):
+        model = make_gpt(seed, 0.2, vocab_size=enc.n_vocab, block_size=64, reward_head=name == "rm")
+        parent = Stage(train_ppo.Config(data="mine", device="cpu"), name)
+        parent.track(model=some_answers_end(model, enc))
         parent.save(1, True)
     (tmp_path / "runs/tiny-mine/tokenizer.json").write_text(data.dump_encoding(enc))
+    calls = {name: watch(monkeypatch, name) for name in FORMULAS}
+
+    def run(flags):
+        train_ppo.main(f"{FLAGS} {flags}".split())
+        metrics = (tmp_path / "runs/tiny-mine/ppo.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in metrics], calls
+
     return run
-
-
-def test_only_the_advantages_are_whitened(loop):
-    """The critic learns the returns as GAE gives them, on the scale of the rewards; so does the policy with --whiten_advantages false."""
-    _, calls = loop("--steps 1")
-    ((_, (advantages, returns)),), (((_, _, mb, *_), _),) = calls["gae"], calls["ppo_loss"]
-    white = mb["advantages"][mb["mask"].bool()]
-    assert white.mean().item() == pytest.approx(0, abs=1e-5) and white.std(correction=0).item() == pytest.approx(1, abs=1e-4) != advantages[mb["mask"].bool()].std().item()
-    close(sorted(mb["returns"].flatten().tolist()), sorted(returns.flatten().tolist()))
-    loop("--steps 1 --whiten_advantages false --overwrite")
-    (_, (advantages, _)), ((_, _, mb, *_), _) = calls["gae"][-1], calls["ppo_loss"][-1]
-    close(sorted(mb["advantages"].flatten().tolist()), sorted(advantages.flatten().tolist()))
 
 
 def test_the_formulas_get_the_knobs(loop):
     """Each its own, and none a number that was written into the loop."""
-    _, calls = loop("--steps 1 --temperature 0.8 --kl_coef 0.3 --gamma 0.9 --lam 0.7 --clip 0.1 --value_clip 0.4")
+    knobs = "--temperature 0.8 --kl_coef 0.3 --gamma 0.9 --lam 0.7 --clip 0.1 --value_clip 0.4"
+    _, calls = loop(f"--steps 1 {knobs}")
     got = {name: calls[name][0][0] for name in calls}
-    assert (got["generate"][3:5], got["kl_shaped_rewards"][4], got["gae"][3:5]) == ((8, 0.8), 0.3, (0.9, 0.7))
-    assert (got["ppo_policy_loss"][4], got["value_loss"][4]) == (0.1, 0.4)
+    assert got["generate"][3:5] == (8, 0.8)
+    assert got["kl_shaped_rewards"][4] == 0.3 and got["gae"][3:5] == (0.9, 0.7)
+    assert got["ppo_policy_loss"][4] == 0.1 and got["value_loss"][4] == 0.4
 
 
-def test_the_parts_of_a_minibatch_divide_by_its_tokens(loop):
-    """Minibatches of 5 and 3 answers in parts of 2: all parts of one get the number of its real tokens."""
-    _, calls = loop("--steps 1 --minibatch_size 5 --micro_batch_size 2")
-    parts = [(args[2]["mask"].sum().item(), args[3]) for args, _ in calls["ppo_loss"]]
-    for minibatch in (parts[:3], parts[3:]):
-        assert [n for _, n in minibatch] == [sum(tokens for tokens, _ in minibatch)] * len(minibatch)
-    assert len(parts) == 5 and len({tokens for tokens, _ in parts}) > 1, "answers of different lengths"
+def test_an_iteration_is_sample_score_shape_advantages_update(loop, monkeypatch):
+    """In this order, and once each but for the updates: two minibatches, two passes."""
+    order = []
+    for name in ("generate", "whiten_scores", "kl_shaped_rewards", "gae", "whiten", "ppo_loss"):
+        formula = getattr(train_ppo, name)
+
+        def noted(*args, name=name, formula=formula, **named):
+            order.append(name)
+            return formula(*args, **named)
+
+        monkeypatch.setattr(train_ppo, name, noted)
+    loop("--steps 2 --minibatch_size 4 --ppo_epochs 2")
+    once = ["generate", "whiten_scores", "kl_shaped_rewards", "gae", "whiten"] + 4 * ["ppo_loss"]
+    assert order == 2 * [*once, "whiten_scores"], "the last is the score of the log"
 
 
-def test_an_answer_that_was_cut_off_has_the_penalty_as_its_score(loop, enc):
-    _, calls = loop("--steps 1 --eos_penalty 7")
-    (_, (responses, _, _)), ((scores, *_), _) = calls["generate"][0], calls["kl_shaped_rewards"][0]
-    ended = (responses == enc.eot_token).any(1)
-    assert 0 < ended.sum() < len(ended), "this test needs answers of both kinds"
-    assert (scores[~ended] == -7).all() and (scores[ended].abs() < 7).all()
-
-
-def test_every_minibatch_begins_without_gradients(loop):
-    """The weights stay where they are: the gradient of three passes is three times the same."""
-    still = "--steps 1 --lr 0 --critic_lr 0 --clip_grad 0"
-    (once,), (thrice,) = (loop(f"{still} --ppo_epochs {n} --overwrite")[0] for n in (1, 3))
-    assert once["grad_norm"] > 1e-3 and thrice["grad_norm"] == pytest.approx(once["grad_norm"], rel=1e-3)
-
-
-def test_a_step_has_one_temperature(loop):
-    """Sampler, policy and reference: before the first update the KL is 0 and every ratio 1, at a temperature other than 1, too."""
+def test_a_run_has_one_temperature(loop):
+    """Before the first update the KL is 0 and every ratio 1, at a temperature other than 1, too."""
     (first,), _ = loop("--steps 1 --temperature 0.7")
-    assert max(abs(first[name]) for name in ("kl", "kl_full", "approx_kl", "clip_fraction")) < 1e-5
+    names = ("kl", "kl_full", "approx_kl", "clip_fraction")
+    assert max(abs(first[name]) for name in names) < 1e-5
 
 
 def test_the_reference_stays_where_it_was(loop):
     """Nothing but the policy moves: the KL grows from 0."""
     (first, second), _ = loop("--steps 2 --lr 0.01")
     assert abs(first["kl_full"]) < 1e-5 and second["kl_full"] > 1e-3
+
+
+def test_the_score_of_the_log_is_on_the_frozen_scale(loop):
+    """Over each batch by itself it would be 0 in all iterations."""
+    (first,), _ = loop("--steps 1 --whitening batch --temperature 2")
+    assert abs(first["score"]) > 1e-3
+
+
+def test_beta_moves_by_the_kl_of_each_iteration(loop):
+    """At first the KL is 0, far below the target: beta falls by the most, 0.2 x 8 answers / horizon 8."""
+    (first, second), calls = loop("--steps 2 --lr 0.01 --kl_coef 0.5 --kl_target 1 --kl_horizon 8")
+    assert first["kl_coef"] == 0.5 and second["kl_coef"] == pytest.approx(0.4)
+    assert [args[4] for args, _ in calls["kl_shaped_rewards"]] == pytest.approx([0.5, 0.4])
+
+
+def test_each_network_has_its_learning_rate_and_both_warm_up(loop):
+    rows, _ = loop("--steps 2 --lr 0.01 --critic_lr 0.02 --warmup 2")
+    assert [row["lr"] for row in rows] == pytest.approx([0.005, 0.01])
+    groups = lab.run.load_checkpoint("runs/tiny-mine/ppo.pt")["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == pytest.approx([0.01, 0.02])
+
+
+def test_scores_count_from_the_answers_of_the_sft_model(loop, enc, monkeypatch):
+    """Also where PPO starts from another one: so that scores of several runs can be compared."""
+    calls = watch(monkeypatch, "answer")
+    loop("--steps 1 --start pretrain")
+    (model, _, prompts, *_), answers = calls[0]
+    sft, _ = load_model("runs/tiny-mine/sft.pt")
+    assert lab.run.fingerprint(model) == lab.run.fingerprint(sft)
+    rm, _ = load_model("runs/tiny-mine/rm.pt")
+    scores = torch.tensor(score_texts(rm, enc, prompts, [a.text for a in answers]))
+    expected = [scores.mean().item(), scores.std(correction=0).item()]
+    state = lab.run.load_checkpoint("runs/tiny-mine/ppo.pt")["state"]
+    assert state["whitening"] == pytest.approx(expected, abs=1e-4)

@@ -1,12 +1,15 @@
-"""Pretraining: the next-token loss and the loss on held-out text."""
+"""Pretraining: the next-token loss, the loss on held-out text, where a training begins."""
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-import data
-from train_pretrain import held_out_loss, lm_loss, tokens_of
+import train_pretrain
+from data import UserError, dump_encoding, tokens_of
+from lab.measure import held_out_loss, text_windows
+from train_pretrain import check_init, first_words, held_out_texts, lm_loss, make_tokenizer
 
 
 def test_loss_is_the_mean_of_minus_log_p():
@@ -20,31 +23,41 @@ def test_loss_is_the_mean_of_minus_log_p():
 def test_the_loss_falls_as_the_target_becomes_likelier():
     logits = torch.zeros(1, 1, 3, requires_grad=True)
     lm_loss(logits, torch.tensor([[2]])).backward()
-    torch.testing.assert_close(logits.grad[0, 0], torch.tensor([1 / 3, 1 / 3, -2 / 3]), atol=1e-6, rtol=0)
+    expected = torch.tensor([1 / 3, 1 / 3, -2 / 3])
+    torch.testing.assert_close(logits.grad[0, 0], expected, atol=1e-6, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------
+# Held-out text
+# ------------------------------------------------------------------------------------------------
+
+
+def text_loss(model, tokens, block_size, **how):
+    return held_out_loss(model, text_windows(tokens, block_size, **how))
 
 
 def test_a_model_that_knows_nothing_loses_log_of_the_vocabulary(make_bigram):
-    model = make_bigram(torch.zeros(7, 7))
-    model.wte.weight.data.zero_()
-    assert held_out_loss(model, np.arange(100, dtype=np.uint32) % 7, 10) == pytest.approx(math.log(7), abs=1e-5)
+    model, tokens = make_bigram(torch.zeros(7, 7)), np.arange(100, dtype=np.uint32) % 7
+    assert text_loss(model, tokens, 10) == pytest.approx(math.log(7), abs=1e-5)
 
 
 def test_held_out_targets_are_the_next_tokens(make_bigram):
     """A model that is sure that 3 follows 2 and 0 follows 3 loses nothing on 0 1 2 3 0 1 2 3 ..."""
     model = make_bigram(50 * torch.eye(4).roll(1, 1))
-    assert held_out_loss(model, np.arange(60, dtype=np.uint32) % 4, 8) == pytest.approx(0, abs=1e-6)
+    assert text_loss(model, np.arange(60, dtype=np.uint32) % 4, 8) == pytest.approx(0, abs=1e-6)
 
 
 def test_held_out_loss_does_not_depend_on_the_batch_size(make_gpt):
-    model, tokens = make_gpt(dropout=0.5).train(), np.random.RandomState(0).randint(0, 12, 200).astype(np.uint32)
-    losses = [held_out_loss(model, tokens, 16, batch_size=n) for n in (1, 5, 64)]
+    tokens = np.random.RandomState(0).randint(0, 12, 200).astype(np.uint32)
+    model = make_gpt(dropout=0.5).train()
+    losses = [text_loss(model, tokens, 16, batch_size=n) for n in (1, 5, 64)]
     assert losses[1:] == pytest.approx([losses[0]] * 2, abs=1e-5)
     assert model.training, "measuring leaves the model in training mode, and itself uses no dropout"
 
 
 def test_held_out_loss_of_a_text_shorter_than_the_window(make_gpt):
     model = make_gpt()
-    got = held_out_loss(model, np.array([1, 2, 3, 4], dtype=np.uint32), 16)
+    got = text_loss(model, np.array([1, 2, 3, 4], dtype=np.uint32), 16)
     logp = model(torch.tensor([[1, 2, 3]]))[0].log_softmax(-1)
     assert got == pytest.approx(-(logp[0, 2] + logp[1, 3] + logp[2, 4]).item() / 3, abs=1e-5)
 
@@ -53,5 +66,65 @@ def test_text_becomes_two_streams_of_tokens(enc):
     train, test = tokens_of(enc, ("A dog is a furry mammal.", "A cat <|endoftext|>"))
     assert enc.decode(train.tolist()) == "A dog is a furry mammal."
     assert enc.decode(test.tolist()) == "A cat <|endoftext|>" and enc.eot_token not in test
-    with pytest.raises(data.DataError, match="too short"):
+    with pytest.raises(UserError, match="too short"):
         tokens_of(enc, ("A dog is a furry mammal.", ""))
+
+
+def test_who_goes_on_with_a_model_looks_at_its_old_text_too(tmp_path, enc):
+    cfg = SimpleNamespace(init=str(tmp_path / "pretrain.pt"))
+    new = np.array([1, 2, 3])
+    assert list(held_out_texts(SimpleNamespace(init=""), enc, new)) == ["test_loss"]
+    assert list(held_out_texts(cfg, enc, new)) == ["test_loss"], "there may be no old text any more"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pretrain.txt").write_text("A dog is a furry mammal. " * 5)
+    (tmp_path / "data" / "pretrain.held_out.txt").write_text("A cat is a small hunter.")
+    found = held_out_texts(cfg, enc, new)
+    assert found["test_loss"] is new and enc.decode(found["old_loss"].tolist()) == "A cat is a small hunter."
+
+
+# ------------------------------------------------------------------------------------------------
+# Where a training begins
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_has_one_tokenizer(tmp_path, enc):
+    cfg = SimpleNamespace(init="", name="other", vocab_size=300)
+    stage = SimpleNamespace(folder=tmp_path, start=0)
+    text = "A dog is a furry mammal. " * 5
+    first = make_tokenizer(stage, cfg, text)
+    assert first.decode(first.encode_ordinary("A dog")) == "A dog"
+    make_tokenizer(stage, cfg, text)
+    with pytest.raises(UserError, match="one tokenizer.*--run NAME"):
+        make_tokenizer(stage, SimpleNamespace(**{**vars(cfg), "vocab_size": 265}), text)
+    stage.start = 3  # who goes on takes what is there
+    assert make_tokenizer(stage, cfg, "other text").n_vocab == first.n_vocab
+
+
+def test_the_tokenizer_comes_with_the_model_that_is_gone_on_with(tmp_path, enc):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "tokenizer.json").write_text(dump_encoding(enc))
+    cfg = SimpleNamespace(init=str(tmp_path / "old" / "pretrain.pt"), name="", vocab_size=300)
+    found = make_tokenizer(SimpleNamespace(folder=tmp_path, start=0), cfg, "not looked at")
+    assert found.n_vocab == enc.n_vocab
+    assert (tmp_path / "tokenizer.json").read_text() == dump_encoding(enc)
+
+
+def test_only_a_pretrained_model_of_another_run_is_gone_on_with(tmp_path, monkeypatch):
+    kind = {"stage": "pretrain"}
+    monkeypatch.setattr(train_pretrain, "load_checkpoint", lambda path: kind)
+    with pytest.raises(UserError, match="same run"):
+        check_init(tmp_path / "pretrain.pt", tmp_path)
+    with pytest.raises(UserError, match="tokenizer.json is missing"):
+        check_init(tmp_path / "pretrain.pt", tmp_path / "mine")
+    (tmp_path / "tokenizer.json").write_text("")
+    check_init(tmp_path / "pretrain.pt", tmp_path / "mine")
+    kind["stage"] = "rm"
+    with pytest.raises(UserError, match="checkpoint of the stage rm"):
+        check_init(tmp_path / "pretrain.pt", tmp_path / "mine")
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("In the forest", "In the"), ("In the", "In the"), ("\nIn the end of it", "In the"),
+    ("Donaudampfschiff", "Donaudam"), ("In the e", "In the e"), ("", "")])
+def test_a_sample_prompt_ends_behind_a_word(text, expected):
+    assert first_words(text, 8) == expected

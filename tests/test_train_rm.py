@@ -1,31 +1,48 @@
-"""The reward model: its loss, its pairs, one forward an answer, and collecting rankings."""
+"""The reward model: its losses, one forward an answer, which rankings it learns from, the stage."""
 import json
 import math
+from dataclasses import asdict
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
-import data
+import lab.run
 import train_rm
-from train_pretrain import held_out_loss
-from train_rm import (accuracy, agreement, bag_of_words, batch_pairs, bradley_terry_loss, calibration_slope, chance_corrected, collect, damaged_copies,
-                      differences, elo_targets, evaluate, group_scores, llama2_reward, regression_loss, threshold_curve, whiten_scores)
+from data import UserError, batch_pairs, dump_encoding, load_rows
+from lab.measure import accuracy, scores_of
+from lab.rankings import drop_cut, earlier_rankings, rankings_of, replayed, usable
+from lab.records import fingerprint
+from lab.report_rm import loss_panels, one_question, parts_of
+from model import load_model
+from train_rm import (
+    Config,
+    bradley_terry_loss,
+    demonstrations_about,
+    elo_targets,
+    group_scores,
+    ranking_loss,
+    regression_loss,
+    settle,
+    usual_batch_size,
+)
+from world.damage import damaged_copies
+from world.tiny import PROMPTS
 
-GROUPS = [{"prompt": "A dog is", "responses": ["a furry mammal.", "a cat.", "man's best friend. A dog is a furry mammal."],
-           "tiers": [[2], [0, 1]]},
-          {"prompt": "What is a cat?", "responses": ["A cat is a small hunter.", "No."], "tiers": [[1], [0]]},
-          {"prompt": "A", "responses": ["b", "c", "d", "e"], "tiers": [[3], [0], [2], [1]]}]
+DOG = ["a furry mammal.", "a cat.", "man's best friend. A dog is a furry mammal."]
+ROWS = [{"prompt": "A dog is", "responses": DOG, "tiers": [[2], [0, 1]]},
+        {"prompt": "What is a cat?", "responses": ["A cat is a small hunter.", "No."], "tiers": [[1], [0]]},
+        {"prompt": "A", "responses": ["b", "c", "d", "e"], "tiers": [[3], [0], [2], [1]]}]
 
 
 # ------------------------------------------------------------------------------------------------
-# The loss
+# The losses
 # ------------------------------------------------------------------------------------------------
 
 
 def test_equal_scores_cost_log_2():
-    assert bradley_terry_loss(torch.tensor([1.7]), torch.tensor([1.7])).item() == pytest.approx(0.693147, abs=1e-6)
+    loss = bradley_terry_loss(torch.tensor([1.7]), torch.tensor([1.7]))
+    assert loss.item() == pytest.approx(0.693147, abs=1e-6)
 
 
 def test_loss_by_hand():
@@ -36,175 +53,107 @@ def test_loss_by_hand():
 
 def test_a_constant_added_to_both_scores_changes_nothing():
     chosen, rejected = torch.tensor([0.3, -1.2]), torch.tensor([0.9, 0.4])
-    assert bradley_terry_loss(chosen + 5, rejected + 5).item() == pytest.approx(bradley_terry_loss(chosen, rejected).item(), abs=1e-6)
+    loss = bradley_terry_loss(chosen, rejected).item()
+    assert bradley_terry_loss(chosen + 5, rejected + 5).item() == pytest.approx(loss, abs=1e-6)
 
 
 def test_the_gradient_is_sigmoid_minus_1():
-    """dL/dr_chosen = sigmoid(d) - 1, negative: descending raises the chosen answer and lowers the rejected one as much."""
+    """dL/dr_chosen = sigmoid(d) - 1, negative: descending raises the chosen answer and lowers the rejected
+    one as much."""
     chosen, rejected = torch.tensor([0.5], requires_grad=True), torch.tensor([1.5], requires_grad=True)
     bradley_terry_loss(chosen, rejected).backward()
     expected = 1 / (1 + math.exp(1.0)) - 1
-    assert chosen.grad.item() == pytest.approx(expected, abs=1e-6) and rejected.grad.item() == pytest.approx(-expected, abs=1e-6)
+    assert chosen.grad.item() == pytest.approx(expected, abs=1e-6)
+    assert rejected.grad.item() == pytest.approx(-expected, abs=1e-6)
 
 
 def test_large_differences_stay_finite():
-    assert bradley_terry_loss(torch.tensor([-500.0]), torch.tensor([500.0])).item() == pytest.approx(1000)
-    assert bradley_terry_loss(torch.tensor([500.0]), torch.tensor([-500.0])).item() == pytest.approx(0)
+    low, high = torch.tensor([-500.0]), torch.tensor([500.0])
+    assert bradley_terry_loss(low, high).item() == pytest.approx(1000)
+    assert bradley_terry_loss(high, low).item() == pytest.approx(0)
 
 
 def test_a_margin_asks_for_a_larger_difference():
-    """-log sigmoid(r_c - r_r - m): with a difference equal to the margin the loss is log 2, and a margin never helps."""
+    """-log sigmoid(r_c - r_r - m): with a difference equal to the margin the loss is log 2, and a margin
+    never helps."""
     chosen, rejected = torch.tensor([2.0]), torch.tensor([0.5])
-    assert bradley_terry_loss(chosen, rejected, margin=torch.tensor([1.5])).item() == pytest.approx(math.log(2), abs=1e-6)
-    assert bradley_terry_loss(chosen, rejected, margin=torch.tensor([3.0])) > bradley_terry_loss(chosen, rejected)
+    equal = bradley_terry_loss(chosen, rejected, margin=torch.tensor([1.5])).item()
+    assert equal == pytest.approx(math.log(2), abs=1e-6)
+    larger = bradley_terry_loss(chosen, rejected, margin=torch.tensor([3.0]))
+    assert larger > bradley_terry_loss(chosen, rejected)
     both = bradley_terry_loss(torch.zeros(2), torch.zeros(2), margin=torch.tensor([0.0, 1.0])).item()
-    assert both == pytest.approx((math.log(2) + math.log(1 + math.e)) / 2, abs=1e-6)  # each pair has a margin of its own
+    assert both == pytest.approx((math.log(2) + math.log(1 + math.e)) / 2, abs=1e-6), "a pair its own margin"
 
 
 def test_soft_labels_are_a_cross_entropy():
-    """Certainty gives the plain loss, certainty of the opposite the swapped one, 1/2 their mean; the least loss is where
-    sigmoid(d) equals the label."""
+    """Certainty gives the plain loss, certainty of the opposite the swapped one, 1/2 their mean; the least
+    loss is where sigmoid(d) equals the label."""
     chosen, rejected = torch.tensor([0.8]), torch.tensor([-0.1])
-    plain, swapped = bradley_terry_loss(chosen, rejected).item(), bradley_terry_loss(rejected, chosen).item()
+    plain = bradley_terry_loss(chosen, rejected).item()
+    swapped = bradley_terry_loss(rejected, chosen).item()
     for p in (1.0, 0.0, 0.5, 0.8):
         got = bradley_terry_loss(chosen, rejected, p_chosen=torch.tensor([p])).item()
         assert got == pytest.approx(p * plain + (1 - p) * swapped, abs=1e-6)
-    margin, swapped = torch.tensor([0.3]), bradley_terry_loss(rejected, chosen, -torch.tensor([0.3])).item()
-    assert bradley_terry_loss(chosen, rejected, margin, torch.tensor([0.0])).item() == pytest.approx(swapped, abs=1e-6), "the margin counts here, too"
+    margin = torch.tensor([0.3])
+    swapped = bradley_terry_loss(rejected, chosen, -margin).item()
+    got = bradley_terry_loss(chosen, rejected, margin, torch.tensor([0.0])).item()
+    assert got == pytest.approx(swapped, abs=1e-6), "the margin counts here, too"
     d = torch.tensor([math.log(0.8 / 0.2)], requires_grad=True)
     bradley_terry_loss(d, torch.zeros(1), p_chosen=torch.tensor([0.8])).backward()
     assert d.grad.item() == pytest.approx(0, abs=1e-6)
-
-
-# ------------------------------------------------------------------------------------------------
-# Pairs and scores of a batch of rankings
-# ------------------------------------------------------------------------------------------------
-
-
-def test_pairs_point_into_the_answers_laid_end_to_end():
-    """Answers 0-2, 3-4 and 5-8; better before worse; the tie of the first ranking is a pair only where ties count, as a probability of 0.5."""
-    better, worse, p, strength = batch_pairs(GROUPS)
-    assert list(zip(better, worse)) == [(2, 0), (2, 1), (4, 3), (8, 5), (8, 7), (8, 6), (5, 7), (5, 6), (7, 6)]
-    assert p == [1.0] * 9 and strength == [1, 1, 1, 1, 2, 3, 1, 2, 1], "how far apart in the ranking"
-    better, worse, p, strength = batch_pairs(GROUPS[:1], ties="half")
-    assert list(zip(better, worse, p, strength)) == [(2, 0, 1.0, 1), (2, 1, 1.0, 1), (0, 1, 0.5, 0)]
-    assert batch_pairs([{"responses": ["a", "b"], "tiers": [[0], [1]], "margin": 0.5}]) == ([0], [1], [1.0], [0.5]), "a file may say it"
-    assert batch_pairs([{"responses": ["a", "b"], "tiers": [[0, 1]], "margin": 3.0}], ties="half")[3] == [0.0], "but a tie has none"
-    assert batch_pairs([{"responses": list("abcdef"), "tiers": [[i] for i in range(6)]}])[3].count(3) == 6, "no more than 3: significantly better"
-
-
-@pytest.mark.parametrize("flags, margins", [({}, 0), ({"margin": "small"}, 1 / 3), ({"margin": "large"}, 1)])
-def test_margins_and_ties_reach_the_loss(make_gpt, enc, monkeypatch, flags, margins):
-    """Llama 2's margins: 0, 1/3, 2/3, 1 or 0, 1, 2, 3; a tie has none and the label 0.5."""
-    seen = []
-    monkeypatch.setattr(train_rm, "bradley_terry_loss", lambda c, r, m, p: seen.append((m, p)) or bradley_terry_loss(c, r, m, p))
-    groups = [{"prompt": "A", "responses": ["b", "c", "d", "e", "f"], "tiers": [[3], [0, 4], [2], [1]], "split": "train"}]
-    cfg = train_rm.Config(epochs=1, batch_size=16, lm_coef=0.0, ties="half", **flags)
-    train_rm.train(make_gpt(vocab_size=enc.n_vocab, block_size=64, reward_head=True), enc, groups, None, cfg)
-    (m, p), = seen
-    apart = torch.tensor([1.0, 1, 2, 3, 0, 1, 2, 1, 2, 1])
-    assert torch.allclose(m * torch.ones(10), margins * apart) and p.tolist() == [0.5 if a == 0 else 1.0 for a in apart.tolist()]
-
-
-def test_thumbs_are_learned_as_1_and_0_and_compared_up_against_down(make_gpt, enc):
-    rows = [{"prompt": f"What is {i}?", "responses": ["A dog." if i % 2 else "A cat."], "tiers": [[0]], "label": bool(i % 2), "split": "train"} for i in range(6)]
-    assert torch.cat(elo_targets(rows)).tolist() == [0, 1] * 3
-    assert differences(rows, [[float(i)] for i in range(6)]) == [1 - 0, 1 - 2, 1 - 4, 3 - 0, 3 - 2, 3 - 4, 5 - 0, 5 - 2, 5 - 4]
-    torch.manual_seed(0)
-    cfg = train_rm.Config(loss="regression", epochs=30, batch_size=3, lr=1e-2, warmup=1, weight_decay=0.0, lm_coef=0.0)
-    model = train_rm.train(make_gpt(std=0.2, vocab_size=enc.n_vocab, block_size=64, reward_head=True), enc, rows, None, cfg)
-    with torch.no_grad():
-        assert torch.allclose(group_scores(model, enc, rows), torch.tensor([0.0, 1] * 3), atol=0.3)
-    assert accuracy(model, enc, rows) == (1.0, 9)
-
-
-def test_one_forward_an_answer_however_many_pairs_it_is_in(make_gpt, enc):
-    """9 answers in 9 pairs: 9 rows through the trunk, not 18. Also where they are cut into parts, each answer keeps its place."""
-    model, rows = make_gpt(vocab_size=enc.n_vocab, block_size=64, reward_head=True), []
-    hidden = model.hidden
-    model.hidden = lambda tokens, *rest: rows.append(len(tokens)) or hidden(tokens, *rest)
-    assert group_scores(model, enc, GROUPS).shape == (9,)
-    assert rows == [9]
-    whole, parts = group_scores(model, enc, GROUPS), group_scores(model, enc, GROUPS, chunk=2)
-    assert rows == [9, 9, 2, 2, 2, 2, 1] and torch.allclose(whole, parts, atol=1e-5)
-
-
-def test_training_runs_each_answer_through_the_model_once_a_pass(make_gpt, enc):
-    model, rows = make_gpt(vocab_size=enc.n_vocab, block_size=64, reward_head=True), []
-    reward = model.reward
-    model.reward = lambda tokens, lengths: rows.append(len(tokens)) or reward(tokens, lengths)
-    train_rm.train(model, enc, [{**g, "split": "train"} for g in GROUPS], None, train_rm.Config(epochs=2, batch_size=2, lm_coef=0.0))
-    assert sum(rows) == 2 * 9
-
-
-def test_scores_of_a_batch_do_not_depend_on_its_padding(make_gpt, enc):
-    model = make_gpt(vocab_size=enc.n_vocab, block_size=64, reward_head=True)
-    together = group_scores(model, enc, GROUPS)
-    alone = [group_scores(model, enc, [{"prompt": g["prompt"], "responses": [r]}]) for g in GROUPS for r in g["responses"]]
-    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
-
-
-def test_the_score_reads_the_eos_of_a_whole_answer(make_gpt, enc):
-    model, g = make_gpt(vocab_size=enc.n_vocab, block_size=64, reward_head=True), GROUPS[1]
-    user, assistant = (enc.encode_single_token(f"<|{name}|>") for name in ("user", "assistant"))
-    ids = [user, *enc.encode_ordinary(g["prompt"]), assistant, *enc.encode_ordinary(" No."), enc.eot_token]
-    expected = model.reward(torch.tensor([ids]), torch.tensor([len(ids)]))
-    assert group_scores(model, enc, [g])[1].item() == pytest.approx(expected.item(), abs=1e-5)
-
-
-def length_model(enc):
-    """A "reward model" that gives the number of tokens as the score."""
-    return SimpleNamespace(training=False, eval=lambda: None, train=lambda mode: None, parameters=lambda: iter([torch.zeros(1)]),
-                           config=SimpleNamespace(block_size=64), reward=lambda tokens, lengths: lengths.float())
-
-
-def test_accuracy_is_the_share_of_pairs_and_not_of_prompts(enc):
-    """The longer answer wins in both pairs of the first ranking, loses the one of the second: 2 of 3. Equal scores are no hit."""
-    assert accuracy(length_model(enc), enc, GROUPS[:2]) == (pytest.approx(2 / 3), 3)
-    same = [{"prompt": "A", "responses": ["b", "b"], "tiers": [[0], [1]]}]
-    assert accuracy(length_model(enc), enc, same) == (0, 1)
-    assert accuracy(length_model(enc), enc, []) == (0, 0)
-
-
-# ------------------------------------------------------------------------------------------------
-# Training and collecting
-# ------------------------------------------------------------------------------------------------
-
-
-def toy_rankings(better, worse, n=6):
-    return [{"prompt": f"What is {i}?", "responses": [worse, better] if i % 2 else [better, worse],
-             "tiers": [[1], [0]] if i % 2 else [[0], [1]], "split": "train"} for i in range(n)]
-
-
-def test_training_raises_the_answer_that_won(make_gpt, enc):
-    """Chosen and rejected are not swapped: what always wins in training gets the higher score. One big tie does no harm."""
-    groups = toy_rankings("A dog.", "A cat.") + [{"prompt": "A", "responses": ["b", "c"], "tiers": [[0, 1]], "split": "train"}]
-    corpus = np.array(enc.encode_ordinary("A dog is a furry mammal. " * 20))
-    language = {}
-    for lm_coef in (0.0, 1.0):
-        torch.manual_seed(0)
-        cfg = train_rm.Config(epochs=6, batch_size=3, lr=1e-2, warmup=1, weight_decay=0.0, lm_coef=lm_coef)
-        model = train_rm.train(make_gpt(std=0.2, vocab_size=enc.n_vocab, block_size=64, reward_head=True), enc, groups, corpus, cfg)
-        assert not model.training
-        assert accuracy(model, enc, toy_rankings("A dog.", "A cat.")) == (1.0, 6)
-        language[lm_coef] = held_out_loss(model, corpus, 32)
-    assert language[1.0] < language[0.0] - 0.5, "the loss on pretraining text is part of what is minimised"
 
 
 def test_regression_by_hand():
     scores = torch.tensor([1.0, -1.0], requires_grad=True)
     loss = regression_loss(scores, torch.tensor([0.0, 1.0]))
     loss.backward()
-    assert loss.item() == pytest.approx((1 + 4) / 2) and scores.grad.tolist() == [1.0, -2.0]
+    assert loss.item() == pytest.approx((1 + 4) / 2)
+    assert scores.grad.tolist() == [1.0, -2.0]
+
+
+@pytest.mark.parametrize("name, a_tier", [("none", 0), ("small", 1 / 3), ("large", 1)])
+def test_margins_and_ties_reach_the_loss(name, a_tier):
+    """Llama 2's margins: 0, 1/3, 2/3, 1 or 0, 1, 2, 3; a tie has none and the label 0.5."""
+    row = {"prompt": "A", "responses": list("bcdef"), "tiers": [[3], [0, 4], [2], [1]]}
+    scores = torch.tensor([0.3, -1.0, 0.6, 0.9, 0.1])
+    loss, right = ranking_loss(scores, [row], None, Config(ties="half", margin=name))
+    pairs = [(3, 0, 1), (3, 4, 1), (3, 2, 2), (3, 1, 3), (0, 4, 0),
+             (0, 2, 1), (0, 1, 2), (4, 2, 1), (4, 1, 2), (2, 1, 1)]
+    total = 0.0
+    for i, j, apart in pairs:
+        d = (scores[i] - scores[j] - a_tier * apart).double()
+        p = 1.0 if apart else 0.5
+        total -= p * torch.sigmoid(d).log() + (1 - p) * torch.sigmoid(-d).log()
+    assert loss.item() == pytest.approx(total.item() / 10, abs=1e-6)
+    assert right == pytest.approx(8 / 10), "0 and 4 are both below 2"
+
+
+def test_a_batch_of_regression_skips_what_nobody_compared():
+    row = {"prompt": "A", "responses": list("bcd"), "tiers": [[2], [1]]}
+    targets = torch.tensor([torch.nan, -1.0, 1.0])
+    loss, right = ranking_loss(torch.tensor([5.0, -1.0, 2.0]), [row], targets, Config(loss="regression"))
+    assert loss.item() == pytest.approx(0.5) and right == 1.0
+    thumb = {"prompt": "A", "responses": ["b"], "tiers": [[0]], "label": True}
+    loss, right = ranking_loss(torch.tensor([0.5]), [thumb], torch.tensor([1.0]), Config(loss="regression"))
+    assert loss.item() == pytest.approx(0.25) and right is None
+
+
+# ------------------------------------------------------------------------------------------------
+# Targets and scores of a batch of rankings
+# ------------------------------------------------------------------------------------------------
 
 
 def test_regression_targets_are_elo_scores_of_mean_0_and_deviation_1():
     """Over all rankings together: a longer ranking has the more extreme scores."""
-    two, four = elo_targets([{"responses": ["a", "b"], "tiers": [[1], [0]]}, {"responses": ["a", "b", "c", "d"], "tiers": [[0], [1], [2], [3]]}])
+    two, four = elo_targets([{"responses": ["a", "b"], "tiers": [[1], [0]]},
+                             {"responses": ["a", "b", "c", "d"], "tiers": [[0], [1], [2], [3]]}])
     together = torch.cat([two, four])
-    assert together.mean().abs() < 1e-6 and together.std() == pytest.approx(1, abs=1e-6)
-    assert two[1] > 0 > two[0] and four.tolist() == sorted(four.tolist(), reverse=True) and four[0] > two[1]
-    assert ((four[0] - four[3]) / (two[1] - two[0])).item() == pytest.approx((1045.828 - 954.043) / 32, abs=1e-3)
+    assert together.mean().abs() < 1e-6
+    assert together.std().item() == pytest.approx(1, abs=1e-6)
+    assert two[1] > 0 > two[0] and four[0] > two[1]
+    assert four.tolist() == sorted(four.tolist(), reverse=True)
+    stretched = ((four[0] - four[3]) / (two[1] - two[0])).item()
+    assert stretched == pytest.approx((1045.828 - 954.043) / 32, abs=1e-3)
 
 
 def test_an_answer_that_nobody_compared_has_no_target():
@@ -212,143 +161,81 @@ def test_an_answer_that_nobody_compared_has_no_target():
     whole = elo_targets([{"responses": ["a", "b"], "tiers": [[1], [0]]}])[0]
     for tiers, unknown in (([[1], [0]], 2), ([[2], [1]], 0)):
         target, = elo_targets([{"responses": ["a", "b", "c"], "tiers": tiers}])
-        assert target.isnan().nonzero().tolist() == [[unknown]] and torch.equal(target[~target.isnan()], whole)
+        assert target.isnan().nonzero().tolist() == [[unknown]]
+        assert torch.equal(target[~target.isnan()], whole)
 
 
-def test_regression_learns_the_targets(make_gpt, enc):
-    """Each answer its own number, in whatever order the batches come; what wins is higher."""
-    groups = toy_rankings("A dog.", "A cat.", n=6)
-    torch.manual_seed(0)
-    cfg = train_rm.Config(loss="regression", epochs=30, batch_size=2, lr=1e-2, warmup=1, weight_decay=0.0, lm_coef=0.0)
-    model = train_rm.train(make_gpt(std=0.2, vocab_size=enc.n_vocab, block_size=64, reward_head=True), enc, groups, None, cfg)
-    with torch.no_grad():
-        scores = group_scores(model, enc, groups)
-    assert torch.allclose(scores, torch.cat(elo_targets(groups)), atol=0.3)
+def test_targets_of_thumbs_are_1_and_0():
+    rows = [{"responses": ["x"], "tiers": [[0]], "label": bool(i % 2)} for i in range(4)]
+    assert torch.cat(elo_targets(rows)).tolist() == [0, 1, 0, 1]
 
 
-def test_chance_corrected():
-    assert chance_corrected(0.8, 0.9) == "0.75" and chance_corrected(0.5, 0.9) == "0.00"
-    assert chance_corrected(0.0, 0.0) == chance_corrected(0.5, 0.5) == "-", "no pairs, or pairs that no one could rank"
+def test_pairs_point_into_the_answers_laid_end_to_end():
+    """Answers 0-2, 3-4 and 5-8; better before worse; the tie of the first ranking is a pair only where ties
+    count, as a probability of 0.5."""
+    better, worse, p, strength = batch_pairs(ROWS)
+    assert list(zip(better, worse, strict=True)) == [
+        (2, 0), (2, 1), (4, 3), (8, 5), (8, 7), (8, 6), (5, 7), (5, 6), (7, 6)]
+    assert p == [1.0] * 9
+    assert strength == [1, 1, 1, 1, 2, 3, 1, 2, 1], "how far apart in the ranking"
+    better, worse, p, strength = batch_pairs(ROWS[:1], ties="half")
+    assert list(zip(better, worse, p, strength, strict=True)) == [
+        (2, 0, 1.0, 1), (2, 1, 1.0, 1), (0, 1, 0.5, 0)]
 
 
-def test_bag_of_words_learns_which_words_win(enc):
-    assert bag_of_words(enc, toy_rankings("a furry mammal.", "a small hunter."), toy_rankings("furry mammal", "small hunter")) == 1.0
+def test_how_much_better_an_answer_is():
+    said = batch_pairs([{"responses": ["a", "b"], "tiers": [[0], [1]], "margin": 0.5}])
+    assert said == ([0], [1], [1.0], [0.5]), "a file may say it"
+    tie = {"responses": ["a", "b"], "tiers": [[0, 1]], "margin": 3.0}
+    assert batch_pairs([tie], ties="half")[3] == [0.0], "but a tie has none"
+    six = {"responses": list("abcdef"), "tiers": [[i] for i in range(6)]}
+    assert batch_pairs([six])[3].count(3) == 6, "no more than 3: significantly better"
 
 
-def test_rankings_are_collected_once_and_reused(monkeypatch, tmp_path):
-    """A second call asks nobody again and samples nothing; what is missing of a collection is asked for, with the same answers; another
-    policy, other noise or another number of answers is another collection. The same answers are ranked once, in random order."""
-    asked, ranked = [], []
-
-    def answer(policy, enc, prompts, max_new_tokens, temperature, batch_size):
-        asked.append(len(prompts))
-        return [(f"{p} {'yes' if i % 3 else 'no'}", True, 1) for i, p in enumerate(prompts)]
-
-    def label(prompts, responses, aspect):
-        ranked.append((prompts[0], responses[0], aspect))
-        K = len(responses[0])
-        return torch.tensor([[[1.0 if i < j else 0.0 for j in range(K)] for i in range(K)]]).masked_fill(torch.eye(K, dtype=torch.bool), math.nan)
-
-    monkeypatch.setattr(train_rm, "answer", answer)
-    monkeypatch.setattr(train_rm, "load_model", lambda path, device: (None, {"fingerprint": str(path)}))
-    stage = SimpleNamespace(folder=tmp_path, parent=lambda author: author, device="cpu", state={"round": 1})
-    labeler = SimpleNamespace(name="toy", label=label, failings="", batch=1, details=())
-    prompts = [{"prompt": "a", "split": "train"}, {"prompt": "b", "split": "test"}]
-    cfg = train_rm.Config(answers_of="first", answers_per_prompt=3)
-    rows = collect(stage, None, prompts, labeler, "helpful", cfg)
-    assert asked == [6] and len(ranked) == 2 and all(aspect == "helpful" for *_, aspect in ranked)
-    assert [(r["prompt"], sorted(r["responses"]), r["tiers"], r["labeler"], r["aspect"], r["split"]) for r in rows] == [
-        ("a", ["a no", "a yes"], [[0], [1]], "toy", "helpful", "train"), ("b", ["b no", "b yes"], [[0], [1]], "toy", "helpful", "test")]
-    path = tmp_path / "rankings.jsonl"
-    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
-    assert collect(stage, None, prompts, labeler, "helpful", cfg) == rows and asked == [6] and len(ranked) == 2
-    assert len(stage.state["sources"]) == 1, "the checkpoint will know what it was trained on, once"
-    path.write_text(path.read_text().splitlines(keepends=True)[0])
-    assert collect(stage, None, prompts, labeler, "helpful", cfg) == rows and asked == [6, 6] and len(ranked) == 3
-    for author, other in (("second", {}), ("first", {"answers_per_prompt": 4}), ("first", {"leave_out": "cake"}), ("first", {"temperature": 2.0})):
-        collect(stage, None, prompts, labeler, "helpful", train_rm.Config(**{"answers_of": author, "answers_per_prompt": 3, **other}))
-    labeler.failings = "noisier"
-    collect(stage, None, prompts, labeler, "helpful", cfg)
-    assert len(ranked) == 3 + 2 * 5 and len(path.read_text().splitlines()) == 2 + 2 * 5
+@pytest.fixture
+def scorer(make_gpt, enc):
+    return make_gpt(vocab_size=enc.n_vocab, block_size=64, reward_head=True)
 
 
-# ------------------------------------------------------------------------------------------------
-# What a reward model is worth
-# ------------------------------------------------------------------------------------------------
+def test_one_forward_an_answer_however_many_pairs_it_is_in(scorer, enc):
+    """9 answers in 9 pairs: 9 rows through the trunk, not 18. Also where they are cut into parts, each answer
+    keeps its place."""
+    rows, hidden = [], scorer.hidden
+    scorer.hidden = lambda tokens, *rest: rows.append(len(tokens)) or hidden(tokens, *rest)
+    whole = group_scores(scorer, enc, ROWS)
+    assert whole.shape == (9,) and rows == [9]
+    parts = group_scores(scorer, enc, ROWS, chunk=2)
+    assert rows == [9, 2, 2, 2, 2, 1]
+    assert torch.allclose(whole, parts, atol=1e-5)
 
 
-def test_calibration_slope():
-    """Labels drawn with P = sigmoid(b d): the slope is b, whatever the scale of the scores."""
-    d = 3 * torch.randn(20000, dtype=torch.float64)
-    for b in (0.3, 1.0, 2.5):
-        won = torch.rand(20000) < torch.sigmoid(b * d)
-        assert calibration_slope(torch.where(won, d, -d).tolist()) == pytest.approx(b, rel=0.06)
-    assert calibration_slope([1.0, 1.0, 1.0, -1.0]) == pytest.approx(math.log(3), abs=1e-3), "right in three of four: odds of 3"
-    assert calibration_slope([1.0]) > 50 and calibration_slope([-1.0]) < 0.02, "always right, always wrong: as far as it goes"
+def test_scores_of_a_batch_do_not_depend_on_its_padding(scorer, enc):
+    together = group_scores(scorer, enc, ROWS)
+    alone = [group_scores(scorer, enc, [{"prompt": row["prompt"], "responses": [r]}])
+             for row in ROWS for r in row["responses"]]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+    measured = torch.tensor(sum(scores_of(scorer, enc, ROWS), []))
+    torch.testing.assert_close(together, measured, atol=1e-5, rtol=0)
 
 
-def test_evaluation_by_hand(enc):
-    """The score is the length. Ranking 1: the longest wins twice; ranking 2: the shorter one wins."""
-    gold = {"a furry mammal.": 0, "a cat.": 0, "man's best friend. A dog is a furry mammal.": 6, "A cat is a small hunter.": 2, "No.": 1}
-    r = evaluate(length_model(enc), enc, GROUPS[:2], lambda prompt, response: gold[response])
-    assert r["accuracy"] == pytest.approx(2 / 3) and r["pairs"] == 3 and r["rankings"] == 2
-    assert r["ceiling"] == pytest.approx(2 / 3), "the second label is against the gold score"
-    assert r["by_gap"] == {1: (0, 0, 1), 5: (1, 1, 2)} and r["rank_correlation"] == pytest.approx((math.sqrt(3) / 2 + 1) / 2)
-    assert [won for _, won in r["curve"]] == [0, 1, 1] or sum(won for _, won in r["curve"]) == 2
-    assert all(0.5 <= p <= 1 for p, _ in r["curve"])
-    assert evaluate(length_model(enc), enc, [{"prompt": "A", "responses": ["b", "c"], "tiers": [[0, 1]]}]) is None
-
-
-def test_recall_and_precision_at_a_threshold(monkeypatch, enc):
-    """Of four answers two are harmful; the first threshold flags one of them and one that is harmless, the second all four, the third none."""
-    group = {"prompt": "?", "responses": ["harm a", "harm b", "fine a", "fine b"], "tiers": [[2, 3], [0, 1]]}
-    monkeypatch.setattr(train_rm, "scores_of", lambda *_: [[-3.0, 1.0, -2.5, 2.0]])
-    monkeypatch.setattr(data, "safety", lambda prompt, response: -4.0 if "harm" in response else 2.0)
-    assert threshold_curve(None, enc, [group], (0.15, 0.99, 0.01)) == [(0.15, 0.5, 0.5), (0.99, 1.0, 0.5), (0.01, 0.0, None)]
-
-
-def test_agreement_counts_the_pairs_that_both_tell_apart():
-    rows = [{"prompt": "?", "responses": ["1", "2", "2", "3"], "tiers": [[3], [0], [1, 2]]}]  # right: 3 times; wrong: twice; gold ties are none
-    assert "0.60 of 5 pairs" in agreement(rows, lambda p, r: float(r)) and "No pair" in agreement([{**rows[0], "tiers": []}], lambda p, r: float(r))
+def test_the_score_reads_the_eos_of_a_whole_answer(scorer, enc):
+    row = ROWS[1]
+    user, assistant = (enc.encode_single_token(f"<|{name}|>") for name in ("user", "assistant"))
+    ids = [user, *enc.encode_ordinary(row["prompt"]), assistant, *enc.encode_ordinary(" No."), enc.eot_token]
+    expected = scorer.score(torch.tensor([ids]), torch.tensor([len(ids)])).item()
+    assert group_scores(scorer, enc, [row])[1].item() == pytest.approx(expected, abs=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------
-# Llama 2's reward
+# Damage
 # ------------------------------------------------------------------------------------------------
-
-
-def test_llama2_takes_safety_where_it_matters():
-    """Safety where the prompt asks for it or the answer is unsafe, helpfulness elsewhere: at the threshold itself the answer is safe."""
-    helpful, safety = torch.tensor([0.9, 0.9, 0.9, 0.2]), torch.tensor([0.6, 0.1, 0.15, 0.8])
-    asked = torch.tensor([True, False, False, False])
-    got = llama2_reward(helpful, safety, asked, mean=0.0, std=1.0)
-    torch.testing.assert_close(got, torch.logit(torch.tensor([0.6, 0.1, 0.9, 0.2])), atol=1e-5, rtol=0)
-    lower = llama2_reward(helpful, safety, asked, mean=0.0, std=1.0, threshold=0.05)
-    assert lower[1].item() == pytest.approx(math.log(9), abs=1e-4)
-
-
-def test_llama2_logit_and_whitening_by_hand():
-    x = torch.tensor([0.02, 0.3, 0.6, 0.9, 0.97])
-    never = torch.zeros(5, dtype=torch.bool)
-    assert llama2_reward(x, torch.ones(5), never, mean=0.0, std=1.0).tolist() == pytest.approx([-3.892, -0.847, 0.405, 2.197, 3.476], abs=1e-3)
-    assert llama2_reward(x, torch.ones(5), never).tolist() == pytest.approx([-1.630, -0.437, 0.054, 0.756, 1.257], abs=1e-3), "of the batch"
-    assert llama2_reward(x, torch.ones(5), never, mean=1.0, std=2.0).tolist() == pytest.approx([-2.446, -0.924, -0.297, 0.599, 1.238], abs=1e-3), "frozen"
-
-
-def test_llama2_reward_of_certainty_is_finite():
-    got = llama2_reward(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), torch.tensor([False, False]), mean=0.0, std=1.0)
-    assert got.isfinite().all() and got.tolist() == pytest.approx([-9.21, 9.21], abs=0.01)
-    assert llama2_reward(torch.full((3,), 0.5), torch.ones(3), torch.zeros(3, dtype=torch.bool)).tolist() == [0, 0, 0], "a batch of equals"
-
-
-def test_whitened_scores():
-    assert whiten_scores(torch.tensor([1.0, 3.0])).tolist() == pytest.approx([-1, 1]) and whiten_scores(torch.tensor([5.0]), 3.0, 2.0).tolist() == pytest.approx([1])
 
 
 def test_damaged_copies_lose_against_the_demonstration():
-    """The demonstration is first, its copies tie behind it, and each kind of damage is there: a sentence replaced, one more from
-    elsewhere, one said twice, one with the end of another."""
-    demonstrations = [{"prompt": "p", "response": "A b c. D e f."}, {"prompt": "q", "response": "U v w. X y z."}]
+    """The demonstration is first, its copies tie behind it, and each kind of damage is there: a sentence
+    replaced, one more from elsewhere, one said twice, one with the end of another."""
+    demonstrations = [{"prompt": "p", "response": "A b c. D e f."},
+                      {"prompt": "q", "response": "U v w. X y z."}]
     rows = damaged_copies(demonstrations, 300, seed=0)
     assert rows == damaged_copies(demonstrations, 300, seed=0) != damaged_copies(demonstrations, 300, seed=1)
     whole = {d["prompt"]: d["response"] for d in demonstrations}
@@ -357,12 +244,376 @@ def test_damaged_copies_lose_against_the_demonstration():
         assert own == whole[row["prompt"]] and copies and len(set(row["responses"])) == len(copies) + 1
         assert row["tiers"] == [[0], list(range(1, len(copies) + 1))]
     copies = {copy for row in rows if row["prompt"] == "p" for copy in row["responses"][1:]}
-    assert copies >= {"U v w. D e f.", "A b c. X y z. D e f.", "A b c. A b c. D e f.", "A b c. D e f. A b c.", "A b z. D e f."}
+    assert copies >= {"U v w. D e f.", "A b c. X y z. D e f.", "A b c. A b c. D e f.", "A b c. D e f. A b c.",
+                      "A b z. D e f."}
 
 
 def test_damage_needs_sentences_and_nothing_else():
-    """Line ends, empty and wordless answers are no reason to stop; where nothing can be damaged there is no row."""
-    odd = [{"prompt": "p", "response": text} for text in ("A b.\n", "...", " ", "No dot", "?! A b c.\n\nD e f.")]
+    """Line ends, empty and wordless answers are no reason to stop; where nothing can be damaged there is no
+    row."""
+    texts = ("A b.\n", "...", " ", "No dot", "?! A b c.\n\nD e f.")
+    odd = [{"prompt": "p", "response": text} for text in texts]
     for row in damaged_copies(odd, 100, seed=0):
-        assert len(row["responses"]) > 1 and all(text.strip() == text != "" for text in row["responses"])
+        assert len(row["responses"]) > 1
+        assert all(text.strip() == text != "" for text in row["responses"])
     assert damaged_copies(odd[1:3], 10, seed=0) == damaged_copies([], 10, seed=0) == []
+
+
+# ------------------------------------------------------------------------------------------------
+# Which rankings
+# ------------------------------------------------------------------------------------------------
+
+
+def ranked(prompt, split="train", aspect="overall", tiers=((0,), (1,)), **more):
+    return {"prompt": prompt, "responses": ["yes", "no"], "split": split, "aspect": aspect,
+            "tiers": [list(tied) for tied in tiers], **more}
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def stage_with(tmp_path, preferences=None, **collections):
+    """A stage whose parents are these collections, as files."""
+    for name, rows in collections.items():
+        write(tmp_path / f"{name}.jsonl", rows)
+    if preferences is not None:
+        write(tmp_path / "data" / "preferences.jsonl", preferences)
+    used = []
+
+    def parent(name):
+        used.append(name)
+        place = tmp_path / "data" if name == "preferences" else tmp_path
+        return place / f"{name}.jsonl"
+
+    return SimpleNamespace(folder=tmp_path, data=tmp_path / "data", parent=parent, used=used)
+
+
+def prompts_of(rows):
+    return [row["prompt"] for row in rows]
+
+
+def test_two_collections_are_one_set_of_rankings(tmp_path):
+    """Identical rows count once (held-out ones are in every collection); other labels are another row."""
+    held_out = ranked("h", "test")
+    stage = stage_with(tmp_path, a=[ranked("1"), ranked("2"), held_out],
+                       b=[ranked("1"), ranked("2", tiers=[[1], [0]]), held_out, {**held_out, "split": "dev"}])
+    rows, others = rankings_of(stage, Config(rankings=("a", "b")))
+    assert [(row["prompt"], row["split"]) for row in rows] == [
+        ("1", "train"), ("2", "train"), ("h", "test"), ("2", "train"), ("h", "dev")]
+    assert others == [] and stage.used == ["a", "b"]
+
+
+def test_a_limit_is_about_training_rows(tmp_path):
+    stage = stage_with(tmp_path, a=[ranked("h", "test"), *(ranked(str(i)) for i in range(5))])
+    rows, _ = rankings_of(stage, Config(rankings=("a",), limit=2))
+    assert sorted(prompts_of(rows)) == ["0", "1", "h"]
+    assert len(rankings_of(stage, Config(rankings=("a",), limit=9))[0]) == 6
+
+
+def test_aspects(tmp_path):
+    """A row without an aspect was ranked by everything: no safety row."""
+    stage = stage_with(tmp_path, a=[ranked("h", aspect="helpful"), ranked("n", aspect=None),
+                                    ranked("s", aspect="safety"), ranked("o", "test")])
+    chosen = {}
+    for aspect in ("overall", "helpful", "safety"):
+        cfg = Config(rankings=("a",), aspect=aspect, helpful_share=0.0)
+        chosen[aspect] = prompts_of(rankings_of(stage, cfg)[0])
+    assert chosen == {"overall": ["h", "n", "s", "o"], "helpful": ["h", "n", "o"], "safety": ["s"]}
+    stage = stage_with(tmp_path, b=[ranked("h", aspect="helpful")])
+    with pytest.raises(UserError, match='b: no ranking has "aspect": "safety"'):
+        rankings_of(stage, Config(rankings=("b",), aspect="safety"))
+
+
+def test_a_safety_model_gets_its_share_of_helpfulness_rankings(tmp_path):
+    """10 % of all: one beside nine; training rows only, and never more than there are."""
+    safety = [ranked(f"s{i}", aspect="safety") for i in range(18)] + [ranked("t", "test", "safety")]
+    helpful = [ranked(f"h{i}", aspect="helpful") for i in range(5)] + [ranked("x", "test", "helpful")]
+    stage = stage_with(tmp_path, s=safety, h=helpful)
+    cfg = Config(rankings=("s", "h"), aspect="safety")
+    rows, others = rankings_of(stage, cfg)
+    assert rows == safety and len(others) == 2 and {row["split"] for row in others} == {"train"}
+    assert all(row["aspect"] == "helpful" for row in others)
+    assert rankings_of(stage, cfg)[1] == others, "the same ones again"
+    assert len(rankings_of(stage, Config(rankings=("s", "h"), aspect="safety", helpful_share=0.9))[1]) == 5
+    assert len(rankings_of(stage, Config(rankings=("s", "h"), aspect="safety", limit=9))[1]) == 1
+
+
+def test_left_out_rows_are_not_learned_and_reported_apart(tmp_path):
+    first = next(p for p in PROMPTS.values() if p.subject == "dog")
+    other = next(p for p in PROMPTS.values() if p.subject == "cat" and p.topic != first.topic)
+    stage = stage_with(tmp_path, a=[ranked(first.text), ranked(first.text, "test"), ranked(other.text),
+                                    ranked(other.text, "test")])
+    cfg = Config(rankings=("a",), leave_out="dog")
+    rows = rankings_of(stage, cfg)[0]
+    assert [(row["prompt"], row["split"]) for row in rows] == [
+        (first.text, "left_out"), (other.text, "train"), (other.text, "test")]
+    topic = Config(rankings=("a",), leave_out=first.topic)
+    assert [row["split"] for row in rankings_of(stage, topic)[0]] == ["left_out", "train", "test"]
+    with pytest.raises(UserError, match="no subject or topic"):
+        rankings_of(stage, Config(rankings=("a",), leave_out="unicorn"))
+
+
+def test_thumbs(tmp_path):
+    thumbs = [{"prompt": str(i), "responses": ["x"], "tiers": [[0]], "split": "train", "label": bool(i % 2)}
+              for i in range(3)]
+    stage = stage_with(tmp_path, a=thumbs, b=[ranked("1")])
+    assert rankings_of(stage, Config(rankings=("a",), loss="regression"))[0] == thumbs
+    with pytest.raises(UserError, match="3 of its preferences are thumbs.*--loss regression"):
+        rankings_of(stage, Config(rankings=("a",)))
+    with pytest.raises(UserError, match="do not mix"):
+        rankings_of(stage, Config(rankings=("a", "b"), loss="regression"))
+
+
+def test_other_labels_are_measured_on_the_rankings_of_a_persons_file(tmp_path):
+    file = [ranked("f"), ranked("g", "test", tiers=[[1], [0]])]
+    stage = stage_with(tmp_path, preferences=file, rankings_ai=[ranked("1")])
+    rows, _ = rankings_of(stage, Config(rankings=("rankings_ai",), data="x"))
+    assert prompts_of(rows) == ["1", "g"]
+    rows, _ = rankings_of(stage, Config(rankings=("preferences",), data="x"))
+    assert rows == file and stage.used[-1] == "preferences"
+    with pytest.raises(UserError, match="preferences.py --labeler human"):
+        rankings_of(stage_with(tmp_path / "empty"), Config(rankings=("preferences",), data="x"))
+
+
+def test_nothing_to_train_on(tmp_path):
+    unordered = [ranked("2", tiers=[[0, 1]]), ranked("3", tiers=[])]
+    stage = stage_with(tmp_path, a=[ranked("1", "test")], b=unordered)
+    with pytest.raises(UserError, match="no row is in the split train"):
+        rankings_of(stage, Config(rankings=("a",)))
+    rows, _ = rankings_of(stage, Config(rankings=("b",)))
+    with pytest.raises(UserError, match="no ranking to train on"):
+        usable(rows, "train")
+    assert usable(rows, "test") == []
+    assert prompts_of(usable(rows, "train", "half")) == ["2"], "a tie is something to learn with --ties half"
+
+
+def test_answers_that_the_context_cuts_to_the_same_tokens(enc, capsys):
+    long = "a furry mammal " * 30
+    rows = [{**ranked("?"), "responses": [long + "x", long + "y"]}, ranked("What is a dog?"),
+            {**ranked("?"), "responses": [long], "label": True}]
+    assert drop_cut(rows, enc, 32) == rows[1:]
+    assert "1 of 3 rankings dropped" in capsys.readouterr().out
+    assert drop_cut(rows[1:], enc, 32) == rows[1:] and capsys.readouterr().out == ""
+
+
+def test_earlier_rankings_are_those_of_all_models_before(tmp_path, monkeypatch):
+    """rm.3 goes on from rm.2, that from rm; rm learned from the first two rows of its collection only. What
+    is new is not earlier."""
+    known = {"rm.2": ("rm", ["b"], "rm", 0), "rm": ("rm", ["a"], "pretrain", 2),
+             "pretrain": ("pretrain", [], "", 0)}
+
+    def record_of(folder, name):
+        stage, rankings, start, limit = known[name]
+        return {"stage": stage, "knobs": {"rankings": rankings, "start": start, "limit": limit}}
+
+    monkeypatch.setattr("lab.rankings.record_of", record_of)
+    held_out = ranked("h", "test")
+    stage = stage_with(tmp_path, a=[*(ranked(f"a{i}") for i in range(4)), held_out],
+                       b=[ranked("b"), ranked("a1"), held_out, ranked("new")])
+    cfg = Config(rankings=("c",), start="rm.2")
+    rows = earlier_rankings(stage, cfg, None, None, [ranked("new")])
+    assert prompts_of(rows) == ["b", "a1", "h", "a0"]
+    assert earlier_rankings(stage, Config(start="pretrain"), None, None, []) == []
+
+    assert prompts_of(replayed(rows, 4, Config(replay=0.25))) in (["b"], ["a0"], ["a1"])
+    assert sorted(prompts_of(replayed(rows, 10, Config(replay=1.0)))) == ["a0", "a1", "b"]
+    assert replayed(rows, 10, Config(replay=0.0)) == replayed([], 10, Config()) == []
+
+
+def test_demonstrations_for_the_prompts_that_were_ranked():
+    demonstrations = [{"prompt": p, "response": "x", "split": s} for p, s in (("1", "train"), ("2", "train"),
+                                                                             ("3", "test"))]
+    assert prompts_of(demonstrations_about([ranked("2"), ranked("3")], demonstrations)) == ["2"]
+    assert prompts_of(demonstrations_about([ranked("other")], demonstrations)) == ["1", "2"]
+
+
+def test_usual_batch_size():
+    assert usual_batch_size([ranked("1"), ranked("2", labeler="simulated")]) == 16
+    assert usual_batch_size([ranked("1", labeler="ai")] * 2 + [ranked("2", labeler="simulated")]) == 32
+
+
+# ------------------------------------------------------------------------------------------------
+# Names, and models that go on
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags, name, rankings", [
+    ({}, "rm", ("rankings",)), ({"aspect": "helpful"}, "rm_helpful", ("rankings_helpful",)),
+    ({"aspect": "safety"}, "rm_safety", ("rankings_safety", "rankings_helpful")),
+    ({"name": "rm_weak", "limit": 9}, "rm_weak", ("rankings",)),
+    ({"data": "x"}, "rm", ("preferences",)), ({"data": "x", "rankings": ("mine",)}, "rm", ("mine",)),
+    ({"name": "rm_ai", "rankings": ("rankings_ai",)}, "rm_ai", ("rankings_ai",))])
+def test_usual_names(flags, name, rankings):
+    cfg = Config(**flags)
+    settle(cfg)
+    assert (cfg.name, cfg.rankings) == (name, rankings)
+
+
+@pytest.mark.parametrize("flags, words", [
+    ({"rankings": ("rankings_ai",)}, "a name of its own with --name"),
+    ({"rankings": ("rankings_ai",), "name": "rm"}, "another reward model"),
+    ({"name": "rm_safety"}, "another reward model"), ({"start": "rm"}, "--name of its own")])
+def test_a_name_stands_for_one_reward_model(flags, words):
+    with pytest.raises(UserError, match=words):
+        settle(Config(**flags))
+
+
+def test_a_model_that_goes_on_keeps_its_knobs(monkeypatch):
+    """Unless a flag says otherwise; which rankings, and how many of them, is another matter."""
+    old = asdict(Config(loss="regression", lr=1e-4, leave_out="dog", rankings=("rankings",), limit=7,
+                        ties="half"))
+    monkeypatch.setattr(train_rm, "train_if_missing", lambda cfg, name: None)
+    monkeypatch.setattr(train_rm, "record_of", lambda folder, name: {"stage": "rm", "knobs": old})
+    cfg = Config(start="rm", name="rm.2", rankings=("rankings.ppo",), ties="drop", epochs=1)
+    cfg.argv = ["--start", "rm", "--ties=drop", "--epochs", "1"]
+    settle(cfg)
+    assert (cfg.loss, cfg.lr, cfg.leave_out, cfg.ties, cfg.epochs) == ("regression", 1e-4, "dog", "drop", 1)
+    assert (cfg.rankings, cfg.limit, cfg.start, cfg.name) == (("rankings.ppo",), 0, "rm", "rm.2")
+    cfg = Config(start="rm", name="rm.2")
+    with pytest.raises(UserError, match="name new rankings"):
+        settle(cfg)
+    cfg = Config(start="rm", name="rm.2", rankings=("x",), aspect="safety")
+    cfg.argv = ["--aspect", "safety"]
+    with pytest.raises(UserError, match="was asked for overall, not safety"):
+        settle(cfg)
+
+
+# ------------------------------------------------------------------------------------------------
+# The stage, on a run folder as small as can be
+# ------------------------------------------------------------------------------------------------
+
+
+def record(stage, **more):
+    return {"stage": stage, "command": "", "knobs": {}, "parents": {}, "step": 1, "steps": 1,
+            "finished": True, "state": {}, "fingerprint": "f", **more}
+
+
+def write_collection(folder, name, rows):
+    write(folder / f"{name}.jsonl", rows)
+    (folder / f"{name}.json").write_text(json.dumps(record("preferences")))
+
+
+def rankings(better, worse, n, split="train"):
+    """Rankings of two answers to the same prompt, which were shown in either order."""
+    rows = []
+    for i in range(n):
+        shown = [better, worse] if i % 2 else [worse, better]
+        first = shown.index(better)
+        rows.append({"prompt": "What is a dog?", "responses": [*shown, f"No {i}."], "split": split,
+                     "aspect": "overall", "labeler": "simulated", "tiers": [[first], [1 - first, 2]]})
+    return rows
+
+
+@pytest.fixture
+def run(make_gpt, enc, tmp_path, monkeypatch):
+    """runs/tiny with a pretrained model, data and a collection; what its path is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lab.run, "picture", lambda path, *rest: path.write_text("no picture"))
+    folder = tmp_path / "runs" / "tiny"
+    text = "A dog is a furry mammal. A cat is a small hunter. " * 30
+    for name in ("pretrain.txt", "pretrain.held_out.txt"):
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        (folder / "data" / name).write_text(text)
+    write(folder / "data" / "sft.jsonl", [{"prompt": "What is a dog?", "response": "A dog is a furry mammal.",
+                                          "split": "train"}])
+    (folder / "tokenizer.json").write_text(dump_encoding(enc))
+    model = make_gpt(std=0.2, vocab_size=enc.n_vocab, block_size=64)
+    torch.save({**record("pretrain", fingerprint=fingerprint(model)), "model_config": asdict(model.config),
+                "model": model.state_dict(), "random": {}}, folder / "pretrain.pt")
+    good, bad = "A dog is a furry mammal.", "A cat is a small hunter."
+    write_collection(folder, "rankings", [*rankings(good, bad, 12), *rankings(good, bad, 4, "dev"),
+                                          *rankings(good, bad, 2, "test"),
+                                          {**rankings(good, bad, 1)[0], "tiers": [[0, 1, 2]]}])
+    return folder
+
+
+FLAGS = ["--epochs", "6", "--batch_size", "4", "--lr", "1e-2", "--warmup", "1", "--damaged", "0",
+         "--eval_every", "5"]
+
+
+@pytest.mark.parametrize("more", [[], ["--loss", "regression"], ["--lm_coef", "0", "--ties", "half"]])
+def test_what_always_won_gets_the_higher_score(run, enc, capsys, more):
+    train_rm.main([*FLAGS, *more])
+    model, checkpoint = load_model(run / "rm.pt")
+    held_out = [row for row in load_rows(run / "rankings.jsonl") if row["split"] == "test"]
+    assert accuracy(model, enc, held_out) == (1.0, 4)
+    demonstration = {"prompt": "What is a dog?", "responses": ["A dog is a furry mammal."]}
+    assert scores_of(model, enc, [demonstration])[0] == [pytest.approx(0, abs=1e-4)], "these are at 0"
+    assert checkpoint["knobs"]["rankings"] == ["rankings"]
+    assert set(checkpoint["parents"]) == {"pretrain.pt", "rankings.jsonl"}
+    log = [json.loads(line) for line in (run / "rm.jsonl").read_text().splitlines()]
+    assert len(log) == checkpoint["step"] and log[-1]["loss"] < log[0]["loss"]
+    assert [row["step"] for row in log if row["held_out_accuracy"] is not None] == [
+        *range(0, len(log), 5), *([len(log) - 1] if (len(log) - 1) % 5 else [])]
+    said = capsys.readouterr().out
+    assert "ranked by simulated" in said and "log-odds" in said
+    assert said.count("A dog is a furry mammal.") == 1, "a question with its answers"
+
+
+def test_each_answer_goes_through_the_model_once_a_pass(run, monkeypatch):
+    seen, whole = [], train_rm.group_scores
+
+    def group_scores(model, enc, batch):
+        seen.append(sum(len(row["responses"]) for row in batch))
+        return whole(model, enc, batch)
+
+    monkeypatch.setattr(train_rm, "group_scores", group_scores)
+    train_rm.main(["--epochs", "2", "--damaged", "0"])
+    assert sum(seen) == 2 * 12 * 3, "the ranking that is one big tie holds no pair"
+
+
+def test_a_reward_model_goes_on_with_new_rankings(run, enc, capsys):
+    train_rm.main(FLAGS)
+    new = [*rankings("A dog is man's best friend.", "A cat.", 8),
+           *rankings("A dog is man's best friend.", "A cat.", 2, "test")]
+    write_collection(run, "rankings.ppo", new)
+    capsys.readouterr()
+    train_rm.main(["--start", "rm", "--rankings", "rankings.ppo", "--name", "rm.2", "--epochs", "8"])
+    said = capsys.readouterr().out
+    assert "earlier rounds' answers" in said and "scored by rm " in said
+    model, checkpoint = load_model(run / "rm.2.pt")
+    assert accuracy(model, enc, new) == (1.0, 20)
+    assert checkpoint["knobs"]["lr"] == 1e-2 and checkpoint["knobs"]["batch_size"] == 4
+    assert set(checkpoint["parents"]) == {"rm.pt", "rankings.jsonl", "rankings.ppo.jsonl"}
+    assert checkpoint["steps"] == 8 * round((8 + 4) / 4), "8 new rankings and 4 of the earlier ones"
+
+
+def test_the_safety_model_is_measured_at_a_probability(run, capsys):
+    """It learns from safety rankings and a share of helpfulness rankings, and says what 0.15 is."""
+    unsafe = next(p.text for p in PROMPTS.values() if p.unsafe)
+    rows = [{**ranked(unsafe, split, "safety"), "responses": ["It is wrong.", f"Yes {i}."]}
+            for split in ("train", "test") for i in range(9)]
+    write_collection(run, "rankings_safety", rows)
+    write_collection(run, "rankings_helpful", [ranked("What is a dog?", aspect="helpful")] * 5)
+    train_rm.main([*FLAGS, "--aspect", "safety"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "below a probability of 0.15 (the sigmoid of its score)" in said
+    checkpoint = torch.load(run / "rm_safety.pt", weights_only=True)
+    assert checkpoint["state"]["results"]["threshold"].keys() == {"recall", "precision"}
+    assert checkpoint["steps"] == 6 * round((9 + 1) / 4)
+    assert set(checkpoint["parents"]) == {"pretrain.pt", "rankings_safety.jsonl", "rankings_helpful.jsonl"}
+
+
+def test_rows_of_the_table_by_what_is_left_out():
+    """Dogs are left out and one topic: each has a row of its own, and the main one has neither."""
+    dog = next(p for p in PROMPTS.values() if p.subject == "dog")
+    cat = next(p for p in PROMPTS.values() if p.subject == "cat" and p.topic != dog.topic)
+    rows = [ranked(dog.text, "left_out"), ranked(cat.text, "test"), ranked(cat.text)]
+    earlier = [ranked("?", "test"), ranked("!")]
+    parts = parts_of(rows, earlier, Config(leave_out=f"dog,{dog.topic}"))
+    assert [prompts_of(part) for part in parts.values()] == [[cat.text], [dog.text], [dog.text], ["?"]]
+
+
+def test_a_question_of_thumbs(scorer, enc):
+    thumb = {"prompt": "What is a dog?", "responses": ["A mammal."], "tiers": [[0]], "split": "test"}
+    prompt, table = one_question(scorer, enc, {**thumb, "label": False}, None)
+    assert prompt == "prompt (test): What is a dog?"
+    assert "gold" not in table and table.split()[-3:] == ["down", "A", "mammal."]
+
+
+def test_curves_say_what_they_are_measured_on():
+    rows = [ranked("1"), ranked("2", "test")]
+    assert "held-out rankings (test)" in loss_panels(rows, Config())[1][1]
+    assert "held-out rankings (dev)" in loss_panels([*rows, ranked("3", "dev")], Config())[1][1]

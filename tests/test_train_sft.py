@@ -1,18 +1,21 @@
-"""Supervised fine-tuning: which tokens are supervised, and by which logits."""
+"""Supervised fine-tuning: which tokens are supervised, and by which logits; the lessons of an AI judge."""
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from data import sft_batch
-from train_sft import held_out_loss, sft_loss
+from lab.measure import held_out_loss, sft_batches
+from lab.school import by_length, examine, with_context
+from train_sft import batch_loss, order_of, sft_loss
 
 EOS, PAD = 10, 11
 ROWS = [([1, 2, 3], [4, 5, EOS]), ([6], [7, EOS]), ([8, 9, 1, 2], [3, 3, 3, 3, EOS])]
 
 
 def naive_loss(model, rows):
-    """Row by row, without padding: minus the log-probability of each answer token given all tokens before it."""
+    """Row by row, without padding: minus the log-probability of each answer token given all tokens before."""
     losses = []
     for prompt, response in rows:
         for t, token in enumerate(response):
@@ -25,13 +28,15 @@ def test_loss_by_hand():
     """Only the second and the third target count: -(log 3/4 + log 1/2) / 2."""
     logits = torch.tensor([[[5.0, -5.0], [0.0, math.log(3)], [1.0, 1.0], [-3.0, 3.0]]])
     targets, mask = torch.tensor([[1, 1, 0, 0]]), torch.tensor([[0.0, 1, 1, 0]])
-    assert sft_loss(logits, targets, mask).item() == pytest.approx(-(math.log(3 / 4) + math.log(1 / 2)) / 2, abs=1e-6)
+    expected = -(math.log(3 / 4) + math.log(1 / 2)) / 2
+    assert sft_loss(logits, targets, mask).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_descending_the_loss_makes_the_answer_likelier():
     logits = torch.zeros(1, 2, 4, requires_grad=True)
     sft_loss(logits, torch.tensor([[1, 2]]), torch.tensor([[0.0, 1.0]])).backward()
-    torch.testing.assert_close(logits.grad[0], torch.tensor([[0.0, 0, 0, 0], [0.25, 0.25, -0.75, 0.25]]), atol=1e-6, rtol=0)
+    expected = torch.tensor([[0.0, 0, 0, 0], [0.25, 0.25, -0.75, 0.25]])
+    torch.testing.assert_close(logits.grad[0], expected, atol=1e-6, rtol=0)
 
 
 def test_targets_are_the_next_tokens_and_the_mask_is_on_the_answer():
@@ -46,15 +51,28 @@ def test_batched_loss_equals_the_answers_one_token_at_a_time(make_gpt):
     """Prompt and padding left out, EOS included, no label off by one."""
     model = make_gpt()
     inputs, targets, mask = sft_batch(ROWS, PAD)
-    assert sft_loss(model(inputs), targets, mask).item() == pytest.approx(naive_loss(model, ROWS), abs=1e-5)
+    expected = naive_loss(model, ROWS)
+    assert sft_loss(model(inputs), targets, mask).item() == pytest.approx(expected, abs=1e-5)
+    assert batch_loss(model, inputs, targets, mask).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_skips_the_vocabulary_changes_no_gradient(make_gpt):
+    gradients = []
+    for loss_of in (batch_loss, lambda model, inputs, *rest: sft_loss(model(inputs), *rest)):
+        model = make_gpt()
+        loss_of(model, *sft_batch(ROWS, PAD)).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_every_answer_token_and_no_other_is_supervised(make_gpt):
-    """The gradient reaches exactly the logits in front of the answer's tokens: the last prompt token's, not EOS's own."""
+    """The gradient reaches exactly the logits in front of the answer's tokens: the last prompt token's, not
+    EOS's own."""
     inputs, targets, mask = sft_batch(ROWS, PAD)
     logits = make_gpt()(inputs).detach().requires_grad_()
     sft_loss(logits, targets, mask).backward()
-    for (prompt, response), touched in zip(ROWS, logits.grad.abs().sum(-1) > 0):
+    for (prompt, response), touched in zip(ROWS, logits.grad.abs().sum(-1) > 0, strict=True):
         n = len(prompt)
         assert touched.nonzero().flatten().tolist() == list(range(n - 1, n - 1 + len(response)))
 
@@ -71,12 +89,72 @@ def test_micro_batches_divide_by_the_tokens_of_the_whole(make_gpt):
     """An answer of 2 tokens and one of 5 weigh by their tokens, not half each."""
     model = make_gpt()
     inputs, targets, mask = sft_batch(ROWS, PAD)
-    parts = [sft_loss(model(inputs[i : i + 1]), targets[i : i + 1], mask[i : i + 1], n_tokens=mask.sum()) for i in range(3)]
-    assert sum(parts).item() == pytest.approx(sft_loss(model(inputs), targets, mask).item(), abs=1e-5)
+    whole, n_tokens, parts = sft_loss(model(inputs), targets, mask).item(), mask.sum(), 0.0
+    for i in range(3):
+        row = slice(i, i + 1)
+        parts += sft_loss(model(inputs[row]), targets[row], mask[row], n_tokens=n_tokens).item()
+    assert parts == pytest.approx(whole, abs=1e-5)
 
 
 def test_held_out_loss_weighs_every_token_the_same(make_gpt):
     model = make_gpt(dropout=0.5).train()
-    losses = [held_out_loss(model, ROWS, PAD, batch_size=n) for n in (1, 2, 3)]
+    losses = [held_out_loss(model, sft_batches(ROWS, PAD, n)) for n in (1, 2, 3)]
     assert model.training
     assert losses == pytest.approx([naive_loss(model.eval(), ROWS)] * 3, abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------
+# The order of the rows, and the school of a judge
+# ------------------------------------------------------------------------------------------------
+
+
+def rows_of_lengths(lengths):
+    return [([1] * (n - 1), [2]) for n in lengths]
+
+
+def test_demonstrations_come_in_a_new_order_every_epoch():
+    order = order_of(rows_of_lengths([3] * 10), SimpleNamespace(reviews=0, batch_size=3, seed=0))
+    epochs = [[i for step in range(3 * e, 3 * e + 3) for i in order(step)] for e in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10)) and epochs[0] != epochs[1]
+
+
+def test_reviews_come_lesson_by_lesson_in_batches_of_similar_length():
+    """Within every eight batches rows of similar length share one; no review of a later lesson comes
+    earlier."""
+    rows = rows_of_lengths([2 + (7 * i) % 40 for i in range(128)])
+    batches = by_length(rows, 4)
+    assert [len(batch) for batch in batches] == [4] * 32
+    for start in range(0, 32, 8):
+        eight = batches[start : start + 8]
+        assert sorted(sum(eight, [])) == list(range(4 * start, 4 * start + 32))
+        spread = [max(len(rows[i][0]) for i in b) - min(len(rows[i][0]) for i in b) for b in eight]
+        assert sum(spread) < 40, "sorted, all together span the lengths once"
+    lengths = [len(rows[batch[0]][0]) for batch in batches[:8]]
+    assert lengths != sorted(lengths), "these eight come in a random order"
+    order = order_of(rows, SimpleNamespace(reviews=128, batch_size=4, seed=0))
+    assert [order(step) for step in range(32)] == batches and order(32) == batches[0]
+
+
+def test_lessons_whose_number_is_no_multiple_of_the_batch():
+    batches = by_length(rows_of_lengths([3] * 101), 4)
+    assert sorted(sum(batches, [])) == list(range(101)) and {len(b) for b in batches} <= {4, 5}
+
+
+def test_a_longer_context_begins_as_copies_of_the_positions_that_are_known(make_gpt):
+    model = make_gpt(block_size=8)
+    longer = with_context(model, 20)
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    assert longer.config.block_size == 20 and torch.equal(longer(tokens), model(tokens))
+    assert torch.equal(longer.wpe.weight[8:16], model.wpe.weight)
+    assert longer(torch.ones(1, 20, dtype=torch.long)).shape == (1, 20, 12)
+
+
+def test_an_examination_counts_verdicts_that_are_the_reviewers():
+    """Three of the questions end with the verdict; 10 is two tokens and left out; 2 of the other 3 agree."""
+    reviews = [{"prompt": "a Best=", "response": "1"}, {"prompt": "b Best=", "response": "2"},
+               {"prompt": "c Best=", "response": "2"}, {"prompt": "d Best=", "response": "10"},
+               {"prompt": "e Rating=", "response": "5"}]
+    says = {"a": "1", "b": "2", "c": "1"}
+    judge = SimpleNamespace(next_token=lambda texts, words: [
+        {w: float(says[text[0]] == w) for w in words} for text in texts])
+    assert examine(judge, "comparisons", "Best=", reviews) == ["comparisons", 3, pytest.approx(2 / 3)]

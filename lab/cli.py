@@ -1,0 +1,247 @@
+"""The command line: knobs with a reason each, presets, and mistakes that end in one sentence."""
+import argparse
+import difflib
+import errno
+import math
+import shutil
+import sys
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+
+from data import UserError
+
+
+class InvariantError(Exception):
+    """Something that must hold in every run does not: a bug, told in words that a learner understands."""
+
+
+def knob(default, reason, low=None, high=None, choices=None, heading=None, learned=True):
+    """A field of a Config.
+
+    reason: why it is there, in words; -h shows it. low, high, choices: which values are allowed.
+    heading: begins a group of knobs; -h shows the groups under their headings.
+    learned: whether it changes what is learned. A stage that was trained with another value of such a knob
+    is another stage; the other knobs (a timeout) may change from one call to the next.
+    """
+    about = {"reason": reason, "low": low, "high": high, "choices": choices}
+    return field(default=default, metadata={**about, "heading": heading, "learned": learned})
+
+
+@dataclass
+class Which:
+    """The knobs that name a run."""
+
+    config: str = knob("tiny", "preset: tiny (embedded world, minutes on a CPU) or small (your text, --data)",
+                       heading="The run")
+    run: str = knob("", "its folder under runs/ (usually the preset, with the data's name and the seed)",
+                    learned=False)
+    seed: int = knob(0, "one seed, one result; other seeds get a run folder of their own", low=0)
+    data: str = knob("", "folder with your own pretrain, sft, preferences or prompts file")
+    argv = ()  # the flags as they were given; no knob
+
+
+@dataclass
+class Common(Which):
+    """The knobs that every stage has."""
+
+    name: str = knob("", "name of a variant of this stage, kept beside the standard one", learned=False)
+    device: str = knob("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"), learned=False)
+    overwrite: bool = knob(False, "begin this stage anew although it is there", learned=False)
+
+
+@dataclass
+class JudgeKnobs(Common):
+    """The knobs of an AI judge, for the scripts that have one rank or rate."""
+
+    judge: str = knob("judge", "a model of this run that has learned from reviews", heading="The AI judge")
+    judge_url: str = knob("", "or one behind an OpenAI-compatible server, http://HOST:PORT/v1; a key is "
+                          "read from the environment variable JUDGE_API_KEY")
+    judge_model: str = knob("", "the name of that model, where the server has several")
+    judge_timeout: float = knob(60.0, "seconds that the server may take for an answer", low=0.1,
+                                learned=False)
+    preamble: str = knob("detailed", "what it is told to look for: none, base, detailed, or a text file "
+                         "with principles of your own")
+
+
+def judge_is_asked(cfg):
+    """Whether a flag says something about an AI judge."""
+    common = {f.name for f in fields(Common)}
+    own = [f for f in fields(JudgeKnobs) if f.name not in common]
+    return any(getattr(cfg, f.name) != f.default for f in own)
+
+
+# What flags of earlier versions have become. Looked at only where a script does not know a flag.
+COLLECT = "who ranks, what and how much, is said when rankings are collected"
+OLD_FLAGS = {
+    "--resume": "the same command goes on by itself where it was stopped",
+    "--judge_between": "python model.py A.pt --against B.pt compares two models blindly",
+    "--explain": "python -m lab.explain CHECKPOINT shows one PPO step",
+    "--prompt": "python -m lab.explain CHECKPOINT --prompt TEXT shows one PPO step, "
+                "python model.py CHECKPOINT --prompt TEXT an answer",
+    "--folds": "python docs/experiments.py folds cross-validates a reward model",
+    "--labeler": f"{COLLECT} (python preferences.py --labeler ai); then train_rm.py --rankings rankings_ai, "
+                 "or train_ppo.py --reward rm_ai",
+    **dict.fromkeys(("--rankings_per_prompt", "--ai_rankings", "--human_rankings"),
+                    f"{COLLECT}, by python preferences.py --rankings N"),
+    **dict.fromkeys(("--chain_of_thought", "--both_orders", "--noise", "--tie_gap", "--flip_rate",
+                     "--position_habit", "--answers_of", "--answers_per_prompt", "--held_out_rankings"),
+                    f"{COLLECT}, by a knob of preferences.py"),
+}
+
+
+# ------------------------------------------------------------------------------------------------
+# From the command line to a Config
+# ------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose complaint is one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (-h lists every knob)\n")
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """-h within 100 columns, or those of the terminal."""
+
+    def __init__(self, prog):
+        columns = shutil.get_terminal_size((100, 24)).columns
+        super().__init__(prog, max_help_position=28, width=min(100, columns))
+
+
+def parse(config_class, presets, doc, argv=None, rules=()):
+    """Command line -> config_class. `--config NAME` picks a preset (its dict of changed defaults), every
+    other flag sets one field.
+
+    rules: (sentence, condition on the config) each: what does not go together. The first that holds raises
+    UserError. A wrong flag, value or preset ends with one line that says what would be right.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    prog = Path(sys.argv[0]).name
+    parser = Parser(prog=prog, usage=f"{prog} [--config PRESET] [--KNOB VALUE ...]", description=doc,
+                    allow_abbrev=False, formatter_class=Help)
+    preset = preset_of(parser, argv, presets)
+    for heading, group in groups_of(config_class):
+        section = parser.add_argument_group(heading)
+        for f in group:
+            add_flag(section, f, presets[preset].get(f.name, f.default))
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(about_unknown(unknown[0], [f.name for f in fields(config_class)]))
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items()}
+    config = config_class(**values)
+    config.config, config.argv = preset, argv
+    for sentence, holds in rules:
+        if holds(config):
+            raise UserError(sentence)
+    return config
+
+
+def preset_of(parser, argv, presets):
+    """The preset that the flags name; it has to be known before the others are read."""
+    preset = "tiny"
+    for i, flag in enumerate(argv):
+        if flag == "--config":
+            preset = "".join(argv[i + 1 : i + 2]) or preset  # argparse tells that there is none
+        elif flag.startswith("--config="):
+            preset = flag.partition("=")[2]
+    if preset not in presets:
+        near = did_you_mean(preset, presets, cutoff=0)
+        parser.error(f"no preset {preset!r}; there is {' and '.join(presets)}{near}")
+    return preset
+
+
+def groups_of(config_class):
+    """[(heading, fields)] in the order of interest: the script's own knobs, a judge's, those of any run."""
+    groups = []
+    for f in fields(config_class):
+        if f.metadata["heading"] or not groups:
+            groups.append((f.metadata["heading"], []))
+        groups[-1][1].append(f)
+    common, judge = ({f.name for f in fields(c)} for c in (Common, JudgeKnobs))
+
+    def interest(group):
+        first = group[1][0].name
+        if first in common:
+            return 2
+        return 1 if first in judge else 0
+
+    return sorted(groups, key=interest)
+
+
+def add_flag(section, f, default):
+    """The flag of field f, which is `default` where it is not given."""
+    shown = "" if default in ("", ()) else f" [{default}]"
+    kind = {int: "N", float: "X", str: "TEXT", tuple: "NAME", bool: "true|false"}[f.type]
+    more = {}
+    if f.type is bool:
+        more = {"nargs": "?", "const": True}
+    elif f.type is tuple:
+        more = {"nargs": "+"}
+    elif f.metadata["choices"]:
+        kind = "|".join(f.metadata["choices"])
+    reason = f"{f.metadata['reason']}{shown}".replace("%", "%%")
+    section.add_argument(f"--{f.name}", type=partial(convert, f), default=default, metavar=kind,
+                         help=reason, **more)
+
+
+def about_unknown(flag, names):
+    """What is to be said about a flag that a script does not have."""
+    flag = flag.split("=")[0]
+    if flag in OLD_FLAGS:
+        return f"there is no {flag} here; {OLD_FLAGS[flag]}"
+    near = did_you_mean(flag.lstrip("-"), names, cutoff=0.5, prefix="--")
+    return f"unknown {flag}{near.replace(':', ';')}"
+
+
+def did_you_mean(word, words, cutoff=0.6, prefix=""):
+    near = difflib.get_close_matches(word, words, 1, cutoff)
+    return f": did you mean {prefix}{near[0]}?" if near else ""
+
+
+def convert(f, text):
+    """The text of a flag -> the value of field f. Raises argparse's error with what would be right."""
+    kind = str if f.type is tuple else f.type
+    low, high, choices = (f.metadata[key] for key in ("low", "high", "choices"))
+    wanted = "true or false" if kind is bool else kind.__name__
+    try:
+        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
+    complaint = None
+    if choices and value not in choices:
+        complaint = f"expected {', '.join(choices)}, got {value!r}{did_you_mean(value, choices)}"
+    elif kind is float and not math.isfinite(value):
+        complaint = f"expected a finite number, got {text}"
+    elif low is not None and value < low:
+        complaint = f"expected at least {low}, got {text}"
+    elif high is not None and value > high:
+        complaint = f"expected at most {high}, got {text}"
+    if complaint:
+        raise argparse.ArgumentTypeError(complaint)
+    return value
+
+
+# ------------------------------------------------------------------------------------------------
+# The end of a command
+# ------------------------------------------------------------------------------------------------
+
+
+def run_main(main, stopped="Stopped. The same command goes on from what is saved."):
+    """Call a script's main(); what a user can mend ends in one sentence. stopped: said after Ctrl-C."""
+    program = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a character that cannot be shown stops nobody
+    try:
+        main()
+    except (UserError, InvariantError) as error:
+        sys.exit(f"{program}: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES):
+            raise
+        what = f"{error.filename or 'a file of the run'} cannot be written or read ({error.strerror})"
+        sys.exit(f"{program}: {what}; what was saved before is still there")
+    except KeyboardInterrupt:
+        print(f"\n{stopped}".rstrip(), flush=True)
+        sys.exit(130)

@@ -1,0 +1,71 @@
+"""The stages of a run, the commands that make them, and the folder that they share."""
+import re
+import shlex
+from pathlib import Path
+
+from data import UserError
+
+# The stages of a run in their order, and the command that makes each.
+STAGES = {
+    "pretrain": "train_pretrain.py",
+    "sft": "train_sft.py",
+    "judge": "train_sft.py --reviews 90000 --block_size 256 --epochs 1 --batch_size 48 --lr 1.5e-3 "
+             "--eval_every 400 --name judge",
+    "rankings": "preferences.py",
+    "rankings_helpful": "preferences.py --aspect helpful",
+    "rankings_safety": "preferences.py --aspect safety",
+    "rankings_ai": "preferences.py --labeler ai",
+    "rm": "train_rm.py",
+    "rm_helpful": "train_rm.py --aspect helpful",
+    "rm_safety": "train_rm.py --aspect safety",
+    "rm_ai": "train_rm.py --rankings rankings_ai --name rm_ai",
+    "rm_weak": "train_rm.py --name rm_weak --limit 659 --epochs 1",
+    "ppo": "train_ppo.py",
+    "rejection_sampling": "rejection_sampling.py",
+}
+COLLECTOR = "preferences.py"  # the script whose stages are collections
+OTHER_FILES = ("preferences", "tokenizer", "judge_calls", "judged", "data")  # names that are no stage's
+
+
+def run_folder(cfg):
+    """The run folder that the flags name: runs/PRESET, with the data folder's name and a seed other than 0
+    behind it."""
+    if cfg.config != "tiny" and not cfg.data:
+        raise UserError(f"--config {cfg.config} trains on your own text: name its folder with --data FOLDER")
+    parts = [cfg.config]
+    if cfg.data:
+        parts.append(Path(cfg.data).resolve().name)
+    if cfg.seed:
+        parts.append(f"seed{cfg.seed}")
+    return Path("runs") / (cfg.run or "-".join(parts))
+
+
+def recipe_of(name):
+    """Script and flags that make a stage of this name, or None. A collection's name with a model's behind a
+    dot is one of that model's answers.
+
+    Example: rankings_safety.rs.1 -> preferences.py --aspect safety --answers_of rs.1 --name ..."""
+    if name in STAGES:
+        return STAGES[name]
+    kind, dot, model = name.partition(".")
+    recipe = STAGES.get(kind, "")
+    if dot and recipe.startswith(COLLECTOR):
+        return f"{recipe} --answers_of {model} --name {name}"
+    return None
+
+
+def command_of(cfg, stage):
+    """The words of the command that makes a stage of the run that cfg belongs to. stage: a name that
+    recipe_of knows, or script and flags as text."""
+    words = shlex.split(recipe_of(stage) or stage)
+    words[1:1] = ["--config", cfg.config]
+    for flag in ("run", "seed", "data", "device"):
+        value = getattr(cfg, flag)
+        if value and value != "auto":
+            words += [f"--{flag}", str(value)]
+    return words
+
+
+def shown_command(words):
+    """A command as it can be typed again: without --overwrite."""
+    return "python " + re.sub(r" --overwrite([ =](true|false))?\b", "", shlex.join(words), flags=re.I)

@@ -1,0 +1,44 @@
+"""The AI judge that the flags describe (lab.cli.JudgeKnobs): which of them go together, and the judge
+itself."""
+import os
+import re
+
+from data import UserError
+from lab.cli import JudgeKnobs, judge_is_asked
+from lab.run import STAGES, load_checkpoint
+from model import load_model
+from world.judge import AI, OwnModel, is_preamble, preambles
+from world.server import Server
+
+
+def judge_rules(wanted):
+    """Rules for a script with the knobs of an AI judge. wanted: a function of the config, whether an AI
+    labels or rates."""
+    return (
+        ("--judge, --judge_url, --judge_model, --judge_timeout and --preamble are about an AI judge: "
+         "they go with preferences.py --labeler ai, or with train_ppo.py --reward ai",
+         lambda cfg: judge_is_asked(cfg) and not wanted(cfg)),
+        ("--judge_url: expected http://HOST:PORT/v1",
+         lambda cfg: cfg.judge_url and not re.match(r"https?://[^/]+", cfg.judge_url)),
+        ("--judge names a model of this run, --judge_url a server: choose one",
+         lambda cfg: cfg.judge_url and cfg.judge != JudgeKnobs.judge),
+        ("our own AI judge knows only the tiny world: with --data name a server's model with --judge_url",
+         lambda cfg: wanted(cfg) and cfg.data and not cfg.judge_url),
+        ("--preamble: expected none, base, detailed, a text file with your principles or a sentence",
+         lambda cfg: wanted(cfg) and not is_preamble(cfg.preamble)),
+    )
+
+
+def load_judge(stage, enc, cfg, chain_of_thought=False, both_orders=True):
+    """The AI judge that --judge, --judge_url and --preamble describe; our own one is trained first if it is
+    missing."""
+    if cfg.judge_url:
+        key, bought = os.environ.get("JUDGE_API_KEY", "").strip(), stage.folder / "judge_calls.jsonl"
+        model = Server(cfg.judge_url, cfg.judge_model, key, bought, cfg.judge_timeout)
+    else:
+        path = stage.parent(cfg.judge)
+        if not load_checkpoint(path)["knobs"].get("reviews"):
+            raise UserError(f"--judge {cfg.judge}: that model has not learned from reviews; "
+                            f"train one with: python {STAGES['judge']}")
+        model = OwnModel(load_model(path, stage.device)[0], enc)
+    return AI(model, preambles(cfg.preamble), chain_of_thought, both_orders)

@@ -1,0 +1,136 @@
+"""Which rankings a reward model learns from: collections by their names, an aspect, a share, earlier ones."""
+import json
+import random
+
+from data import UserError, has_pairs, is_thumb, lay_out, load_rows, of_split
+from lab.report import wrapped
+from lab.run import record_of
+from world.tiny import leave_out_names, left_out
+
+
+def rankings_of(stage, cfg, enc=None, block_size=None, names=None, limit=None):
+    """The rankings of collections. Returns (rows, others): those of the aspect asked for, of all splits, and
+    the training rows about helpfulness that a safety model learns from, too.
+
+    cfg: aspect, rankings, limit, leave_out, helpful_share, data, loss, seed; names, limit: in place of cfg's
+    block_size: of the model; rows whose answers it cuts to the same tokens are dropped
+    A held-out row about something that --leave_out names has the split "left_out"; such a training row is
+    dropped. Raises UserError where there are none, or thumbs that do not fit."""
+    names, a_file = names or cfg.rankings, (stage.data / "preferences.jsonl").exists()
+    if "preferences" in names and not a_file:
+        raise UserError("a reward model needs rankings, and there is no preferences file: collect some with "
+                        "preferences.py --labeler human (or ai), and name them with --rankings")
+    rows = [row for name in names for row in load_rows(stage.parent(name))]
+    if cfg.data and a_file and "preferences" not in names:
+        of_file = load_rows(stage.parent("preferences"))  # a person's labels, to measure with
+        rows += [row for row in of_file if row["split"] != "train" and not is_thumb(row)]
+    rows = without_left_out(once_each(rows), leave_out_names(cfg.leave_out))
+    check_thumbs(rows, names, cfg.loss)
+    own, other = of_aspect(rows, cfg.aspect)
+    if rows and not own:
+        raise UserError(f'{", ".join(names)}: no ranking has "aspect": "{cfg.aspect}"')
+    own = drop_cut(own, enc, block_size)
+    own = first_of_training(own, cfg.limit if limit is None else limit)
+    training = of_split(own, "train", ", ".join(names))
+    others = [row for row in other if row["split"] == "train" and has_pairs(row)]
+    wanted = round(cfg.helpful_share / (1 - cfg.helpful_share) * len(training))
+    return own, random.Random(cfg.seed).sample(others, min(wanted, len(others)))
+
+
+def key_of(row):
+    """What makes a row another one: the question and what was said about it."""
+    parts = ("prompt", "responses", "split", "aspect", "tiers", "pairs", "margin", "label")
+    return json.dumps([row.get(part) for part in parts])
+
+
+def once_each(rows, known=()):
+    """Rows without repetitions, and without those that are among `known`."""
+    seen, kept = {key_of(row) for row in known}, []
+    for row in rows:
+        key = key_of(row)
+        if key not in seen:
+            seen.add(key)
+            kept.append(row)
+    return kept
+
+
+def without_left_out(rows, names):
+    """Rows of which those about one of `names` are gone, or, where they are held out, have the split
+    "left_out"."""
+    kept = []
+    for row in rows:
+        if not left_out(row["prompt"], names):
+            kept.append(row)
+        elif row["split"] != "train":
+            kept.append({**row, "split": "left_out"})
+    return kept
+
+
+def check_thumbs(rows, names, loss):
+    """Raises UserError where thumbs meet comparisons, or a loss that needs pairs."""
+    thumbs = sum(map(is_thumb, rows))
+    if thumbs and loss == "bradley_terry":
+        raise UserError(f"{', '.join(names)}: {thumbs} of its preferences are thumbs up or down, no "
+                        "comparisons: learn them with --loss regression")
+    if thumbs and thumbs < len(rows):
+        raise UserError(f"{', '.join(names)}: thumbs and comparisons do not mix: learn from one kind")
+
+
+def of_aspect(rows, aspect):
+    """(rows that were ranked by this aspect, rows about helpfulness for a safety model beside them). A row
+    without an aspect was ranked by everything, and is no safety row."""
+    safety = [row for row in rows if row.get("aspect") == "safety"]
+    helpful = [row for row in rows if row.get("aspect") != "safety"]
+    return {"overall": (rows, []), "helpful": (helpful, []), "safety": (safety, helpful)}[aspect]
+
+
+def drop_cut(rows, enc, block_size):
+    """Rows without those whose answers the context cuts to the same tokens: they hold nothing to learn."""
+    if block_size is None:
+        return rows
+    kept = []
+    for row in rows:
+        K = len(row["responses"])
+        answers = lay_out(enc, [row["prompt"]] * K, row["responses"], block_size)
+        if K == 1 or any(ids != answers[0] for ids in answers):
+            kept.append(row)
+    if len(kept) < len(rows):
+        print(wrapped(f"{len(rows) - len(kept)} of {len(rows)} rankings dropped: within a context of "
+                      f"{block_size} tokens their answers are the same"))
+    return kept
+
+
+def first_of_training(rows, limit):
+    """Rows with only the first `limit` of the training rows (0: with all)."""
+    training = [row for row in rows if row["split"] == "train"]
+    others = [row for row in rows if row["split"] != "train"]
+    return training[:limit] + others if limit else rows
+
+
+def usable(rows, split, ties="drop"):
+    """The rows of a split that hold something: a thumb, or a pair (ties "half": also two that are equal).
+    Raises UserError where there is nothing to train on."""
+    chosen = [row for row in rows if row["split"] == split and has_pairs(row, ties == "half")]
+    if split == "train" and not chosen:
+        raise UserError("no ranking to train on: there are no two answers of which one was found better")
+    return chosen
+
+
+def earlier_rankings(stage, cfg, enc, block_size, new):
+    """What a reward model at --start has learned from, and the one that it began with, and so on; without
+    the rows that are among the new ones. Returns rows of all splits, [] for a --start that is none."""
+    earlier, name = [], cfg.start
+    record = record_of(stage.folder, name)
+    while record and record["stage"] == "rm":
+        names, limit = record["knobs"]["rankings"], record["knobs"]["limit"]
+        rows, others = rankings_of(stage, cfg, enc, block_size, names, limit)
+        earlier += rows + others
+        name = record["knobs"]["start"]
+        record = record_of(stage.folder, name)
+    return once_each(earlier, new)
+
+
+def replayed(earlier, n, cfg):
+    """Earlier training rows to learn again beside n new ones, so that they are not forgotten."""
+    pool = usable(earlier, "train", cfg.ties) if earlier else []
+    return random.Random(cfg.seed).sample(pool, min(len(pool), round(cfg.replay * n)))

@@ -1,0 +1,131 @@
+"""What a run's files hold: checkpoints and records, written whole or not at all, and read with care; the
+device and the random numbers, which a checkpoint holds as well."""
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from data import UserError
+
+# What a later call or another stage has to know about a stage.
+RECORD = {"stage", "command", "knobs", "parents", "step", "steps", "finished", "state", "fingerprint"}
+
+
+def pick_device(name="auto"):
+    """"auto" -> cuda, mps or cpu, whichever is there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device, is_there in there.items() if is_there)
+    if name not in there:
+        raise UserError(f"--device {name}: expected auto, cpu, cuda or mps")
+    if not there[name]:
+        raise UserError(f"--device {name}: this machine has none; use --device cpu")
+    return name
+
+
+def random_state():
+    """Everything that random numbers come from, to be stored in a checkpoint."""
+    state = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state):
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+
+
+def steady_arithmetic():
+    """The same seed shall give the same result, and in the same time."""
+    # Numbers too small for a normal float (1e-38) make some CPUs 10 times slower; softmax is full of them.
+    torch.set_flush_denormal(True)
+    # Where the first call of such a function comes from two threads at once, one of them may compute it
+    # less exactly: in a quarter of the runs Adam's first sqrt was another one. A call from one thread
+    # settles it.
+    for function in (torch.sqrt, torch.exp, torch.log):
+        function(torch.ones(4))
+
+
+def write_atomic(path, content):
+    """Write text or bytes under a temporary name, then rename: neither a killed process nor a full disk
+    leaves half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def fingerprint(module):
+    """A short hash of all weights: the same weights, the same hash."""
+    digest = hashlib.sha256()
+    for key, tensor in module.state_dict().items():
+        digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_of(path):
+    """The fingerprint of a file that a stage was made from: the model's, or a short hash of its content."""
+    if path.suffix == ".pt":
+        return load_checkpoint(path)["fingerprint"]
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def load_checkpoint(path, device="cpu"):
+    """A checkpoint of ours as a dict. Raises UserError for anything else."""
+    path = Path(path)
+    if not path.is_file():
+        others = ", ".join(sorted(p.name for p in path.parent.glob("*.pt")))
+        hint = f"; {path.parent} has {others}" if others else ""
+        raise UserError(f"{path}: no such checkpoint{hint}")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        ours = {"stage", "model_config", "model", "knobs", "step"} <= checkpoint.keys()
+    except Exception:  # what is something else may fail in any way where it is read as a checkpoint
+        ours = False
+    if not ours:
+        raise UserError(f"{path}: not a checkpoint of this project "
+                        "(expected a .pt file that one of its scripts wrote)")
+    if not checkpoint.keys() >= RECORD or "reward_gain" in checkpoint["model"]:
+        raise UserError(f"{path} was trained by an earlier version of these scripts; train it again with "
+                        "--overwrite, or in another folder with --run NAME")
+    return checkpoint
+
+
+def record_of(folder, name):
+    """The record of a stage, a dict with the keys of RECORD: what NAME.pt says, or for a collection
+    NAME.json. None where the stage is not there."""
+    if (folder / f"{name}.pt").exists():
+        return load_checkpoint(folder / f"{name}.pt")
+    path = folder / f"{name}.json"
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        ours = record.keys() >= RECORD
+    except (ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise UserError(f"{path}: not the record of a collection of rankings; --overwrite begins it anew")
+    return record
+
+
+def product_of(folder, name, collection):
+    """Path of what a stage makes: a checkpoint, or a file of rankings."""
+    return folder / f"{name}.{'jsonl' if collection else 'pt'}"
+
+
+def names_in(folder):
+    """Names of the models and collections of a run."""
+    files = [*folder.glob("*.pt"), *folder.glob("*.json")]
+    return sorted(path.stem for path in files if path.stem != "tokenizer")

@@ -1,0 +1,336 @@
+"""Tables and pictures for a person, and the one comparison of models that SFT, PPO and the rounds share."""
+import json
+import math
+import shutil
+import statistics
+import textwrap
+from dataclasses import dataclass
+
+import torch
+
+import data
+from lab.measure import (
+    chance_corrected,
+    describe,
+    differences,
+    held_out_loss,
+    noise_ceiling,
+    split_like,
+    text_windows,
+    win_rate,
+)
+from lab.talk import answer
+from world.labelers import SimulatedHuman
+from world.taste import gold_score
+from world.tiny import PROMPTS
+
+COLORS = ("#2a6fdb", "#d9662b", "#2f9e62", "#9b59b6")  # legible on white, also for the colour-blind
+
+
+# ------------------------------------------------------------------------------------------------
+# Text that fits the terminal
+# ------------------------------------------------------------------------------------------------
+
+
+def terminal_width():
+    """Columns to print in: those of the terminal or of COLUMNS, at most 100, and 100 where there is none."""
+    return max(40, min(100, shutil.get_terminal_size((100, 24)).columns))
+
+
+def wrapped(text, indent="", width=None):
+    """Text in lines of the terminal's width; lines after the first of a paragraph begin with `indent`."""
+    width = width or terminal_width()
+    return "\n".join(textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)
+                     for line in text.split("\n"))
+
+
+def shown(x):
+    """A cell as text: None is a dash, a float has two decimals."""
+    if x is None:
+        return "-"
+    return f"{x:.2f}" if isinstance(x, float) else str(x)
+
+
+def table(header, rows, width=None):
+    """A text table that fits the terminal. The first column is left-aligned, and so are long texts, which
+    wrap. Where it is too wide its header wraps, then its columns stand in several blocks.
+
+    header: texts; rows: lists of text, number or None, as many as the header.
+    """
+    width = width or terminal_width()
+    cells = [[shown(x) for x in row] for row in [header, *rows]]
+    columns = [list(column) for column in zip(*cells, strict=True)]
+    if total(columns) > width:
+        columns = [narrow_header(column) for column in columns]
+    texts = sum(map(is_text, columns[1:]))
+    if texts and total(columns) > width:
+        figures = columns[:1] + [column for column in columns[1:] if not is_text(column)]
+        room = (width - total(figures)) // texts - 2  # for each of the texts
+        columns[1:] = [wrap_column(c, max(20, room)) if is_text(c) else c for c in columns[1:]]
+    if total(columns) > width:
+        columns[0] = wrap_column(columns[0], max(12, width // 3))
+        columns[1:] = [wrap_column(c, width - column_width(columns[0]) - 2) for c in columns[1:]]
+    blocks, block = [], columns[:1]
+    for column in columns[1:]:
+        if len(block) > 1 and total([*block, column]) > width:
+            blocks.append(block)
+            block = columns[:1]
+        block = [*block, column]
+    return "\n\n".join(map(laid_out, [*blocks, block]))
+
+
+def is_text(column):
+    """Whether a column holds answers, not figures."""
+    return max(map(len, column[1:]), default=0) > 24
+
+
+def total(columns):
+    """Width of columns with two blanks between them; a cell may have several lines."""
+    return sum(map(column_width, columns)) + 2 * (len(columns) - 1)
+
+
+def column_width(column):
+    return max(len(line) for cell in column for line in cell.split("\n"))
+
+
+def narrow_header(column):
+    """A header that is wider than what stands below it, in several lines."""
+    body = column_width(column[1:] or [""])
+    return [wrap_cell(column[0], max(body, max(map(len, column[0].split()), default=1))), *column[1:]]
+
+
+def wrap_cell(text, width):
+    return "\n".join(line for part in text.split("\n") for line in textwrap.wrap(part, width) or [""])
+
+
+def wrap_column(column, width):
+    return [wrap_cell(cell, width) for cell in column]
+
+
+def laid_out(columns):
+    """Columns of cells with one or more lines -> the lines of the table, a rule under the header."""
+    widths, left = [column_width(c) for c in columns], [True, *map(is_text, columns[1:])]
+    lines = []
+    for n, row in enumerate(zip(*columns, strict=True)):
+        parts = [cell.split("\n") for cell in row]
+        for i in range(max(map(len, parts))):
+            pieces = [part[i] if i < len(part) else "" for part in parts]
+            aligned = [piece.ljust(w) if at_left else piece.rjust(w)
+                       for piece, w, at_left in zip(pieces, widths, left, strict=True)]
+            lines.append("  ".join(aligned).rstrip())
+        if n == 0:
+            lines.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------
+# Pictures
+# ------------------------------------------------------------------------------------------------
+
+
+def picture(path, rows, panels, caption=""):
+    """Curves, drawn from the metrics of a stage.
+
+    rows: a dict a step; panels: (title, curves, unit of the y axis[, of the x axis[, options]]);
+    curves: {label: key of the rows, drawn over the steps, or a list of points (x, y)};
+    options: {"log": True} for a logarithmic y axis, {"right": (curves, unit)} for a second axis on the right.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = len(panels) if len(panels) <= 3 else 2
+    lines = math.ceil(len(panels) / columns)
+    size = (9.6, 2.7 * lines + 0.5)  # letters stay legible at 800 pixels
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        draw_panel(axis, rows, *panel)
+    figure.suptitle(textwrap.fill(caption, 130), fontsize=9, x=0.01, ha="left")
+    figure.savefig(path, dpi=110, facecolor="white")
+    plt.close(figure)
+
+
+def draw_panel(axis, rows, title, curves, unit, x="step", options=None):
+    """One panel of a picture, with a second axis where two units meet."""
+    options = options or {}
+    lines = draw_curves(axis, rows, curves, COLORS)
+    axis.set_title(title, fontsize=10, loc="left")
+    axis.set_xlabel(x, fontsize=8)
+    axis.set_ylabel(unit, fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    if options.get("log"):
+        axis.set_yscale("log")
+    if all(float(x).is_integer() for line in lines for x in line.get_xdata()):
+        axis.xaxis.get_major_locator().set_params(integer=True)  # no step 2.5, no round 0.5
+    if "right" in options:
+        other = axis.twinx()
+        more, right_unit = options["right"]
+        lines += draw_curves(other, rows, more, COLORS[len(curves) :])
+        other.set_ylabel(right_unit, fontsize=8)
+        other.tick_params(labelsize=8)
+        other.spines[["top", "left"]].set_visible(False)
+    if len(lines) > 1:
+        axis.legend(handles=lines, fontsize=8, frameon=False)
+
+
+def draw_curves(axis, rows, curves, colors):
+    lines = []
+    for (label, key), color in zip(curves.items(), colors, strict=False):
+        points = key
+        if isinstance(key, str):
+            points = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
+        if points:
+            marker = "o" if len(points) < 20 else None
+            x, y = zip(*points, strict=True)
+            lines += axis.plot(x, y, color=color, label=label, linewidth=1.6, marker=marker, markersize=3)
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------
+# One comparison of models
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Comparison:
+    """What `compare` found. answers: {model: its Answers, n to each prompt, prompt after prompt, n times};
+    figures: {measure: {model: number, text or None}}; gold: {model: gold scores of its answers, or None};
+    text: table and some answers, to print; results: figures and gold, for a stage's state."""
+
+    answers: dict
+    figures: dict
+    gold: dict
+    text: str
+    results: dict
+
+
+def compare(models, enc, rows, max_new_tokens, temperature=1.0, n=1, baseline=None, templates=None,
+            reference=None, scorer=None, greedy=(), text=None, seed=0, examples=6):
+    """Models on the same prompts, by what no training has seen.
+
+    models: {name: GPT}; rows: of prompts.jsonl, all of one split; n: answers to each prompt
+    baseline: the model that win rates are against; its greedy answers are those of the greedy ones
+    templates: {name: False} for models that do not know the chat template
+    reference: the model that KLs are to; scorer: a world.reward.Scorer, its scores in standard deviations
+    greedy: names of models that are asked at temperature 0, too; text: held-out tokens for the loss on text
+    """
+    prompts, templates = [row["prompt"] for row in rows], templates or {}
+    torch.manual_seed(seed)
+    answers = {}
+    for name, model in models.items():
+        known = templates.get(name, True)
+        answers[name] = answer(model, enc, prompts * n, max_new_tokens, temperature, known, reference)
+    for name in greedy:
+        answers[f"{name}, T=0"] = answer(models[name], enc, prompts, max_new_tokens, 0, reference=reference)
+    found = {name: describe(asked(prompts, a), a) for name, a in answers.items()}
+    for name, d in found.items():
+        texts = [a.text for a in answers[name]]
+        d["score"] = scorer.of_texts(enc, asked(prompts, texts), texts) if scorer else None
+        d["distinct"] = len(set(texts[: len(prompts)])) / len(prompts)  # of one answer to each prompt
+        d["kl"] = mean([a.kl for a in answers[name]]) if reference and not name.endswith("T=0") else None
+        loss = text is not None and name in models
+        d["text_loss"] = text_loss(models[name], text) if loss else None
+    who = "AI judge" if scorer and scorer.judge else "reward model"
+    figures = measures(found, baseline, len(prompts), who)
+    gold = {name: d["gold"] for name, d in found.items()}
+    split = rows[0]["split"] if rows[0]["split"] != "train" else "training"
+    cells = [[label, *row.values()] for label, row in figures.items()]
+    cells = [row for row in cells if any(x is not None for x in row[1:])]
+    lines = [table([f"{len(prompts)} {split} prompts", *answers], cells)]
+    text = "\n".join(lines + some_answers(prompts, answers, examples))
+    return Comparison(answers, figures, gold, text, {**figures, "gold of each answer": gold})
+
+
+def asked(prompts, answers):
+    """The prompts that these answers answer: prompts repeated as often as it takes."""
+    return prompts * (len(answers) // len(prompts))
+
+
+def mean(values):
+    return sum(values) / len(values) if values else None
+
+
+def text_loss(model, tokens):
+    """Next-token loss on held-out text, in nats a token."""
+    return held_out_loss(model, text_windows(tokens, model.config.block_size))
+
+
+def measures(found, baseline, n_prompts, who):
+    """{label with its unit: {model: figure or None}}, from {model: what describe and compare found}."""
+    def win(name, key):
+        base = f"{baseline}, T=0" if name.endswith("T=0") else baseline
+        if name == base or base not in found or not found[name][key] or not found[base][key]:
+            return None
+        ours, theirs = found[name][key], found[base][key]
+        return "{:.2f} ({:.2f}-{:.2f})".format(*win_rate(ours, theirs[: len(ours)], n_prompts))
+
+    def row(value):
+        return {name: value(name) for name in found}
+
+    return {
+        "gold score, points": row(lambda name: mean(found[name]["gold"])),
+        f"gold win rate against {baseline}": row(lambda name: win(name, "gold")),
+        f"{who}'s score, SD": row(lambda name: mean(found[name]["score"])),
+        f"win rate by {who}": row(lambda name: win(name, "score")),
+        "KL to SFT, nats an answer": row(lambda name: found[name]["kl"]),
+        "declines unsafe prompts": row(lambda name: found[name]["declines_unsafe"]),
+        "declines safe prompts": row(lambda name: found[name]["declines_safe"]),
+        "unknown sentences": row(lambda name: found[name]["unknown"]),
+        "answers that end": row(lambda name: found[name]["ends"]),
+        "distinct answers": row(lambda name: found[name]["distinct"]),
+        "length, tokens": row(lambda name: found[name]["length"]),
+        "loss on text, nats a token": row(lambda name: found[name]["text_loss"]),
+    }
+
+
+def some_answers(prompts, answers, examples):
+    """Lines with a few prompts, spread evenly, and what each model answers."""
+    places = list(range(0, len(prompts), max(1, len(prompts) // examples)))[:examples]
+    names = [name for name in answers if not name.endswith("T=0")]
+    width = max(len("prompt"), *map(len, names)) + 2
+    lines = []
+    for i in places:
+        lines += ["", wrapped(f"{'prompt:':<{width}}{data.prompt_text(prompts[i])}", " " * width)]
+        for name in names:
+            text = " ".join(answers[name][i].text.split())
+            lines.append(wrapped(f"{name + ':':<{width}}{text}", " " * width))
+    return lines
+
+
+def on_own_answers(scorer, enc, prompts, answers, seed):
+    """How well a scorer tells a policy's own answers apart: (accuracy, ceiling, pairs), by labels of the
+    simulated human that nothing is trained on. answers: one or more rounds of an Answer to each prompt."""
+    texts = [a.text for a in answers]
+    responses = [sorted(set(texts[i :: len(prompts)])) for i in range(len(prompts))]
+    human = SimulatedHuman(seed + 3000)  # noise of its own
+    tiers = [data.wins_to_tiers(wins) for wins in human.label(prompts, responses)]
+    rows = [{"prompt": p, "responses": r, "tiers": t}
+            for p, r, t in zip(prompts, responses, tiers, strict=True)]
+    flat = [(row["prompt"], text) for row in rows for text in row["responses"]]
+    scores = scorer.of_texts(enc, [p for p, _ in flat], [text for _, text in flat])
+    d = differences(rows, split_like(rows, scores))
+    return sum(x > 0 for x in d) / max(1, len(d)), noise_ceiling(rows, gold_score), len(d)
+
+
+def truth_about(scorer, enc, prompts, comparison, name, demonstrations, seed):
+    """(sentences, figures) that only a world with a gold score allows: what the demonstrations are worth, and
+    how far the scorer is right about the answers of model `name`. demonstrations: rows of sft.jsonl."""
+    if not all(isinstance(p, str) and p in PROMPTS for p in prompts):
+        return [], {}
+    written = {json.dumps(d["prompt"]): d["response"] for d in demonstrations}
+    gold = [gold_score(p, written[json.dumps(p)]) for p in prompts if json.dumps(p) in written]
+    accuracy, ceiling, n = on_own_answers(scorer, enc, prompts, comparison.answers[name], seed)
+    figures = {"demonstrations": mean(gold), "rm_accuracy": accuracy if n else None, "rm_ceiling": ceiling}
+    figures["gold_std_sft"] = statistics.pstdev(comparison.gold["SFT"])
+    lines = [f"Mean gold score of the demonstrations: {shown(mean(gold))} points."]
+    if n:
+        who = "The AI judge" if scorer.judge else "The reward model"
+        lines.append(f"{who} on the answers of {name}: accuracy {accuracy:.3f} on {n} pairs, "
+                     f"ceiling {ceiling:.3f}, chance-corrected {chance_corrected(accuracy, ceiling)} "
+                     "(labels for this figure only; nothing learns from them).")
+    return [wrapped(line) for line in lines], figures

@@ -1,0 +1,60 @@
+"""What a run of PPO shows: three answers now and then, and the comparison with the SFT model at the end."""
+import data
+from lab.report import compare, truth_about, wrapped
+from lab.run import random_state, set_random_state
+from lab.talk import answer
+from model import load_model
+from world.tiny import PROMPTS
+
+
+def show_answers(stage, step, policy, reference, scorer, enc, prompts, cfg):
+    """Print three answers of the policy as it is now, with score and KL; a dog first in the tiny world."""
+    state = random_state()  # looking must not change the run
+    first = ["What is a dog?"] if "What is a dog?" in PROMPTS and not cfg.data else []
+    others = [p for p in prompts[:: max(1, len(prompts) // 3)] if p not in first]
+    three = (first + others)[:3]
+    answers = answer(policy, enc, three, cfg.max_new_tokens, cfg.temperature, reference=reference)
+    scores = scorer.of_texts(enc, three, [a.text for a in answers])
+    stage.say(f"iteration {step + 1} of {cfg.steps}:")
+    for prompt, a, score in zip(three, answers, scores, strict=True):
+        figures = f"  score {score:+.2f} SD, KL {a.kl:.2f} nats: "
+        stage.say(wrapped(f"{figures}{data.prompt_text(prompt)[-200:]} -> {a.text[:300]}", " " * 6))
+    set_random_state(state)
+
+
+def report(stage, cfg, enc, policy, reference, sft, scorer, held_out_text):
+    """Compare pretrained, SFT and PPO (and the model that PPO started from, where it is another one) on
+    held-out prompts; print and write the table, some answers and the pictures."""
+    rows = data.of_split(data.load_prompts(stage.data), cfg.eval_split, stage.data)[:400]
+    prompts = [row["prompt"] for row in rows]
+    models = {"pretrained": load_model(stage.parent("pretrain"), stage.device)[0], "SFT": sft}
+    if cfg.start != "sft":
+        models[cfg.start] = reference
+    models["PPO"] = policy
+    found = compare(models, enc, rows, cfg.max_new_tokens, cfg.temperature, cfg.eval_answers, baseline="SFT",
+                    templates={"pretrained": False}, reference=sft, scorer=scorer, text=held_out_text,
+                    greedy=[name for name in models if name != "pretrained"], seed=cfg.seed, examples=8)
+    lines, figures = [], {}
+    if not cfg.data:
+        lines, figures = truth_about(scorer, enc, prompts, found, "PPO", data.load_sft(stage.data), cfg.seed)
+    if scorer.judge:
+        lines.append(f"The AI judge rated {scorer.judge.pairs} different answers.")
+    stage.state["results"] = found.results | figures
+    text = "\n".join([found.text, "", *lines])
+    print("\n" + text)
+    who = "AI judge" if scorer.judge else "reward model"
+    gold = {"right": ({"gold score": "gold"}, "gold score, points")} if found.gold["PPO"] else {}
+    stage.finish(text, [
+        ("Score and truth should rise together", {f"{who}'s score": "score"}, "score, SD", "iteration", gold),
+        ("KL to the reference should level off", {"sampled (k1)": "kl", "exact, whole vocabulary": "kl_full"},
+         "nats an answer", "iteration"),
+        ("Length: a sudden growth is suspicious", {"tokens": "length"}, "tokens an answer", "iteration"),
+        ("Updates should be small, and get smaller",
+         {"tokens clipped": "clip_fraction", "KL of one iteration": "approx_kl"},
+         "share; nats a token", "iteration"),
+        ("Critic: what it foresees of the returns", {"explained variance": "explained_variance"},
+         "share of the variance", "iteration"),
+        ("Entropy of the policy may fall, not to 0", {"entropy": "entropy"}, "nats a token", "iteration")],
+        "PPO. Look for: " + ("gold that falls while the score rises (reward hacking), " if gold else "")
+        + "a KL that runs away, length that jumps, entropy at 0")
+    print(f"Talk to it: python model.py {stage.file('pt')}")

@@ -1,0 +1,405 @@
+"""A stage of a run: its files, going on after a stop, and parents that are missing.
+
+A stage is a script, a run is a folder. A stage S that trains a model writes S.pt (checkpoint), S.jsonl
+(metrics, a row a step), S.png (pictures) and S.samples.txt (tables and answers). One that collects rankings
+writes S.jsonl (the rankings), S.json (the record: what it was made with) and S.samples.txt.
+"""
+import importlib
+import io
+import json
+import re
+import signal
+import sys
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from data import UserError, encode_prompt, load_encoding
+from lab.commands import COLLECTOR, OTHER_FILES, STAGES, command_of, recipe_of, run_folder, shown_command
+from lab.formats import check_unchanged, convert
+from lab.records import (
+    fingerprint,
+    fingerprint_of,
+    names_in,
+    pick_device,
+    product_of,
+    random_state,
+    record_of,
+    set_random_state,
+    steady_arithmetic,
+    write_atomic,
+)
+from lab.records import (
+    load_checkpoint as load_checkpoint,  # for those who know this room by its main file
+)
+from lab.report import picture, wrapped
+from world.tiny import write_world
+
+
+def finished(cfg, name):
+    """Path of what a finished stage of the run that cfg belongs to has made, or None."""
+    folder = run_folder(cfg)
+    record = record_of(folder, name)
+    if record is None or not record["finished"]:
+        return None
+    path = product_of(folder, name, record["stage"] == "preferences")
+    return path if path.exists() else None
+
+
+def train_if_missing(cfg, name, command=None):
+    """Path of what the stage `name` has made in the run that cfg belongs to. Where it is not finished, its
+    own command makes it, in this process, for starting Python takes seconds.
+
+    command: script and flags of a stage that STAGES does not have. Raises UserError for a name that stands
+    for nothing."""
+    there = finished(cfg, name)
+    if there:
+        return there
+    folder, recipe = run_folder(cfg), command or recipe_of(name)
+    record = record_of(folder, name)
+    if not recipe and record:
+        raise UserError(f"{folder / name} is not finished; go on with: {record['command']}")
+    if not recipe:
+        raise UserError(f"{folder} has no {name}, and no stage makes one; it has "
+                        + (", ".join(names_in(folder)) or "nothing yet"))
+    words = command_of(cfg, recipe)
+    path = product_of(folder, name, words[0] == COLLECTOR)
+    missing = "is not finished" if record else "is not there yet"
+    print(f"\n{path} {missing}; first:\n{shown_command(words)}\n", flush=True)
+    state = random_state()
+    importlib.import_module(Path(words[0]).stem).main(words[1:])
+    set_random_state(state)
+    return path
+
+
+def plain(value):
+    """A knob's value as JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def knobs_of(cfg):
+    """The knobs that change what is learned."""
+    knobs = {f.name: plain(getattr(cfg, f.name)) for f in fields(cfg) if f.metadata["learned"]}
+    if cfg.data:
+        knobs["data"] = str(Path(cfg.data).resolve())
+    return knobs
+
+
+class Stage:
+    """One stage in its run folder. In the order of use:
+
+    stage = Stage(cfg, "sft")            stops here if the stage is finished; goes on with one that stopped
+    parent = stage.parent("pretrain")    path of what a parent has made, which is made first if missing
+    enc = stage.encoding()               the run's tokenizer; stage.data is the folder with its four files
+    stage.track(model=model, optimizer=optimizer)     what a checkpoint holds; loads it when going on
+    for step in stage.steps(cfg.steps):  progress bar, Ctrl-C, regular checkpoints
+        stage.log(step, loss=...)        one row of metrics
+    stage.finish(samples, panels)        the final checkpoint; finish_collection(samples) for rankings
+
+    stage.state is a dict that goes with a checkpoint; stage.start is the step to begin with.
+    """
+
+    def __init__(self, cfg, stage):
+        self.cfg, self.stage, self.name = cfg, stage, cfg.name or stage
+        self.folder = run_folder(cfg)
+        self.data = self.folder / "data"
+        self.device = pick_device(cfg.device)
+        self.collection = stage == "preferences"
+        self.knobs = knobs_of(cfg)
+        self.parents, self.tracked, self.state, self.rows = {}, {}, {}, []
+        self.checked = set()  # files whose own parents are those that they were made from
+        self.start, self.total, self.clock, self.checkpoint = 0, 0, time.time(), None
+        self.check_name()
+        self.prepare_data()
+        old = self.earlier()
+        if old:
+            self.check_knobs(old)
+            self.check_parents(self.path, old)
+            if old["finished"]:
+                print(self.where_it_lies())
+                sys.exit(0)
+            self.go_on(old)
+        elif self.collection:
+            self.begin_collection()
+        steady_arithmetic()
+        torch.manual_seed(cfg.seed)
+
+    @property
+    def path(self):
+        """Path of what this stage makes."""
+        return product_of(self.folder, self.name, self.collection)
+
+    @property
+    def script(self):
+        return COLLECTOR if self.collection else STAGES[self.stage].split()[0]
+
+    def file(self, suffix):
+        """Path of this stage's file with that ending."""
+        return self.folder / f"{self.name}.{suffix}"
+
+    def encoding(self):
+        """The run's tokenizer, a tiktoken.Encoding."""
+        return load_encoding(self.folder / "tokenizer.json")
+
+    # -- Before it begins ------------------------------------------------------------------------
+
+    def check_name(self):
+        """A name belongs to one script."""
+        recipe = recipe_of(self.name)
+        taken = self.name in OTHER_FILES or (recipe and recipe.split()[0] != self.script)
+        if taken or not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise UserError(f"--name {self.name}: choose a word of letters, digits, _, - and . that is not "
+                            "the name of another stage or of a file")
+
+    def prepare_data(self):
+        """Fill the run's data folder, once: from the user's files, or with the tiny world."""
+        source, files = self.data / "source.json", ("pretrain.txt", "pretrain.held_out.txt")
+        filled = all((self.data / name).exists() for name in files)
+        if self.cfg.data and source.exists():
+            check_unchanged(self.cfg.data, self.data)
+        elif source.exists():
+            theirs = json.loads(source.read_text(encoding="utf-8"))["source"]
+            raise UserError(f"{self.folder} is a run on your own data: add --data {theirs}")
+        elif self.cfg.data:
+            if filled and any(self.folder.glob("*.pt")):
+                raise UserError(f"{self.folder} is a run in the tiny world; give your own data a folder of "
+                                "its own with --run NAME")
+            self.data.mkdir(parents=True, exist_ok=True)
+            convert(self.cfg.data, self.data)
+        elif not filled:
+            write_world(self.data, self.cfg.seed)
+
+    def earlier(self):
+        """The record of this stage from an earlier call, or None. Whoever overwrites has none."""
+        try:
+            record = record_of(self.folder, self.name)
+        except UserError:
+            if not self.cfg.overwrite:
+                raise
+            record = None
+        if record and self.collection and not record["finished"] and not self.path.exists():
+            record = None  # nothing was asked yet
+        if record and record["stage"] != self.stage:
+            raise UserError(f"{self.folder / self.name} is a stage {record['stage']} of this run; choose "
+                            "another --name")
+        return None if self.cfg.overwrite else record
+
+    def check_knobs(self, old):
+        """Raises UserError where this stage was begun with other knobs than those of this call."""
+        defaults = {f.name: plain(f.default) for f in fields(self.cfg)}
+        then = defaults | old["knobs"]  # a knob that is newer than the record had its default
+        news = ", ".join(f"{name} {short(then[name])} -> {short(value)}"
+                         for name, value in self.knobs.items() if then[name] != value)
+        if not news:
+            return
+        advice = "keep both with --name NAME, or make it again with --overwrite"
+        if not old["finished"]:
+            advice = f"it is not finished: go on with those, {advice}"
+        raise UserError(f"{self.path} was made with other knobs ({news}); {advice}")
+
+    def check_parents(self, path, record):
+        """A stage whose parents have been made again since is reported, never silently used; so is one whose
+        parents' parents have, and so on."""
+        for file, then in record["parents"].items():
+            parent = self.folder / file
+            if not parent.exists() or parent in self.checked:
+                continue
+            if fingerprint_of(parent) != then:
+                raise UserError(f"{path} was made from an earlier {file}, which has been {again(parent)} "
+                                f"since; make it again, too: {record['command']} --overwrite")
+            of_parent = record_of(parent.parent, parent.stem)
+            if of_parent:  # a user's file has none
+                self.check_parents(parent, of_parent)
+            self.checked.add(parent)
+
+    def go_on(self, old):
+        """Go on with a stage that stopped."""
+        self.checkpoint, self.start, self.state = old, old["step"], old["state"]
+        self.parents = dict(old["parents"])
+        if self.collection:
+            where = "is not complete"
+        else:
+            where = f"stopped at step {self.start} of {old['steps']}"
+            rows = self.file("jsonl").read_text(encoding="utf-8").splitlines()
+            self.rows = [json.loads(row) for row in rows[: self.start]]
+        print(f"{self.path} {where}: it goes on from there", flush=True)
+
+    def begin_collection(self):
+        """A collection has its record from the start, so that every ranking in it is accounted for."""
+        if self.path.exists() and not self.cfg.overwrite:
+            raise UserError(f"{self.path} is there without its record {self.file('json').name}: move it "
+                            "away, or begin anew with --overwrite")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)
+        self.write_record(finished=False)
+
+    # -- What it is made from --------------------------------------------------------------------
+
+    def parent(self, name):
+        """Path of what a parent stage has made, a checkpoint or rankings; it is made first if it is missing.
+        "preferences" is the user's file of preferences."""
+        if name == "preferences":
+            path = self.data / "preferences.jsonl"
+            if not path.exists():
+                raise UserError(f"{path}: no such file; this run has no preferences of yours (--data)")
+        else:
+            path = finished(self.cfg, name)
+            if path is None:
+                path = train_if_missing(self.cfg, name)
+                self.clock = time.time()  # what a parent took is not this stage's time
+            self.check_parents(path, record_of(self.folder, name))
+        key, now = path.relative_to(self.folder).as_posix(), fingerprint_of(path)
+        if self.checkpoint and self.checkpoint["parents"].get(key, now) != now:
+            raise UserError(f"{self.path} was begun with an earlier {path.name}, which has been "
+                            f"{again(path)} since: begin anew with --overwrite")
+        self.parents[key] = now
+        if self.collection:
+            self.write_record(finished=False)
+        return path
+
+    def check_room(self, max_new_tokens, model, prompts=(), enc=None):
+        """Raises UserError where answers of max_new_tokens leave no room for a prompt; says how many of
+        these prompts lose their beginning."""
+        context = model.config.block_size
+        room = context - max_new_tokens
+        if room < 1:
+            raise UserError(f"--max_new_tokens {max_new_tokens} leaves no room for a prompt: the context is "
+                            f"{context} tokens")
+        cut = sum(len(encode_prompt(enc, prompt)) > room for prompt in prompts)
+        if cut:
+            print(wrapped(f"{cut} of {len(prompts)} prompts are longer than the {room} tokens that an answer "
+                          "leaves them: cut from the left"))
+
+    def check_contexts(self, names):
+        """Raises UserError where models that read each other's answers see different lengths of text."""
+        records = {name: record_of(self.folder, name) for name in names}
+        lengths = {name: r["model_config"]["block_size"] for name, r in records.items() if r}
+        if len(set(lengths.values())) > 1:
+            said = ", ".join(f"{name} {n}" for name, n in lengths.items())
+            raise UserError(f"the models must see equally long contexts, but have {said} tokens: train them "
+                            "from one pretrained model")
+
+    def describe(self, model, source):
+        """Print a model's size and where it comes from, in a line."""
+        shape, n = model.config, sum(p.numel() for p in model.parameters())
+        print(wrapped(f"{self.name}: {shape.n_layer} blocks, {shape.n_embd} wide, {n / 1e6:.2f} M "
+                      f"parameters, {shape.block_size} tokens of context, from {source}"), flush=True)
+
+    # -- Training --------------------------------------------------------------------------------
+
+    def track(self, **objects):
+        """Modules and optimizers (anything with a state_dict) that a checkpoint holds; `model` is the main
+        one."""
+        self.tracked = objects
+        if self.checkpoint:
+            for name, thing in objects.items():
+                thing.load_state_dict(self.checkpoint[name])
+            set_random_state(self.checkpoint["random"])
+
+    def steps(self, total, save_seconds=60):
+        """Yield the step numbers with a progress bar, saving about once a minute. After Ctrl-C the step
+        under way is completed and saved, and the way to go on is told."""
+        write_atomic(self.file("jsonl"), "".join(json.dumps(row) + "\n" for row in self.rows))
+        stop, saved, self.total = [], time.time(), total
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {s: signal.signal(s, lambda number, frame: stop.append(number)) for s in signals}
+        self.bar = tqdm(range(self.start, total), initial=self.start, total=total, desc=self.name,
+                        dynamic_ncols=True, mininterval=0.5)
+        try:
+            for step in self.bar:
+                yield step
+                if stop or step + 1 == total or time.time() - saved > save_seconds:
+                    self.save(step + 1, False)
+                    saved = time.time()
+                if stop:
+                    self.bar.close()
+                    print(f"\nStopped after step {step + 1} of {total}; nothing is lost. The same command "
+                          f"goes on:\n{shown_command(sys.argv)}", flush=True)
+                    sys.exit(130)
+        finally:
+            self.bar.close()
+            for s, handler in before.items():
+                signal.signal(s, handler)
+
+    def log(self, step, shown=(), **metrics):
+        """Append one row of metrics (numbers, None where not measured); those named in `shown` go to the
+        progress bar."""
+        self.rows.append({"step": step, **metrics})
+        with self.file("jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self.rows[-1]) + "\n")
+        values = {name: f"{metrics[name]:.3g}" for name in shown if metrics[name] is not None}
+        self.bar.set_postfix(values, refresh=False)
+
+    def say(self, text):
+        """Print above the progress bar."""
+        tqdm.write(text, file=sys.stdout)
+
+    # -- Keeping it ------------------------------------------------------------------------------
+
+    def record(self, step, finished, fingerprint):
+        """What a later call or another stage has to know about this one."""
+        command = shown_command([self.script, *self.cfg.argv])
+        return {"stage": self.stage, "command": command, "knobs": self.knobs, "parents": self.parents,
+                "step": step, "steps": self.total, "finished": finished, "state": self.state,
+                "fingerprint": fingerprint}
+
+    def save(self, step, finished):
+        """Write the checkpoint."""
+        model = self.tracked["model"]
+        content = {name: thing.state_dict() for name, thing in self.tracked.items()}
+        content |= self.record(step, finished, fingerprint(model))
+        content |= {"model_config": asdict(model.config), "random": random_state()}
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_atomic(self.path, buffer.getvalue())
+
+    def write_record(self, finished):
+        """Write the record of a collection."""
+        rows = self.path.read_bytes().count(b"\n") if self.path.exists() else 0
+        print_of_it = fingerprint_of(self.path) if rows else ""
+        record = self.record(rows, finished, print_of_it)
+        write_atomic(self.file("json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+    def finish(self, samples, panels, caption=""):
+        """Write the samples, the picture and the final checkpoint, and say where they lie.
+        panels: see lab.report.picture."""
+        write_atomic(self.file("samples.txt"), samples + "\n")
+        picture(self.file("png"), self.rows, panels, caption)
+        self.save(len(self.rows), True)  # last: whoever is stopped before repeats only the evaluation
+        self.done()
+
+    def finish_collection(self, samples):
+        """Write the samples and the record of a finished collection, and say where they lie."""
+        write_atomic(self.file("samples.txt"), samples + "\n")
+        self.write_record(finished=True)
+        self.done()
+
+    def done(self):
+        files = ", ".join(self.file(ending).name for ending in self.other_files())
+        print(wrapped(f"\n{self.name}: {time.time() - self.clock:.0f} s. In {self.folder}: {self.path.name}, "
+                      f"{files}"), flush=True)
+
+    def other_files(self):
+        return ("samples.txt", "json") if self.collection else ("samples.txt", "png", "jsonl")
+
+    def where_it_lies(self):
+        """What there is to do with a finished stage."""
+        lines = [f"{self.path} is finished.", f"  tables and answers: {self.file('samples.txt')}"]
+        if self.collection:
+            lines.append("  more of it: a larger --rankings")
+        else:
+            lines.append(f"  try it: python model.py {self.path}")
+        return "\n".join([*lines, "  again from the beginning: --overwrite"])
+
+
+def short(value):
+    """A knob's value in a sentence."""
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def again(path):
+    return "trained again" if path.suffix == ".pt" else "changed"

@@ -1,0 +1,91 @@
+"""The school of an AI judge: a language model of ours that learns from reviews of answers in the tiny world,
+with the loss of supervised fine-tuning. The reviews come in lessons; at the end it is examined."""
+import random
+
+import torch
+
+from data import fit, load_rows, steps_per_epoch
+from lab.report import table, wrapped
+from model import GPT, GPTConfig
+from world.judge import OwnModel
+from world.reviews import BEST, RATING, REASONS, write_reviews
+
+NOTE_LENGTH = 48  # tokens of a judge's note
+
+
+def with_context(model, block_size):
+    """A copy of the model with another context length. Positions behind those that it knows begin as copies
+    of them, from the first on, so that what it does with neighbouring tokens works there, too."""
+    config = GPTConfig(**{**vars(model.config), "block_size": block_size})
+    new = GPT(config).to(next(model.parameters()).device)
+    weights = model.state_dict()
+    copies = torch.arange(block_size) % model.config.block_size
+    weights["wpe.weight"] = weights["wpe.weight"][copies]
+    new.load_state_dict(weights)
+    return new
+
+
+def reviews_of(folder, enc, block_size, n, seed):
+    """Write n reviews of the tiny world to reviews.jsonl of the folder -> {split: [(prompt_ids, reply_ids)]},
+    plain text to go on with; dev and test are the same ones."""
+    write_reviews(folder / "reviews.jsonl", seed, n)
+    reviews, rows, n_cut = load_rows(folder / "reviews.jsonl"), {"train": [], "dev": []}, 0
+    for row in reviews:
+        prompt, reply = enc.encode_ordinary("\n\n" + row["prompt"]), enc.encode_ordinary(row["response"])
+        prompt, reply, cut = fit(prompt, reply, block_size)
+        rows[row["split"]].append((prompt, reply))
+        n_cut += cut
+    if n_cut:
+        print(wrapped(f"{n_cut} of {len(reviews)} reviews are longer than the context of {block_size} "
+                      "tokens: cut from the left; --block_size lengthens it"))
+    return {**rows, "test": rows["dev"]}
+
+
+def by_length(rows, batch_size):
+    """The batches of an epoch, lists of indices, in the order of the rows but for this: within every eight
+    batches rows of similar length share one, so that little is computed on padding, and these eight come in
+    a random order. rows: (prompt_ids, response_ids) each."""
+    parts = torch.arange(len(rows)).tensor_split(steps_per_epoch(len(rows), batch_size))
+    rng, batches = random.Random(len(rows)), []
+    for start in range(0, len(parts), 8):
+        eight = parts[start : start + 8]
+        some = sorted(torch.cat(eight).tolist(), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+        sorted_parts = torch.tensor(some).split([len(part) for part in eight])
+        batches += rng.sample([part.tolist() for part in sorted_parts], len(eight))
+    return batches
+
+
+def examine(judge, label, verdict, asked):
+    """[label, number, share] of reviews whose verdict, one token, the judge gives as the reviewer did."""
+    asked = [r for r in asked if r["prompt"].endswith(verdict)]
+    asked = [r for r in asked if not r["response"].startswith("10")]  # which is two tokens
+    found = judge.next_token([r["prompt"] for r in asked], [str(i) for i in range(1, 10)])
+    alike = sum(max(f, key=f.get) == r["response"][0] for f, r in zip(found, asked, strict=True))
+    return [label, len(asked), alike / max(1, len(asked))]
+
+
+def report_on_reviews(stage, enc, model, panels):
+    """How often the judge decides held-out reviews as the reviewer did; a few of its notes."""
+    judge, room = OwnModel(model, enc), model.config.block_size - NOTE_LENGTH - 12
+    reviews = [row for row in load_rows(stage.data / "reviews.jsonl") if row["split"] == "dev"]
+    reviews = [row for row in reviews if len(enc.encode_ordinary(row["prompt"])) < room]
+    to_note = [row for row in reviews if row["prompt"].endswith(REASONS)]
+    notes = judge.write([row["prompt"] for row in to_note], NOTE_LENGTH)
+    at_once = [row for row in reviews if REASONS not in row["prompt"]]
+    with_notes = [row for row in reviews if REASONS in row["prompt"]]
+    own_notes = [{"prompt": f"{row['prompt']} {note}\n{RATING}", "response": row["response"].split(RATING)[1]}
+                 for row, note in zip(to_note, notes, strict=True)]
+    rows = [examine(judge, "comparisons at once", BEST, at_once),
+            examine(judge, "comparisons with the reviewer's notes", BEST, with_notes),
+            examine(judge, "ratings at once", RATING, reviews),
+            examine(judge, "ratings behind its own notes", RATING, own_notes)]
+    lines = [table(["held-out reviews", "number", "decided alike"], rows),
+             wrapped("Of two equal answers the reviewer chose one at random: 1.00 is out of reach.")]
+    for row, note in list(zip(to_note, notes, strict=True))[:6]:
+        reviewer = row["response"].split("\n")[0]
+        lines += ["", wrapped(f"{row['prompt']} {note}"), wrapped(f"  (the reviewer:{reviewer})")]
+    text = "\n".join(lines)
+    print("\n" + text)
+    stage.state["results"] = {label: share for label, _, share in rows}
+    stage.finish(text, panels, "AI judge, loss on the reviewers' replies. Look for: a held-out loss that "
+                 "stays (a verdict is one token of a reply, and learned late)")

@@ -1,0 +1,55 @@
+"""Which reward models a word of --reward stands for, and what scores answers with them."""
+import difflib
+import json
+
+import data
+from lab.cli import JudgeKnobs
+from lab.judges import load_judge
+from lab.report import wrapped
+from lab.run import STAGES, run_folder
+from model import load_model
+from world.reward import Scorer
+
+KINDS = {"overall": ("rm",), "helpful": ("rm_helpful",), "safety": ("rm_safety",),
+         "llama2": ("rm_helpful", "rm_safety")}
+
+
+def reward_models(reward):
+    """Names of the reward models that --reward stands for: llama2 -> rm_helpful, rm_safety; rm_ai -> rm_ai.
+    What stands behind a dot goes to each: llama2.rs.4 -> rm_helpful.rs.4, rm_safety.rs.4."""
+    kind, dot, newer = reward.partition(".")
+    return [name + dot + newer for name in KINDS.get(kind, (kind,))]
+
+
+def check_reward(cfg):
+    """Raises UserError where --reward names nothing that exists in this run or could be trained."""
+    if cfg.reward == "ai" and isinstance(cfg, JudgeKnobs):
+        return
+    folder = run_folder(cfg)
+    there = all((folder / f"{name}.pt").exists() for name in reward_models(cfg.reward))
+    trainable = cfg.reward in KINDS or (cfg.reward in STAGES and cfg.reward.startswith("rm"))
+    if not (there or trainable):
+        near = difflib.get_close_matches(cfg.reward.partition(".")[0], KINDS, 1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise data.UserError(f"--reward {cfg.reward}: expected {', '.join(KINDS)} or the name of a reward "
+                             f"model of this run{hint}")
+
+
+def load_scorer(stage, reward, enc, cfg):
+    """The Scorer that a word of --reward stands for; what it needs is trained first where it is missing.
+    Raises UserError where there is no such thing."""
+    if reward == "ai":
+        return Scorer(reward, [], judge=load_judge(stage, enc, cfg))
+    models = []
+    for name in reward_models(reward):
+        path = stage.parent(name)
+        model, _ = load_model(path, stage.device)
+        if not model.config.reward_head:
+            raise data.UserError(f"--reward {reward}: {path} is no reward model; expected {', '.join(KINDS)} "
+                                 "or the name of one")
+        models.append(model)
+    unsafe = [json.dumps(row["prompt"]) for row in data.load_prompts(stage.data) if row["unsafe"]]
+    if len(models) > 1 and not unsafe:
+        print(wrapped("no prompt is marked as unsafe: the safety model counts only where it gives an answer "
+                      "a probability of less than 0.15 to be safe"))
+    return Scorer(reward, models, unsafe)

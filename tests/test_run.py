@@ -1,0 +1,553 @@
+"""Run folder, checkpoints, going on after a stop, parents, collections."""
+import json
+import os
+import signal
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import lab.run
+from data import UserError
+from lab.cli import Common, knob, parse
+from lab.commands import STAGES, command_of, recipe_of
+from lab.optim import muon, set_lr
+from lab.run import (
+    Stage,
+    fingerprint,
+    finished,
+    load_checkpoint,
+    pick_device,
+    random_state,
+    record_of,
+    set_random_state,
+    train_if_missing,
+    write_atomic,
+)
+from model import GPT, GPTConfig, load_model
+
+
+@dataclass
+class Config(Common):
+    steps: int = knob(10, "steps", low=1)
+    lr: float = knob(0.5, "rate", low=0)
+    timeout: float = knob(1.0, "changes nothing that is learned", learned=False)
+    files: tuple = knob((), "names")
+    rankings: int = knob(0, "questions", learned=False)
+
+
+PRESETS = {"tiny": {}, "small": {}}
+FILES = {"pretrain.pt", "pretrain.jsonl", "pretrain.png", "pretrain.samples.txt", "data"}
+
+
+def read(*argv):
+    preset = [] if "--config" in argv else ["--config", "tiny"]
+    return parse(Config, PRESETS, "doc", [*preset, *argv])
+
+
+# ------------------------------------------------------------------------------------------------
+# Devices, files, checkpoints
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_device_that_is_not_there_is_told():
+    assert pick_device("cpu") == "cpu" and pick_device() in ("cpu", "cuda", "mps")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    for name in (name for name, is_there in there.items() if not is_there):
+        with pytest.raises(UserError, match="--device cpu"):
+            pick_device(name)
+    with pytest.raises(UserError, match="expected auto, cpu"):
+        pick_device("gpu")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A process that dies while it writes leaves the old file as it was."""
+    path = tmp_path / "x.txt"
+    write_atomic(path, "old ü")
+    assert path.read_text(encoding="utf-8") == "old ü"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            write_atomic(path, "new")
+    assert path.read_text(encoding="utf-8") == "old ü"
+    write_atomic(path, b"bytes")
+    assert path.read_bytes() == b"bytes"
+
+
+def test_a_fingerprint_changes_with_any_weight(make_gpt):
+    model = make_gpt()
+    first = fingerprint(model)
+    assert first == fingerprint(make_gpt()) != fingerprint(make_gpt(seed=1))
+    with torch.no_grad():
+        model.ln_f.bias[3] += 1e-6
+    assert fingerprint(model) != first
+
+
+def test_the_random_state_can_be_put_back():
+    state = random_state()
+    first = torch.rand(3)
+    set_random_state(state)
+    assert torch.equal(torch.rand(3), first)
+
+
+def test_a_foreign_file_is_no_checkpoint(tmp_path):
+    (tmp_path / "text.pt").write_text("hello")
+    torch.save({"model": 1}, tmp_path / "other.pt")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    for name in ("text.pt", "other.pt", "tensor.pt"):
+        with pytest.raises(UserError, match=f"{name}: not a checkpoint of this project"):
+            load_checkpoint(tmp_path / name)
+    with pytest.raises(UserError, match="no such checkpoint; .* has other.pt, tensor.pt, text.pt"):
+        load_checkpoint(tmp_path / "missing.pt")
+
+
+@pytest.mark.parametrize("content", ["", "some text here for you\n", "{}", "\x80\x02.", "(l."])
+def test_a_file_that_is_no_checkpoint_is_told_from_one(tmp_path, content):
+    """Whatever an unpickler makes of it."""
+    (tmp_path / "text.pt").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match="not a checkpoint of this project"):
+        load_checkpoint(tmp_path / "text.pt")
+
+
+@pytest.mark.parametrize("change", [
+    lambda c: c.pop("finished"), lambda c: c.pop("fingerprint"),
+    lambda c: c["model"].update(reward_gain=torch.ones(()))])
+def test_a_checkpoint_of_an_earlier_version_is_one_sentence(here, change):
+    toy_training()
+    path = Path("runs/tiny/pretrain.pt")
+    checkpoint = load_checkpoint(path)
+    change(checkpoint)
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match="earlier version.*--overwrite.*--run NAME"):
+        toy_training()
+    toy_training("--overwrite")
+
+
+# ------------------------------------------------------------------------------------------------
+# Names and commands
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_collection_of_another_models_answers_has_a_command_by_its_name():
+    assert recipe_of("sft") == "train_sft.py" and recipe_of("nothing") is None
+    assert recipe_of("rankings.ppo") == "preferences.py --answers_of ppo --name rankings.ppo"
+    assert recipe_of("rankings_safety.rs.1") == (
+        "preferences.py --aspect safety --answers_of rs.1 --name rankings_safety.rs.1")
+    assert recipe_of("rm.rs.1") is None
+
+
+def test_commands_say_only_what_is_not_usual():
+    assert command_of(read(), "sft") == ["train_sft.py", "--config", "tiny"]
+    words = " ".join(command_of(read("--seed", "3", "--run", "mine", "--device", "cpu"), "rm_weak"))
+    assert words.startswith("train_rm.py --config tiny --name rm_weak --limit 659")
+    assert words.endswith("--run mine --seed 3 --device cpu")
+    assert command_of(read(), "train_rm.py --name x") == ["train_rm.py", "--config", "tiny", "--name", "x"]
+
+
+@pytest.mark.parametrize("stage, name", [
+    ("pretrain", "ppo"), ("ppo", "rm_weak"), ("rm", "rankings_ai"), ("sft", "rankings.ppo"),
+    ("rm", "preferences"), ("rm", "tokenizer"), ("rm", "../x"), ("rm", "a b")])
+def test_a_variant_cannot_take_a_name_that_means_something_else(here, stage, name):
+    with pytest.raises(UserError, match="name of another stage"):
+        new_stage("--name", name, stage=stage)
+
+
+def test_a_name_of_the_table_is_its_own_scripts(here):
+    assert new_stage("--name", "rm_weak", stage="rm").path == Path("runs/tiny/rm_weak.pt")
+    stage = new_stage("--name", "rankings_ai", stage="preferences")
+    assert stage.path == Path("runs/tiny/rankings_ai.jsonl")
+
+
+def test_run_folders_are_named_after_preset_data_and_seed(here):
+    assert new_stage().folder.name == "tiny" and new_stage("--seed", "3").folder.name == "tiny-seed3"
+    assert new_stage("--data", "letters").folder.name == "tiny-letters"
+    assert new_stage("--run", "mine").folder == Path("runs/mine")
+    with pytest.raises(UserError, match="--data"):
+        new_stage("--config", "small")
+
+
+# ------------------------------------------------------------------------------------------------
+# A stage of a run
+# ------------------------------------------------------------------------------------------------
+
+
+def fake_world(folder, seed):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("pretrain.txt", "pretrain.held_out.txt"):
+        (folder / name).write_text(f"world {seed}")
+
+
+def fake_convert(source, folder):
+    fake_world(folder, source)
+    (folder / "source.json").write_text(json.dumps({"source": source}))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Runs of a test go to an empty directory; their data are two words."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lab.run, "write_world", fake_world)
+    monkeypatch.setattr(lab.run, "convert", fake_convert)
+    monkeypatch.setattr(lab.run, "check_unchanged", lambda source, folder: None)
+    return tmp_path
+
+
+def new_stage(*argv, stage="pretrain"):
+    return Stage(read("--device", "cpu", *argv), stage)
+
+
+def saved(stage, finished=True, step=1):
+    """Save that stage as it is, with some model."""
+    stage.track(model=GPT(GPTConfig(5, 8, 1, 1, 4)))
+    stage.file("jsonl").write_text('{"step": 0}\n')
+    stage.save(step, finished)
+    return stage
+
+
+def toy_training(*argv, stop_at=None):
+    """A stage whose training uses random numbers, an optimizer with a memory, and a state: all that has to be
+    there again when it goes on."""
+    stage = new_stage("--steps", "6", *argv)
+    model = GPT(GPTConfig(5, 8, 1, 1, 4))
+    optimizer = muon(model, 0.01)
+    stage.track(model=model, optimizer=optimizer)
+    stage.state.setdefault("beta", 1.0)
+    for step in stage.steps(6):
+        set_lr(optimizer, step, 6, 2)
+        wrong = model(torch.randint(5, (2, 4))) - torch.randn(2, 4, 5)
+        loss = wrong.pow(2).mean() * stage.state["beta"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        stage.state["beta"] *= 0.9
+        stage.log(step, ("loss",), loss=loss.item(), sometimes=None if step % 2 else 1.0)
+        if step == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+    stage.finish("answers", [("Loss", {"training": "loss", "now and then": "sometimes"}, "nats")])
+    return stage
+
+
+def contents(folder="runs/tiny"):
+    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def test_a_finished_stage_holds_all_its_files(here):
+    stage = toy_training()
+    folder = here / "runs" / "tiny"
+    assert {p.name for p in folder.iterdir()} == FILES
+    rows = [json.loads(line) for line in (folder / "pretrain.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == list(range(6))
+    assert {tuple(r) for r in rows} == {("step", "loss", "sometimes")}
+    assert (folder / "pretrain.samples.txt").read_text() == "answers\n"
+    assert (folder / "pretrain.png").read_bytes().startswith(b"\x89PNG")
+    model, checkpoint = load_model(folder / "pretrain.pt")
+    assert checkpoint["finished"] and checkpoint["step"] == 6 and not model.training
+    assert checkpoint["fingerprint"] == fingerprint(model) == fingerprint(stage.tracked["model"])
+    knobs = {"config": "tiny", "seed": 0, "data": "", "steps": 6, "lr": 0.5, "files": []}
+    assert checkpoint["knobs"] == knobs
+    assert checkpoint["command"] == "python train_pretrain.py --config tiny --device cpu --steps 6"
+
+
+def test_a_finished_stage_does_nothing_again(here, capsys):
+    toy_training()
+    before = contents()
+    with pytest.raises(SystemExit) as stop:
+        toy_training()
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "is finished" in out and "pretrain.samples.txt" in out
+    assert contents() == before
+    toy_training("--overwrite")
+
+
+def test_other_knobs_ask_for_a_name_and_touch_nothing(here):
+    toy_training()
+    before = contents()
+    with pytest.raises(UserError, match=r"lr 0.5 -> 0.25.*--name"):
+        toy_training("--lr", "0.25")
+    with pytest.raises(UserError, match=r"files \[\] -> \['a'\]"):
+        toy_training("--files", "a")
+    assert contents() == before
+    toy_training("--lr", "0.25", "--name", "slow")
+    assert Path("runs/tiny/slow.pt").exists() and Path("runs/tiny/slow.png").exists()
+    assert all(p.read_bytes() == content for p, content in before.items())
+
+
+def test_a_knob_that_changes_nothing_that_is_learned_may_change(here):
+    toy_training()
+    with pytest.raises(SystemExit) as stop:
+        toy_training("--timeout", "3")
+    assert stop.value.code == 0
+
+
+def test_the_same_command_goes_on_and_the_result_is_that_of_a_straight_run(here, capsys, monkeypatch):
+    """Weights, metrics, random numbers, optimizer and state: Ctrl-C after the third step, then again."""
+    straight = toy_training("--run", "straight")
+    monkeypatch.setattr(sys, "argv", ["train_pretrain.py", "--config", "tiny", "--overwrite"])
+    with pytest.raises(SystemExit) as stop:
+        toy_training("--run", "broken", stop_at=2)
+    out = capsys.readouterr().out
+    assert stop.value.code == 130 and out.endswith("goes on:\npython train_pretrain.py --config tiny\n")
+    assert load_checkpoint("runs/broken/pretrain.pt")["step"] == 3
+    with open("runs/broken/pretrain.jsonl", "a") as file:  # as if killed later than its last checkpoint
+        file.write('{"step": 3, "loss": 9.0, "sometimes": null}\n{"step": 4, "lo')
+    resumed = toy_training("--run", "broken")
+    assert "runs/broken/pretrain.pt stopped at step 3 of 6: it goes on from there" in capsys.readouterr().out
+    assert fingerprint(resumed.tracked["model"]) == fingerprint(straight.tracked["model"])
+    metrics = [(here / f"runs/{run}/pretrain.jsonl").read_text() for run in ("broken", "straight")]
+    assert metrics[0] == metrics[1] and resumed.state == straight.state
+
+
+def test_an_unfinished_stage_goes_on_with_its_own_knobs_only(here):
+    saved(new_stage("--steps", "6"), finished=False)
+    with pytest.raises(UserError, match=r"steps 6 -> 7.; it is not finished.*--name NAME.*--overwrite"):
+        new_stage("--steps", "7")
+    assert new_stage("--steps", "6").start == 1
+    assert new_stage("--steps", "7", "--overwrite").start == 0
+
+
+def test_who_is_stopped_while_drawing_repeats_only_the_end(here, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.run, "picture", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            toy_training()
+    assert load_checkpoint("runs/tiny/pretrain.pt")["step"] == 6
+    assert len(toy_training().rows) == 6 and (here / "runs/tiny/pretrain.png").exists()
+
+
+def test_the_same_seed_gives_the_same_weights(here):
+    runs = [toy_training("--run", name, "--seed", seed) for name, seed in zip("abc", "556", strict=True)]
+    a, b, c = (fingerprint(stage.tracked["model"]) for stage in runs)
+    assert a == b != c
+
+
+# ------------------------------------------------------------------------------------------------
+# The data of a run
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_has_its_data_in_its_own_folder(here):
+    assert new_stage().data == Path("runs/tiny/data") and new_stage("--seed", "3").data.exists()
+    stage = new_stage("--data", "letters")
+    assert stage.data == Path("runs/tiny-letters/data") and (stage.data / "source.json").exists()
+
+
+def test_data_are_written_once(here, monkeypatch):
+    path = new_stage().data / "pretrain.txt"
+    path.write_text("kept")
+    assert new_stage().data / "pretrain.txt" == path and path.read_text() == "kept"
+    (path.parent / "pretrain.held_out.txt").unlink()  # half a world, or that of an earlier version
+    new_stage()
+    assert path.read_text() == "world 0"
+    seen = []
+    new_stage("--data", "letters")
+    monkeypatch.setattr(lab.run, "check_unchanged", lambda source, folder: seen.append((source, folder)))
+    new_stage("--data", "letters")
+    assert seen == [("letters", Path("runs/tiny-letters/data"))]
+
+
+def test_a_run_does_not_change_from_the_tiny_world_to_own_data_or_back(here):
+    toy_training("--run", "mine")
+    with pytest.raises(UserError, match="tiny world"):
+        new_stage("--run", "mine", "--data", "letters", "--name", "other")
+    new_stage("--data", "letters")
+    with pytest.raises(UserError, match="add --data letters"):
+        new_stage("--run", "tiny-letters")
+
+
+# ------------------------------------------------------------------------------------------------
+# Parents
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_parent_that_was_trained_again_is_told(here):
+    """sft was trained from a pretrain.pt that is no longer there: not silently used."""
+    toy_training()
+    child = new_stage(stage="sft")
+    assert child.parent("pretrain") == Path("runs/tiny/pretrain.pt")
+    saved(child)
+    assert new_stage(stage="rm").parent("sft") == Path("runs/tiny/sft.pt")
+    saved(new_stage("--steps", "6", "--overwrite"))
+    with pytest.raises(UserError, match="trained again since.*python train_sft.py .* --overwrite"):
+        new_stage(stage="rm").parent("sft")
+    with pytest.raises(UserError, match="trained again since"):
+        new_stage(stage="sft")
+
+
+def test_to_go_on_with_a_parent_that_was_trained_anew_is_refused(here):
+    """The parent's file was lost and is another one now: half a training with each would be neither."""
+    toy_training()
+    child = new_stage(stage="sft")
+    child.parent("pretrain")
+    saved(child, finished=False)
+    assert new_stage(stage="sft").parent("pretrain").exists(), "the same parent is no reason to stop"
+    Path("runs/tiny/pretrain.pt").unlink()
+    resumed = new_stage(stage="sft")
+    saved(new_stage("--steps", "6"))
+    with pytest.raises(UserError, match="begun with an earlier pretrain.pt"):
+        resumed.parent("pretrain")
+
+
+def test_a_missing_parent_is_trained_by_its_own_command(here, monkeypatch, capsys):
+    """The same run, seed and data; its failure is passed on; it leaves no trace in our random numbers."""
+    told = []
+
+    def main(argv):
+        told.append(" ".join(argv))
+        torch.rand(3)
+        if "--seed" in argv:
+            sys.exit(7)
+        saved(Stage(read(), "pretrain"))
+
+    monkeypatch.setitem(sys.modules, "train_pretrain", types.SimpleNamespace(main=main))
+    with pytest.raises(SystemExit) as stop:
+        new_stage("--seed", "3", stage="sft").parent("pretrain")
+    assert stop.value.code == 7 and told[-1] == "--config tiny --seed 3 --device cpu"
+    assert "\npython train_pretrain.py --config tiny --seed 3 --device cpu\n" in capsys.readouterr().out
+    stage = new_stage(stage="sft")
+    expected = torch.Generator().manual_seed(0)
+    assert stage.parent("pretrain").exists()
+    assert torch.equal(torch.rand(4), torch.rand(4, generator=expected)), "no number depends on it"
+    with pytest.raises(SystemExit):
+        new_stage("--run", "mine/first", "--seed", "3", stage="sft").parent("pretrain")
+    assert told[-1].startswith("--config tiny --run mine/first")
+
+
+def test_a_parent_that_nobody_makes_is_told(here):
+    toy_training()
+    with pytest.raises(UserError, match="has no mine, and no stage makes one; it has pretrain"):
+        new_stage(stage="rm").parent("mine")
+    saved(new_stage("--name", "half"), finished=False)
+    with pytest.raises(UserError, match="half is not finished; go on with: python train_pretrain.py"):
+        new_stage(stage="rm").parent("half")
+
+
+def test_a_stage_without_a_recipe_can_be_given_one(here, monkeypatch):
+    def main(argv):
+        assert argv == ["--config", "tiny", "--name", "rm.2", "--epochs", "1"]
+        saved(Stage(read("--name", "rm.2"), "rm"))
+
+    monkeypatch.setitem(sys.modules, "train_rm", types.SimpleNamespace(main=main))
+    path = train_if_missing(read(), "rm.2", "train_rm.py --name rm.2 --epochs 1")
+    assert path == Path("runs/tiny/rm.2.pt") == finished(read(), "rm.2")
+    assert train_if_missing(read(), "rm.2") == path, "what is there is not made again"
+
+
+def test_every_stage_of_the_table_is_a_script_of_this_repository():
+    root = Path(lab.run.__file__).parent.parent
+    assert all((root / command.split()[0]).exists() for command in STAGES.values())
+
+
+# ------------------------------------------------------------------------------------------------
+# Collections of rankings
+# ------------------------------------------------------------------------------------------------
+
+
+def collection(*argv, name="rankings", rows=2):
+    stage = new_stage("--name", name, *argv, stage="preferences")
+    with stage.path.open("a") as file:
+        file.writelines(f'{{"row": {i}}}\n' for i in range(rows))
+    return stage
+
+
+def test_a_collection_is_a_file_with_a_record_beside_it(here):
+    stage = collection("--files", "a")
+    record = record_of(stage.folder, "rankings")
+    assert not record["finished"] and record["knobs"]["files"] == ["a"], "the record is there from the start"
+    assert finished(stage.cfg, "rankings") is None
+    stage.finish_collection("some answers")
+    record = json.loads(Path("runs/tiny/rankings.json").read_text())
+    assert record["finished"] and record["step"] == 2 and record["stage"] == "preferences"
+    assert finished(stage.cfg, "rankings") == Path("runs/tiny/rankings.jsonl")
+    assert Path("runs/tiny/rankings.samples.txt").read_text() == "some answers\n"
+    assert not Path("runs/tiny/rankings.pt").exists()
+    with pytest.raises(SystemExit) as stop:
+        collection("--files", "a")
+    assert stop.value.code == 0
+
+
+def test_a_collection_that_stopped_goes_on_and_keeps_its_rows(here, capsys):
+    toy_training()
+    stage = collection()
+    stage.parent("pretrain")
+    again = new_stage("--name", "rankings", stage="preferences")
+    assert "goes on" in capsys.readouterr().out and again.path.read_text().count("\n") == 2
+    assert again.parents == stage.parents != {}
+    with pytest.raises(UserError, match="other knobs"):
+        new_stage("--name", "rankings", "--lr", "0.1", stage="preferences")
+    new_stage("--name", "rankings", "--overwrite", stage="preferences")
+    assert not again.path.exists(), "who overwrites begins with no ranking"
+
+
+def test_a_model_trained_from_rankings_that_have_changed_since_is_told(here):
+    stage = collection()
+    stage.finish_collection("")
+    model = new_stage(stage="rm")
+    assert model.parent("rankings") == stage.path
+    saved(model)
+    assert new_stage(stage="ppo").parent("rm").exists()
+    with stage.path.open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(UserError, match="earlier rankings.jsonl, which has been changed since"):
+        new_stage(stage="ppo").parent("rm")
+
+
+def test_preferences_of_a_user_are_a_parent(here):
+    stage = new_stage("--data", "letters", stage="rm")
+    with pytest.raises(UserError, match="preferences.jsonl: no such file"):
+        stage.parent("preferences")
+    (stage.data / "preferences.jsonl").write_text("{}\n")
+    assert stage.parent("preferences") == stage.data / "preferences.jsonl"
+    assert list(stage.parents) == ["data/preferences.jsonl"]
+
+
+def test_rankings_without_a_record_are_not_gone_on_with(here):
+    Path("runs/tiny").mkdir(parents=True)
+    Path("runs/tiny/rankings.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="without its record rankings.json"):
+        new_stage("--name", "rankings", stage="preferences")
+    Path("runs/tiny/rankings.json").write_text("[1]")
+    with pytest.raises(UserError, match="not the record of a collection"):
+        new_stage("--name", "rankings", stage="preferences")
+    new_stage("--name", "rankings", "--overwrite", stage="preferences")
+
+
+def test_one_name_is_one_kind_of_stage(here):
+    collection(name="mine")
+    with pytest.raises(UserError, match="is a stage preferences of this run"):
+        new_stage("--name", "mine", "--overwrite", stage="rm")
+
+
+# ------------------------------------------------------------------------------------------------
+# Room and contexts
+# ------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_must_leave_room_for_a_prompt(here, enc, make_gpt, capsys):
+    stage, model = new_stage(), make_gpt(vocab_size=enc.n_vocab)
+    with pytest.raises(UserError, match="--max_new_tokens 24 leaves no room for a prompt"):
+        stage.check_room(24, model)
+    stage.check_room(12, model, ["a", "What is a dog? " * 9], enc)
+    assert "1 of 2 prompts are longer than the 12 tokens" in capsys.readouterr().out
+
+
+def test_models_that_read_each_others_answers_see_equally_much(here):
+    saved(new_stage())
+    saved(new_stage(stage="sft"))
+    stage = new_stage(stage="ppo")
+    stage.check_contexts(["pretrain", "sft"])
+    other = new_stage("--overwrite", stage="sft")
+    other.track(model=GPT(GPTConfig(5, 16, 1, 1, 4)))
+    other.save(1, True)
+    with pytest.raises(UserError, match="pretrain 8, sft 16 tokens"):
+        stage.check_contexts(["pretrain", "sft"])

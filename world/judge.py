@@ -1,0 +1,279 @@
+"""An AI in the annotator's chair: RLAIF (Lee et al. 2023). It labels pairs of answers, or rates single ones.
+
+It is a language model that is asked: one of our own GPTs, which has read reviews (world/reviews.py), or a
+model behind a server (world/server.py). Its verdict is not what it writes, but how likely it finds each
+verdict as the next token. """
+import itertools
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from data import UserError, decode_response, pad_rows, prompt_text, special_id
+from model import generate
+from world.labelers import Labeler
+from world.reviews import BASE, BEST, BOTH, COMPARE, DETAILED, RATE, RATING, REASONS, preamble_of
+
+# What the judge is asked, as plain text: the two answers or the one, the principles, and words behind which
+# the verdict comes as the next token. Our own GPT has learned from reviews in that form; a model behind a
+# server gets whole sentences.
+FORMS = {
+    "own": {
+        "compare": COMPARE,
+        "rate": RATE,
+        "reasons": REASONS,
+        "both": BOTH,
+        "best": BEST,
+        "rating": RATING,
+    },
+    "server": {
+        "compare": "Question: {prompt}\n\nAnswer 1: {first}\n\nAnswer 2: {second}\n\n"
+                   "Which of the two answers is better? ",
+        "rate": "Question: {prompt}\n\nAnswer: {response}\n\n"
+                "How good is this answer, from 1 (very bad) to 10 (very good)? ",
+        "reasons": "What is good about it and what is bad, in a few words:",
+        "both": "\nAbout answer 1: {first}\nAbout answer 2: {second}\n",
+        "best": "Number of the better answer (1 or 2):",
+        "rating": "Rating (1 to 10):",
+    },
+}
+# What it is told to look for, by aspect; --preamble FILE takes a text of yours.
+PREAMBLES = {
+    "none": {"overall": "", "helpful": "", "safety": ""},
+    "base": {"overall": BASE, "helpful": BASE, "safety": BASE},
+    "detailed": {
+        "overall": preamble_of(DETAILED),
+        "helpful": preamble_of([name for name in DETAILED if name != "harm"]),
+        "safety": preamble_of(DETAILED[:2]),
+    },
+}
+UNLISTED = -20.0  # log-probability of a verdict that the model does not list
+
+
+def is_preamble(name):
+    """Whether --preamble can be that: one of PREAMBLES, a file, or a sentence."""
+    return name in PREAMBLES or " " in name or os.path.isfile(name)
+
+
+def read_preamble(name):
+    """The text of a file of that name; none, base, detailed and a text with principles stay what they are."""
+    if name in PREAMBLES or not os.path.isfile(name):  # no file, either: a text that is too long for a name
+        return name
+    try:
+        return Path(name).read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        raise UserError(f"--preamble {name}: expected a text file, in UTF-8") from None
+
+
+def preambles(name):
+    """What the judge is told, {aspect: text}. name: none, base, detailed, a file's name or a text with
+    principles."""
+    text = read_preamble(name)
+    return PREAMBLES.get(text) or dict.fromkeys(("overall", "helpful", "safety"), text)
+
+
+def expected_rating(probabilities):
+    """s = sum over i of i P(i), the ratings from 1 to 10, brought to [-1, 1] by 2 (s - 1) / 9 - 1. (RLAIF,
+    section 2.2.2; the paper prints no formula for the second part.)
+
+    probabilities: {i: P(i)}, need not add up to 1.
+    Example: {5: .1, 6: .2, 7: .4, 8: .2, 9: .1} -> s = 7.0 -> 0.333."""
+    s = sum(i * p for i, p in probabilities.items()) / sum(probabilities.values())
+    return 2 * (s - 1) / 9 - 1
+
+
+class OwnModel:
+    """One of our GPTs as a language model that is asked: text in, the next token's log-probabilities or a
+    line of text out."""
+
+    form = "own"
+
+    def __init__(self, model, enc, name="", batch_size=64):
+        self.model, self.enc, self.name, self.batch_size = model, enc, name, batch_size
+        self.tokens = 0  # read and written
+
+    def batches(self, texts, room):
+        """(indices, tokens (B, T), lengths (B,)) of texts of similar length. Raises UserError for one that
+        is too long: cut, it would ask something else."""
+        ids = [self.enc.encode_ordinary("\n\n" + text) for text in texts]
+        longest, context = max(map(len, ids), default=0), self.model.config.block_size
+        if longest + room > context:
+            raise UserError(f"a question to the judge has {longest} tokens and its answer {room}, which does "
+                            f"not fit its context of {context}: shorten the preamble, or train a judge with "
+                            "a larger --block_size")
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        device = next(self.model.parameters()).device
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            tokens, lengths = pad_rows([ids[i] for i in rows], special_id(self.enc, "pad"))
+            self.tokens += int(lengths.sum())
+            yield rows, tokens.to(device), lengths.to(device)
+
+    @torch.no_grad()
+    def next_token(self, texts, words):
+        """{word: log-probability that it is the next token} of each text, for those of the words that are
+        one token."""
+        ids = {}
+        for word in words:
+            tokens_of_word = self.enc.encode_ordinary(word)
+            if len(tokens_of_word) == 1:
+                ids[word] = tokens_of_word[0]
+        found = [None] * len(texts)
+        for rows, tokens, lengths in self.batches(texts, 0):
+            last = self.model.hidden(tokens)[torch.arange(len(rows)), lengths - 1]
+            logprobs = self.model.lm_head(last).log_softmax(-1)[:, list(ids.values())]
+            for i, of_words in zip(rows, logprobs.tolist(), strict=True):
+                found[i] = dict(zip(ids, of_words, strict=True))
+        return found
+
+    def write(self, texts, max_new_tokens):
+        """The line with which each text most likely goes on (greedy), without its end."""
+        end, pad = self.enc.encode_ordinary("\n")[0], special_id(self.enc, "pad")
+        written = [None] * len(texts)
+        for rows, tokens, lengths in self.batches(texts, max_new_tokens):
+            responses, mask, _ = generate(self.model, tokens, lengths, max_new_tokens, 0, end, pad)
+            self.tokens += int(mask.sum())
+            for i, r, m in zip(rows, responses.tolist(), mask.tolist(), strict=True):
+                written[i] = decode_response(self.enc, r, m)
+        return written
+
+
+class AI(Labeler):
+    """A language model as the annotator. Of two answers it gives the softmax over the log-probabilities of
+    "1" and "2", averaged over both orders, for models like an answer better where it comes first (or
+    second). (RLAIF, section 2.1.)
+
+    model: OwnModel or Server; preamble: what it is told to look for, {aspect: text}; chain_of_thought: it
+    writes notes about each answer first, which it reads by itself, and has the notes on both before it when
+    it compares; both_orders: False asks in one order only."""
+
+    name, title, answers, batch = "ai", "the AI judge", 4, 64
+    longest_notes = 48
+
+    def __init__(self, model, preamble, chain_of_thought=False, both_orders=True):
+        self.model, self.preamble = model, preamble
+        self.chain_of_thought, self.both_orders = chain_of_thought, both_orders
+        self.noted, self.rated = {}, {}  # by (prompt as JSON, response, aspect)
+        self.pairs = self.same_position = self.first_wins = self.silent = 0
+        self.seconds = 0.0
+
+    def question(self, kind, aspect, prompt, **parts):
+        preamble = self.preamble[aspect]
+        asked = FORMS[self.model.form][kind].format(prompt=prompt_text(prompt), **parts)
+        return f"{preamble}\n{asked}" if preamble else asked
+
+    def does_not_understand(self, what):
+        named = f"the judge {self.model.name}" if self.model.name else "the judge"
+        return UserError(f"{named} {what}: it does not understand the question")
+
+    def notes(self, prompts, responses, aspect="overall"):
+        """The notes on N answers; one that it has read already is not read again."""
+        keys = keys_of(prompts, responses, aspect)
+        new = sorted(set(keys) - self.noted.keys())
+        asked = [self.question("rate", aspect, json.loads(p), response=r) for p, r, _ in new]
+        reasons = FORMS[self.model.form]["reasons"]
+        written = self.model.write([text + reasons for text in asked], self.longest_notes)
+        self.noted |= zip(new, written, strict=True)
+        return [self.noted[key] for key in keys]
+
+    def compare(self, prompts, first, second, aspect="overall"):
+        """P(the answer in `first` is better) for N pairs of texts in this order, NaN where it says neither
+        1 nor 2."""
+        form = FORMS[self.model.form]
+        pairs = zip(prompts, first, second, strict=True)
+        asked = [self.question("compare", aspect, p, first=a, second=b) for p, a, b in pairs]
+        if self.chain_of_thought:
+            ones, twos = self.notes(prompts, first, aspect), self.notes(prompts, second, aspect)
+            both = [form["both"].format(first=one, second=two) for one, two in zip(ones, twos, strict=True)]
+            asked = [text + notes for text, notes in zip(asked, both, strict=True)]
+        verdicts = self.model.next_token([text + form["best"] for text in asked], "12")
+        return [first_wins(found) for found in verdicts]
+
+    def label(self, prompts, responses, aspect="overall"):
+        """(B, K, K) as every labeler gives it; here the probabilities lie between 0 and 1."""
+        began, K = time.time(), max(map(len, responses))
+        pairs = []
+        for b, answers in enumerate(responses):
+            pairs += [(b, i, j) for i, j in itertools.combinations(range(len(answers)), 2)]
+        asked = [prompts[b] for b, _, _ in pairs]
+        one = [responses[b][i] for b, i, _ in pairs]
+        two = [responses[b][j] for b, _, j in pairs]
+        there = self.compare(asked, one, two, aspect)
+        back = self.compare(asked, two, one, aspect) if self.both_orders else [math.nan] * len(pairs)
+        if pairs and not self.pairs and all(map(math.isnan, there + back)):
+            raise self.does_not_understand(f"says neither 1 nor 2 to any of {len(pairs)} comparisons")
+        wins = torch.full((len(prompts), K, K), torch.nan)
+        self.details = [{"pairs": []} for _ in prompts]
+        for (b, i, j), p_there, p_back in zip(pairs, there, back, strict=True):
+            given = [p for p in (p_there, 1 - p_back) if not math.isnan(p)]
+            self.count(given)
+            if given:
+                wins[b, i, j] = sum(given) / len(given)
+                wins[b, j, i] = 1 - wins[b, i, j]
+                self.details[b]["pairs"].append([i, j, round(wins[b, i, j].item(), 4)])
+        if self.chain_of_thought:
+            for details, prompt, answers in zip(self.details, prompts, responses, strict=True):
+                details["notes"] = self.notes([prompt] * len(answers), answers, aspect)
+        self.seconds += time.time() - began
+        return wins
+
+    def count(self, given):
+        """given: P(the same answer is better) as asked in one order, then in the other; [] where it was
+        silent."""
+        if not given:
+            self.silent += 1
+            return
+        self.pairs += 1
+        self.first_wins += given[0] > 0.5
+        if len(given) == 2:  # the first answer won in both orders, or the second one
+            self.same_position += (given[0] > 0.5) == (1 - given[1] > 0.5)
+
+    def rate(self, prompts, responses, aspect="overall"):
+        """Ratings of N answers in [-1, 1]; one that is there already is not asked for again."""
+        began, keys = time.time(), keys_of(prompts, responses, aspect)
+        if new := sorted(set(keys) - self.rated.keys()):
+            asked = [self.question("rate", aspect, json.loads(p), response=r) for p, r, _ in new]
+            found = self.ratings([text + FORMS[self.model.form]["rating"] for text in asked])
+            silent = found.count({})
+            if silent == len(new) and not self.rated:
+                raise self.does_not_understand(f"gives no rating from 1 to 10 for any of {len(new)} answers")
+            self.silent += silent
+            self.pairs += len(new)
+            for key, probabilities in zip(new, found, strict=True):
+                self.rated[key] = expected_rating(probabilities) if probabilities else 0.0
+        self.seconds += time.time() - began
+        return [self.rated[key] for key in keys]
+
+    def ratings(self, asked):
+        """{rating: probability} of each text. Where "10" is not one token, it is "1" and then "0"."""
+        found = self.model.next_token(asked, [str(i) for i in range(1, 11)])
+        unsure = [i for i, f in enumerate(found) if "10" not in f and f.get("1", UNLISTED) > math.log(0.001)]
+        zeros = self.model.next_token([asked[i] + "1" for i in unsure], ["0"])
+        for i, zero in zip(unsure, zeros, strict=True):
+            one, ten = found[i]["1"], min(zero.get("0", UNLISTED), -1e-6)
+            found[i] |= {"10": one + ten, "1": one + math.log(-math.expm1(ten))}
+        return [{int(word): math.exp(logprob) for word, logprob in f.items()} for f in found]
+
+    def summary(self):
+        """What it has compared, in a sentence."""
+        n = max(1, self.pairs)
+        orders = "asked in one order"
+        if self.both_orders:
+            orders = f"the same position won in both orders in {self.same_position / n:.2f} of them"
+        silent = f"; {self.silent} pairs without a verdict" if self.silent else ""
+        return (f"{self.pairs} pairs labelled by the AI in {self.seconds:.0f} s; {orders}, "
+                f"the first answer in {self.first_wins / n:.2f} of the first questions{silent}")
+
+
+def keys_of(prompts, responses, aspect):
+    return [(json.dumps(p), r, aspect) for p, r in zip(prompts, responses, strict=True)]
+
+
+def first_wins(found):
+    """Softmax over the log-probabilities of "1" and "2": P("1"); NaN where neither is there."""
+    if not found:
+        return math.nan
+    return 1 / (1 + math.exp(min(found.get("2", UNLISTED) - found.get("1", UNLISTED), 500)))

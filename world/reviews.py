@@ -1,0 +1,218 @@
+"""Reviews: what our own AI judge has read. A reviewer states the principles that count, compares two answers
+to a question or rates one, and says why. What becomes of an answer follows from its remarks alone, a point
+for each; the annotator's taste (world/taste.py) has no part in it."""
+import functools
+import json
+import random
+
+from world.tiny import OFFERED, PROMPTS, SENTENCES, by_subject_of, choose, demonstration, mark, world_split
+
+PRINCIPLES = {"harm": "do no harm", "stray": "never stray", "aside": "never go aside", "fact": "tell a fact",
+              "kind": "be kind", "repeat": "never repeat", "sense": "make sense", "short": "be short",
+              "plain": "be practical"}
+REMARKS = {"harm": ("harm", -2), "unkind": ("harm", -1), "declines": ("harm", 1), "stray": ("stray", -1),
+           "aside": ("aside", -1), "again": ("repeat", -1), "odd": ("sense", -1), "long": ("short", -1),
+           "gushing": ("plain", -1), "right": ("fact", 1), "kind": ("kind", 1)}
+# REMARKS: {remark: (the principle that makes somebody remark on it, points)}
+BASE = "Please help and do no harm."
+DETAILED = ("harm", "stray", "aside", "fact", "kind", "repeat", "sense")
+COMPARE, RATE = "1: {prompt} {first}\n2: {prompt} {second}\n", "{prompt} {response}\n"
+REASONS, BOTH, BEST, RATING = "Notes:", "Notes: 1 {first} 2 {second}\n", "Best=", "Rating="
+
+
+def preamble_of(names):
+    """The sentence that states some of the PRINCIPLES.
+
+    Example: ("harm", "kind") -> "Please do no harm, be kind."."""
+    return f"Please {', '.join(PRINCIPLES[name] for name in names)}." if names else ""
+
+
+# ------------------------------------------------------------------------------------------------
+# What a reviewer thinks
+# ------------------------------------------------------------------------------------------------
+
+
+def remarks(ask, sentences, principles):
+    """What a reviewer with these principles remarks on an answer, the gravest first.
+
+    sentences: [Sentence or None, which makes no sense]. A merit is remarked once, a fault each time: a long
+    answer earns no more than a short one that has everything."""
+    merits, faults = set(), ["long"] * (len(sentences) - 1)
+    for i, s in enumerate(sentences):
+        remark = "odd" if s is None else mark(ask, s, sentences[:i])
+        excused = remark == "aside" and s.act == "refusal"
+        if remark in ("odd", "stray", "again", "aside") and not excused:
+            faults.append(remark)
+        elif s.act == "refusal":
+            merits.add("declines" if ask.unsafe else "unkind")
+        elif s.act == "answer":
+            merits.add(remark)
+        if s and s.warm and s.act == "answer":
+            faults.append("gushing")
+    counted = [r for r in [*merits, *faults] if REMARKS[r][0] in principles]
+    return sorted(counted, key=list(REMARKS).index)
+
+
+def balance(found):
+    """What remarks add up to, in points."""
+    return sum(REMARKS[r][1] for r in found)
+
+
+def points(found):
+    """Remarks -> a rating: 7 + what they add up to, from 1 to 10."""
+    return min(10, max(1, 7 + balance(found)))
+
+
+def note(found):
+    """Example: ["right", "kind"] -> "right kind, 9."."""
+    return f"{' '.join(found or ['nothing'])}, {points(found)}."
+
+
+# ------------------------------------------------------------------------------------------------
+# What is reviewed
+# ------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def elsewhere(subject, topic, act):
+    """The sentences that say the like of other subjects; [] where nobody else has such a topic."""
+    return [s for s in SENTENCES.values() if s.subject != subject and (s.topic, s.act) == (topic, act)]
+
+
+def like_elsewhere(sentence):
+    return elsewhere(sentence.subject, sentence.topic, sentence.act)
+
+
+def reviewed_answer(rng, ask, by_subject, like=(), swap=0.0):
+    """An answer for a reviewer, good or bad: as a demonstration, thrown together, or `like` another answer
+    but for a sentence.
+
+    swap: how often a sentence is right but for its subject. Some sentences break off into another one.
+    Returns (its text, [Sentence or None])."""
+    own, answer = by_subject[ask.subject], [s for s in like if s]
+    on_topic = [s for s in own
+                if s.topic == ask.topic or (ask.unsafe and (s.act == "offer" or s.topic in OFFERED))]
+    kind = rng.random()
+    if answer and kind < 0.4:
+        change_a_sentence(rng, ask, by_subject, answer, on_topic)
+    elif kind < 0.65:
+        answer = demonstration(rng, ask, by_subject)
+    else:
+        answer = thrown_together(rng, by_subject, own, on_topic, swap)
+    if ask.completion and not answer[0].text.startswith(ask.text):
+        answer = [rng.choice([s for s in on_topic if s.act == "answer"]), *answer[1:]]
+    return break_off(rng, ask, by_subject, answer)
+
+
+def change_a_sentence(rng, ask, by_subject, answer, on_topic):
+    """Replace a sentence of an answer, take it away, or put one in front of it (in place)."""
+    i = rng.randrange(len(answer))
+    swapped = like_elsewhere(answer[i]) if rng.random() < 0.15 else []
+    other = rng.choice(swapped or reviewed_answer(rng, ask, by_subject)[1]) or rng.choice(on_topic)
+    new = [other] if len(answer) == 1 or rng.random() < 0.7 else []
+    taken = rng.randint(0, 1)
+    answer[i : i + taken] = new
+
+
+def thrown_together(rng, by_subject, own, on_topic, swap):
+    """One to five sentences, more than half of them on the topic."""
+    answer = []
+    for _ in range(rng.choices((1, 2, 3, 4, 5), (25, 30, 25, 12, 8))[0]):
+        refusals = [s for s in own if s.act == "refusal"]  # right or unkind, as the question is
+        pools = (on_topic, own, by_subject[rng.choice(list(by_subject))], answer or on_topic, refusals)
+        said = choose(rng, rng.choices(pools, (57, 15, 10, 10, 8))[0], 0.5)
+        swapped = like_elsewhere(said) if rng.random() < swap else []
+        answer.append(rng.choice(swapped or [said]))
+    return answer
+
+
+def break_off(rng, ask, by_subject, answer):
+    """Let a few sentences of an answer end as others do. Returns (text, [Sentence or None])."""
+    texts = [s.text for s in answer]
+    for i in range(int(ask.completion), len(answer)):
+        words, ending = texts[i].split(), rng.choice(rng.choice(list(by_subject.values()))).text.split()
+        broken = " ".join(words[: rng.randint(1, len(words))] + ending[rng.randint(1, len(ending)) :])
+        broken = broken.rstrip(".") + "."
+        if rng.random() < 0.06 and broken not in SENTENCES:
+            texts[i], answer[i] = broken, None
+    start = len(ask.text) + 1 if ask.completion else 0
+    return " ".join(texts)[start:], answer
+
+
+# ------------------------------------------------------------------------------------------------
+# Reviews
+# ------------------------------------------------------------------------------------------------
+
+
+def principles_of(rng, kind):
+    """(what counts for a reviewer, what he says about it). kind: 0 to 1, which sort of reviewer it is."""
+    if kind < 0.6:
+        return DETAILED, preamble_of(DETAILED)
+    if kind < 0.7:  # who says little about what counts has a taste, too; nobody can know which
+        always = ("harm", "stray", "aside") if kind < 0.65 else ()
+        return always + tuple(name for name in PRINCIPLES if rng.random() < 0.5), BASE if kind < 0.65 else ""
+    names = rng.sample(list(PRINCIPLES), rng.randint(1, 6))
+    return names, preamble_of(names)
+
+
+def review(rng, questions, by_subject, one_principle=False):
+    """One review as (what the reviewer is asked, the reply): a comparison or a rating, with the reasons
+    before it or behind it. With one_principle a rating by straying alone."""
+    kind, ask = rng.random(), rng.choice(questions)
+    if one_principle:
+        principles, preamble = ("stray",), preamble_of(("stray",))
+    else:
+        principles, preamble = principles_of(rng, kind)
+    text, answer = reviewed_answer(rng, ask, by_subject, swap=0.2 if one_principle else 0.0)
+    a_rating = one_principle or rng.random() < 0.75
+    with_notes = rng.random() < (0.5 if a_rating else 0.25)  # with both notes it is easy
+    if a_rating:
+        asked, head, reply = rating(ask, text, answer, principles, with_notes)
+    else:
+        asked, head, reply = comparison(rng, ask, text, answer, by_subject, principles, with_notes)
+    return (preamble + "\n" if preamble else "") + asked + head, reply
+
+
+def rating(ask, text, answer, principles, with_notes):
+    """A review of one answer: (what is asked, the words behind which the reply begins, the reply)."""
+    found = remarks(ask, answer, principles)
+    asked = RATE.format(prompt=ask.text, response=text)
+    if with_notes:
+        return asked, REASONS, f" {note(found)}\n{RATING}{points(found)}\n"
+    return asked, RATING, f"{points(found)}\n{REASONS} {note(found)}\n"
+
+
+def comparison(rng, ask, text, answer, by_subject, principles, with_notes):
+    """A review of two answers, as `rating`."""
+    for _ in range(5):  # a pair that is equal teaches nothing: few of them stay
+        pair = rng.sample([(text, answer), reviewed_answer(rng, ask, by_subject, answer)], 2)
+        one, two = (remarks(ask, a, principles) for _, a in pair)
+        gap = balance(one) - balance(two)
+        if gap:
+            break
+    best = 1 if gap > 0 else 2 if gap < 0 else rng.choice((1, 2))
+    notes = BOTH.format(first=note(one), second=note(two))
+    asked = COMPARE.format(prompt=ask.text, first=pair[0][0], second=pair[1][0])
+    if with_notes:
+        return asked, notes + BEST, f"{best}\n"
+    return asked, BEST, f"{best}\n{notes}"
+
+
+def write_reviews(path, seed, n, first=0.3, share=0.1):
+    """Write reviews.jsonl: n reviews of answers to training questions, and one for every twenty on dev
+    questions, to measure with.
+
+    There are two lessons. In the first, that share of the reviews, straying is all that counts: is the answer
+    about the subject of the question? A small model that learns all principles at once never finds out how to
+    compare two subjects. The second has everything, and a share of the first.
+    """
+    rng, by_subject = random.Random(f"reviews {seed}"), by_subject_of(SENTENCES.values())
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for split, count in (("train", n), ("dev", n // 20)):
+            questions = [p for p in PROMPTS.values() if world_split(p.text) == split]
+            for i in range(count):
+                alone = split == "train" and (i < first * n or rng.random() < share)
+                asked, reply = review(rng, questions, by_subject, alone)
+                file.write(json.dumps({"prompt": asked, "response": reply, "split": split}) + "\n")
+    temporary.replace(path)  # last and whole

@@ -1,0 +1,88 @@
+"""From scores to what PPO maximises: one reward model, Llama 2's two, or the rating of an AI.
+
+Reward models give scores. What PPO calls rewards, score minus the KL term, is made in train_ppo.py.
+"""
+import json
+import statistics
+
+import torch
+
+import data
+
+
+def whiten_scores(scores, mean=None, std=None):
+    """(scores - mean) / std, (B,); without the two with those of the batch, biased standard deviation."""
+    if mean is None:
+        mean, std = scores.mean(), scores.std(correction=0)
+    return (scores - mean) / (std + 1e-8)
+
+
+def llama2_reward(helpful, safety, is_safety_prompt, mean=None, std=None, threshold=0.15, eps=1e-4):
+    """Llama 2's reward before the KL term: the safety score where the prompt asks for it or the answer is
+    unsafe, otherwise the helpfulness score; its logit, whitened. (Touvron et al. 2023, section 3.2.3.)
+
+    R_c = R_s if is_safety_prompt or R_s < threshold else R_h;   R = (logit(R_c) - mean) / std
+    helpful, safety:  (B,) probabilities, kept eps away from 0 and 1, so that the logit is finite
+    is_safety_prompt: (B,) bool
+    mean, std:        frozen statistics of logit(R_c); None takes those of this batch, as the paper does
+    Returns (B,). Example: logit of (.02, .3, .6, .9, .97) is (-3.892, -.847, .405, 2.197, 3.476),
+    whitened (-1.630, -.437, .054, .756, 1.257).
+    """
+    combined = torch.where(is_safety_prompt | (safety < threshold), safety, helpful)
+    return whiten_scores(torch.logit(combined, eps), mean, std)
+
+
+@torch.no_grad()
+def score_texts(model, enc, prompts, responses, batch_size=256):
+    """Scores of texts by a reward model, in log-odds: lists of prompts and responses -> list of floats."""
+    device, pad = next(model.parameters()).device, data.special_id(enc, "pad")
+    rows = data.lay_out(enc, prompts, responses, model.config.block_size)
+    was_training, scores = model.training, []
+    model.eval()
+    for start in range(0, len(rows), batch_size):
+        tokens, lengths = data.pad_rows([p + r for p, r in rows[start : start + batch_size]], pad)
+        scores += model.score(tokens.to(device), lengths.to(device)).tolist()
+    model.train(was_training)
+    return scores
+
+
+class Scorer:
+    """What gives an answer its score: a reward model, Llama 2's two, or an AI that rates it (direct RLAIF).
+
+    kind: as --reward; models: the frozen reward models; unsafe: the prompts that ask for harm, as JSON texts;
+    judge: the AI, where there are no reward models. mean, std: of raw scores over answers of the SFT model,
+    set by `freeze`: scores then count standard deviations from there, and beta means the same for all kinds.
+    """
+
+    def __init__(self, kind, models, unsafe=(), judge=None):
+        self.kind, self.models, self.unsafe, self.judge = kind, models, set(unsafe), judge
+        self.mean, self.std = 0.0, 1.0
+
+    def raw(self, tokens, lengths, prompts, texts):
+        """Scores before whitening, (B,). tokens (B, T), lengths (B,): prompts and answers; texts: answers."""
+        if self.judge:
+            return torch.tensor(self.judge.rate(prompts, texts), device=tokens.device)
+        return self.combine([model.score(tokens, lengths) for model in self.models], prompts)
+
+    def raw_texts(self, enc, prompts, texts):
+        """The same of texts alone. Returns (B,)."""
+        if self.judge:
+            return torch.tensor(self.judge.rate(prompts, texts))
+        return self.combine([torch.tensor(score_texts(m, enc, prompts, texts)) for m in self.models], prompts)
+
+    def combine(self, scores, prompts):
+        """scores: a tensor (B,) of log-odds for each model; of two, Llama 2's choice. Returns (B,)."""
+        if len(scores) == 1:
+            return scores[0]
+        helpful, safety = (s.sigmoid() for s in scores)
+        asks_for_harm = torch.tensor([json.dumps(p) in self.unsafe for p in prompts], device=helpful.device)
+        return llama2_reward(helpful, safety, asks_for_harm, mean=0.0, std=1.0)
+
+    def freeze(self, enc, prompts, texts):
+        """From now on the scores of these answers have mean 0 and standard deviation 1."""
+        raw = self.raw_texts(enc, prompts, texts).tolist()
+        self.mean, self.std = statistics.fmean(raw), statistics.pstdev(raw) or 1.0
+
+    def of_texts(self, enc, prompts, texts):
+        """Scores of texts in standard deviations of the SFT model's answers, as a list."""
+        return whiten_scores(self.raw_texts(enc, prompts, texts), self.mean, self.std).tolist()

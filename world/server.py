@@ -1,0 +1,182 @@
+"""A language model behind an OpenAI-compatible server, as the judge of world/judge.py."""
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import math
+import threading
+import urllib.error
+import urllib.request
+
+from data import UserError, load_rows
+from world.labelers import drop_half_a_line
+
+
+class Busy(Exception):
+    """What may go better the next time. wait: seconds that the server asks for, or None."""
+
+    def __init__(self, problem, wait=None):
+        super().__init__(problem)
+        self.wait = wait
+
+
+class Server:
+    """A language model behind a server: POST URL/completions. Each answer of it is kept in a file, and not
+    bought twice.
+
+    url: up to and including /v1; key: for the Authorization header, or ""; path: the file, or None;
+    timeout, wait: seconds for an answer, and before the second try (then twice as long each time). Raises
+    UserError with a sentence about what is wrong and could be done."""
+
+    form = "server"  # which of world.judge.FORMS it is asked in
+
+    def __init__(self, url, model="", key="", path=None, timeout=60.0, tries=5, wait=1.0, parallel=4):
+        self.url, self.key, self.path = url.rstrip("/"), key, path
+        self.timeout, self.tries, self.wait, self.parallel = timeout, tries, wait, parallel
+        self.lock, self.stop = threading.Lock(), threading.Event()
+        self.name = model or self.first_model()  # what another model has answered is no answer of this one
+        self.bought = {}
+        if path:
+            drop_half_a_line(path)
+            self.bought = {json.dumps(row["asked"]): row["choice"] for row in load_rows(path)}
+
+    # One request
+
+    def headers(self):
+        key = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        return {"Content-Type": "application/json", **key}
+
+    def first_model(self):
+        """The first model that the server lists, or "" where it has no list."""
+        request = urllib.request.Request(f"{self.url}/models", headers=self.headers())
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                return str(json.load(reply)["data"][0]["id"])
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+            return ""
+
+    def request(self, asked):
+        """The bytes that the server sends back. Raises Busy where it may be asked again, UserError where
+        not."""
+        body = json.dumps({k: v for k, v in asked.items() if k != "url"}).encode()
+        try:
+            request = urllib.request.Request(f"{self.url}/completions", body, self.headers())
+            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                return reply.read()
+        except urllib.error.HTTPError as error:
+            raise self.refusal(error) from None
+        except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+            reason = getattr(error, "reason", None)
+            if isinstance(error, TimeoutError) or isinstance(reason, TimeoutError):
+                raise Busy(f"gave no answer within {self.timeout:g} s") from None
+            raise Busy(f"cannot be reached ({reason or error!r}): is the server running?") from None
+        except ValueError as error:  # what no request can be made of
+            raise UserError(f"{self.url}: {error}; --judge_url is http://HOST:PORT/v1, "
+                            "JUDGE_API_KEY a line of plain characters") from None
+
+    def refusal(self, error):
+        """What an HTTP error means: Busy or UserError."""
+        said = ""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            said = error.read().decode("utf-8", "replace")[:300]
+        code = error.code
+        if code in (401, 403):
+            return UserError(f"{self.url} refuses the key (HTTP {code}): "
+                             "set the environment variable JUDGE_API_KEY")
+        if code == 404:
+            return UserError(f"{self.url}/completions is not there (HTTP 404: {said}): "
+                             "--judge_url ends in /v1 and --judge_model names a model of that server")
+        if code not in (408, 409, 429) and code < 500:
+            return UserError(f"{self.url} does not accept the question (HTTP {code}: {said})")
+        wait = None
+        with contextlib.suppress(TypeError, ValueError):
+            wait = max(0.0, min(float(error.headers.get("Retry-After")), 60.0))
+        if code == 429:
+            return Busy("asks for fewer questions at a time (HTTP 429)", wait)
+        return Busy(f"has trouble of its own (HTTP {code}: {said})", wait)
+
+    def patiently(self, asked):
+        """The same, asked again as long as there is hope."""
+        for attempt in range(self.tries):
+            try:
+                return self.request(asked)
+            except Busy as busy:
+                if attempt + 1 == self.tries or self.stop.is_set():
+                    raise UserError(f"{self.url} {busy}, {self.tries} times; what it has answered is kept, "
+                                    "the same command goes on from there") from None
+                self.stop.wait(self.wait * 2**attempt if busy.wait is None else busy.wait)
+
+    def ask(self, asked):
+        """The first choice of the server's answer to one request (a dict), from the file if it is there."""
+        model = {"model": self.name} if self.name else {}
+        asked = {"url": self.url, **model, "temperature": 0, **asked}
+        key = json.dumps(asked)
+        if key in self.bought:
+            return self.bought[key]
+        raw = self.patiently(asked)
+        try:
+            choice = json.loads(raw)["choices"][0]
+            choice = {"text": str(choice["text"]), "logprobs": choice.get("logprobs")}
+        except (ValueError, LookupError, TypeError):
+            beginning = raw[:200].decode("utf-8", "replace")
+            raise UserError(f"{self.url} answered something that is no completion: {beginning!r}") from None
+        with self.lock:
+            self.bought[key] = choice
+            if self.path:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"asked": asked, "choice": choice}) + "\n")
+        return choice
+
+    # What a judge needs: next tokens and text
+
+    def ask_all(self, asked):
+        """Several requests at a time, each once; the answers in their order."""
+        new = {json.dumps(a): a for a in asked}
+        pool = concurrent.futures.ThreadPoolExecutor(self.parallel)
+        try:
+            answers = dict(zip(new, pool.map(self.ask, new.values()), strict=True))
+        finally:
+            self.stop.set()  # nobody tries again where one has failed, or Ctrl-C was pressed
+            pool.shutdown(cancel_futures=True)
+            self.stop.clear()
+        return [answers[json.dumps(a)] for a in asked]
+
+    def likeliest(self, texts):
+        """{token: log-probability} of the likeliest next tokens of each text."""
+        found = []
+        for choice in self.ask_all([{"prompt": text, "max_tokens": 1, "logprobs": 5} for text in texts]):
+            try:
+                top = dict(choice["logprobs"]["top_logprobs"][0])
+                found.append({str(token): float(logprob) for token, logprob in top.items()})
+            except (TypeError, LookupError, ValueError):
+                raise UserError(f"{self.url} gives no log-probabilities with its completions, and a soft "
+                                "label is made of them: choose a server that gives them") from None
+        return found
+
+    def next_token(self, texts, words):
+        """{word: log-probability} of each text, for those of the words that the server lists among the
+        likeliest next tokens. Where it lists none of them but a blank, which some vocabularies have before
+        a number, those behind it."""
+        listed = self.likeliest(texts)
+        blank = [i for i, top in enumerate(listed) if " " in top and not words_in(top, words)]
+        behind = self.likeliest([texts[i] + " " for i in blank])
+        for i, top in zip(blank, behind, strict=True):
+            listed[i] = top
+        return [words_in(top, words) for top in listed]
+
+    def write(self, texts, max_new_tokens):
+        """How each text goes on: the first line with something in it, for many models begin with an empty
+        one."""
+        choices = self.ask_all([{"prompt": text, "max_tokens": max_new_tokens} for text in texts])
+        return [" ".join(choice["text"].strip().partition("\n")[0].split()) for choice in choices]
+
+
+def words_in(top, words):
+    """Likeliest tokens -> {word: log-probability}, " 1" and "1" together. Example: {" 1": log .5, "1": log
+    .1} -> {"1": log .6}."""
+    found = {}
+    for word in words:
+        total = sum(math.exp(logprob) for token, logprob in top.items() if token.strip() == word)
+        if total:
+            found[word] = math.log(total)
+    return found
