@@ -25,7 +25,7 @@ from data import UserError, batch_pairs, epoch_order, is_thumb
 from lab.cli import Common, knob, parse, run_main
 from lab.measure import accuracy, calibration_slope, differences, evaluate, scores_of
 from lab.optim import clip_gradients, muon, set_lr
-from lab.rankings import earlier_rankings, rankings_of, replayed, usable
+from lab.rankings import check_names, earlier_rankings, rankings_of, replayed, usable
 from lab.report_rm import report
 from lab.run import Stage, record_of, run_folder, train_if_missing
 from model import load_model, with_heads
@@ -250,6 +250,7 @@ def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv, RULES)
     settle(cfg)
     stage = Stage(cfg, "rm")
+    check_names(stage, cfg.rankings)
     path = stage.parent(cfg.start)
     base, _ = load_model(path, stage.device, cfg.dropout)
     enc, gold = stage.encoding(), None if cfg.data else TASTE[cfg.aspect]

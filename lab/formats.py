@@ -167,7 +167,7 @@ READERS = {  # kind: (its reader of a row, what a row is, why one holds nothing)
 }
 
 
-def load_rows(path, kind):
+def read_kind(path, kind):
     """(rows, remarks) of a file: rows as lab/rows.py makes them; those that hold nothing are counted."""
     reader, what, why = READERS[kind]
     found = [reader(where, row) for where, row in read_rows(path)]
@@ -297,7 +297,7 @@ def convert(source, folder):
     files = files_of(source)
     found, remarks = {}, []
     for kind in ("sft", "preferences", "prompts"):
-        found[kind], said = load_rows(files[kind], kind) if kind in files else ([], [])
+        found[kind], said = read_kind(files[kind], kind) if kind in files else ([], [])
         remarks += said
     if found["preferences"]:
         found["preferences"], said = merge_votes(files["preferences"], found["preferences"])

@@ -16,10 +16,7 @@ def rankings_of(stage, cfg, enc=None, block_size=None, names=None, limit=None):
     block_size: of the model; rows whose answers it cuts to the same tokens are dropped
     A held-out row about something that --leave_out names has the split "left_out"; such a training row is
     dropped. Raises UserError where there are none, or thumbs that do not fit."""
-    names, a_file = names or cfg.rankings, (stage.data / "preferences.jsonl").exists()
-    if "preferences" in names and not a_file:
-        raise UserError("a reward model needs rankings, and there is no preferences file: collect some with "
-                        "preferences.py --labeler human (or ai), and name them with --rankings")
+    names, a_file = names or cfg.rankings, check_names(stage, names or cfg.rankings)
     rows = [row for name in names for row in load_rows(stage.parent(name))]
     if cfg.data and a_file and "preferences" not in names:
         of_file = load_rows(stage.parent("preferences"))  # a person's labels, to measure with
@@ -35,6 +32,16 @@ def rankings_of(stage, cfg, enc=None, block_size=None, names=None, limit=None):
     others = [row for row in other if row["split"] == "train" and has_pairs(row)]
     wanted = round(cfg.helpful_share / (1 - cfg.helpful_share) * len(training))
     return own, random.Random(cfg.seed).sample(others, min(wanted, len(others)))
+
+
+def check_names(stage, names):
+    """Whether there is a user's file of preferences. Raises UserError where it is named and not there: the
+    first thing to know, for what comes before the rankings takes long."""
+    a_file = (stage.data / "preferences.jsonl").exists()
+    if "preferences" in names and not a_file:
+        raise UserError("a reward model needs rankings, and there is no preferences file: collect some with "
+                        "preferences.py --labeler human (or ai), and name them with --rankings")
+    return a_file
 
 
 def key_of(row):

@@ -61,9 +61,10 @@ def left_to_earn(curve, scorer, enc, prompts, answers, seed):
 
 def left_table(cfg, history):
     """What was left to earn, round after round. history: rows of `left_to_earn` with their "model"."""
-    header = ["answers of", f"best of {cfg.answers_per_prompt} - mean: score, SD", "gold, points",
-              "reward model on them, chance-corrected"]
-    return table(header, [list(row.values()) for row in history])
+    columns = {"model": "answers of", "score": f"best of {cfg.answers_per_prompt} - mean: score, SD",
+               "gold": "gold, points", "right": "reward model on them, chance-corrected"}
+    known = [key for key in columns if any(row[key] is not None for row in history)]
+    return table([columns[key] for key in known], [[row[key] for key in known] for row in history])
 
 
 def panels(cfg, curve, history, gold_of):

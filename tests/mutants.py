@@ -70,10 +70,10 @@ MUTANTS = [
            "return torch.log_softmax(logits / (temperature or 1.0), -1)",
            "return torch.log_softmax(logits * (temperature or 1.0), -1)",
            MODEL + "temperature_divides_the_logits[0.5]",
-           "None at temperature 1, the default. With --temperature 0.7 answers are wilder than at 1, not "
-           "calmer: the entropy starts above that of temperature 1, where it should start below; sampler "
-           "and training agree, so PPO does not stop.",
-           ("ppo", "entropy", "length"), "--temperature 0.7"),
+           "None at temperature 1, the default. With --temperature 0.7 the entropy begins at 0.8 nats a "
+           "token, where 0.25 is usual, and the gold score at 0.0, where 3.1 is usual. PPO does not stop: "
+           "sampler and training agree.",
+           ("ppo", "entropy", "gold"), "--temperature 0.7"),
     Mutant("sampler-3", "model.py",
            "The cache is written behind the longest prompt of the batch, not behind the row's own.",
            "hidden = model.hidden(token[:, None], caches, lengths[:, None] + t)[:, 0]",
@@ -107,7 +107,7 @@ MUTANTS = [
            "logp = log_softmax(model.lm_head(hidden))",
            MODEL + "returned_logprobs_are_those_of_the_distribution_that_was_sampled[0.6]",
            "None at temperature 1, the default. With --temperature 0.7 PPO stops before its first update: "
-           "the first ratio is not 1."),
+           "the first ratio is not 1, by 5 nats on a token."),
     # --------------------------------------------------------------------------------------------
     # Pretraining
     # --------------------------------------------------------------------------------------------
@@ -508,8 +508,8 @@ MUTANTS = [
            "ref_logprobs = token_logprobs(ref_logits, responses, cfg.temperature)",
            "ref_logprobs = token_logprobs(ref_logits, responses)",
            PPO + "a_step_has_one_temperature",
-           "None at temperature 1, the default. With --temperature 0.7 the KL begins at some tenths of a "
-           "nat, where the exact one begins at 0.",
+           "None at temperature 1, the default. With --temperature 0.7 the sampled KL begins at 0.3 nats, "
+           "where the exact one is 0.",
            ("ppo", "kl", "kl_full"), "--temperature 0.7"),
     Mutant("ppo-36", "train_ppo.py", "One pass over the answers, whatever --ppo_epochs says.",
            "for _ in range(cfg.ppo_epochs):",
@@ -551,26 +551,28 @@ MUTANTS = [
            'statistics = (scorer.mean, scorer.std) if cfg.whitening == "frozen" else ()',
            "statistics = ()",
            PPO + "scores_are_whitened_by_frozen_statistics_or_over_the_batch",
-           "Hardly any: the numbers are those of --whitening batch, under which beta weighs less and less "
-           "as the answers become alike; not measured."),
+           "Hardly any: after 12 iterations the KL is 1.6 where 1.3 is usual, which chance could do, too. "
+           "The score rises as usual."),
     Mutant("ppo-43", "train_ppo.py", "A part of a batch is cut to the shortest of its answers.",
            "R = int(self.mask[rows].sum(1).max())",
            "R = int(self.mask[rows].sum(1).min())",
            PPO + "a_part_of_a_batch_is_cut_to_its_longest_answer",
-           "Hardly any, for parts hold answers of similar length: fewer of the EOS tokens, which carry "
-           "the score, are learned from; not measured."),
+           "The score stops rising after eight iterations: 0.8 after 30, where 1.2 is usual. The critic "
+           "explains 0.2 of the returns in the end, where 0.7 is usual.",
+           ("ppo", "score", "explained_variance")),
     Mutant("ppo-44", "train_ppo.py", "The adaptive beta moves, and nobody asks for it.",
            "asked, cfg, kl_coef)  # 1 to 4",
            "asked, cfg, cfg.kl_coef)  # 1 to 4",
            PPO + "beta_moves_by_the_kl_of_each_iteration",
-           "None by default, where beta stays. With --kl_target PPO stops as soon as beta has moved: the "
-           "rewards do not add up to score - beta KL."),
+           "None by default, where beta stays. With --kl_target 0.5 --kl_horizon 500 PPO stops in its "
+           "third iteration: the rewards do not add up to score - beta KL, off by -0.004."),
     Mutant("ppo-45", "train_ppo.py",
            "The score of an answer that was cut off counts, too, beside the penalty.",
            "scores = torch.where(ended, scores, -cfg.eos_penalty)",
            "scores = scores - cfg.eos_penalty * ~ended",
            PPO + "an_answer_that_was_cut_off_has_the_penalty_as_its_score",
-           "None that would be noticed once nearly all answers end; not measured."),
+           "None that would be noticed in 12 iterations: nearly all answers end, and score, gold score "
+           "and KL rise as usual."),
     # --------------------------------------------------------------------------------------------
     # Rejection sampling
     # --------------------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ RM_KNOBS = [
 ]
 RS_KNOBS = [
     "", "--answers_per_prompt 4", "--temperature 0.5", "--max_new_tokens 9", "--epochs 2", "--batch_size 5",
-    "--lr 0.02", "--warmup 1", "--weight_decay 3", "--clip_grad 0.01", "--seed 1 --run tiny", "--reward other",
+    "--lr 0.02", "--warmup 1", "--weight_decay 3", "--clip_grad 0.01", "--seed 1 --run tiny", "--reward rm",
     "--rounds 2", "--rounds 2 --start previous", "--rounds 2 --pool last",
     "--rounds 2 --start previous --pool last", "--rounds 2 --refresh_reward_model false",
 ]
@@ -297,8 +297,9 @@ def try_rm_knobs(folder):
 
 
 def try_rs_knobs(folder):
-    line = f"rejection_sampling.py --rounds 1 {ROUNDS} --batch_size 10 --lr 0.01 --warmup 0"
-    try_knobs(folder, 20, line, RS_KNOBS, [f"train_rm.py {RM} --lr 0.05 --batch_size 4 --name other"])
+    """With a reward model that learns much from a few rankings."""
+    line = f"rejection_sampling.py --rounds 1 {ROUNDS} --batch_size 10 --lr 0.01 --warmup 0 --reward quick"
+    try_knobs(folder, 20, line, RS_KNOBS, [f"train_rm.py {RM} --lr 0.05 --batch_size 4 --name quick"])
 
 
 def try_ask_knobs(folder):
@@ -369,9 +370,12 @@ def copy(tiny, tmp_path):
 
 @pytest.fixture
 def user(mine, tmp_path):
-    """A copy of that folder without its PPO stage."""
+    """A copy of that folder, at home in its new place."""
     shutil.copytree(mine / "runs", tmp_path / "runs")
     shutil.copytree(mine / "mine", tmp_path / "mine")
+    record = tmp_path / "runs/tiny-mine/data/source.json"
+    there = json.loads(record.read_text(encoding="utf-8"))
+    record.write_text(json.dumps(there | {"source": str((tmp_path / "mine").resolve())}), encoding="utf-8")
     return tmp_path
 
 

@@ -244,7 +244,7 @@ def test_a_run_has_one_tokenizer(tiny, copy, done, refused):
     f"train_rm.py {RM} --batch_size 8 --dropout 0.2 --eval_every 9",
     f"train_ppo.py {PPO} --steps 7 --kl_target 0.1 --eval_answers 1 --eval_split dev",
 ], ids=["sft", "rm", "ppo"])
-def test_the_same_command_goes_on_after_ctrl_c_and_ends_like_a_straight_one(copy, stopped, done, refused, line):
+def test_the_same_command_goes_on_after_ctrl_c_to_the_same_end(copy, stopped, done, refused, line):
     """With its own knobs only, and to the same weights, bit for bit."""
     fewer_prompts(copy, 20)
     fewer_demonstrations(copy)
@@ -263,7 +263,8 @@ def test_the_same_command_goes_on_after_ctrl_c_and_ends_like_a_straight_one(copy
 
 
 def test_ctrl_c_on_a_real_command_line(copy):
-    """A process that gets the signal: the step under way is saved, the way to go on is told, 130 is its end."""
+    """A process that gets the signal: the step under way is saved, the way to go on is told, it ends with
+    130."""
     line, run = f"train_sft.py {SFT} --batch_size 2 --epochs 9 --name broken", copy / "runs/tiny"
     fewer_demonstrations(copy)
     out = interrupt(start(copy, line), run / "broken.jsonl", rows=3)
