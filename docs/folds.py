@@ -1,0 +1,126 @@
+"""Cross-validation of a reward model, beside two rules that cost nothing."""
+import json
+
+import torch
+from runs import command, logged, standard
+from tqdm import tqdm
+
+import data
+from data import UserError, epoch_order, has_pairs, is_thumb, load_encoding, steps_per_epoch
+from lab.commands import run_folder
+from lab.measure import accuracy, wilson
+from lab.optim import clip_gradients, muon, set_lr
+from lab.report import table, wrapped
+from model import load_model, with_heads
+from train_rm import PRESETS, Config, add_text_gradient, bradley_terry_loss, group_scores, ranking_loss
+
+
+def folds(args):
+    """a reward model, a bag of words and "the shorter answer wins", cross-validated; on your --data, too"""
+    cfg = Config(config=args.config, data=args.data, **PRESETS[args.config])
+    folder, of_run = run_folder(cfg), ["--config", args.config]
+    if args.data:
+        of_run += ["--data", args.data]
+    command("train_pretrain.py", *of_run)
+    if args.data:
+        rows = data.load_preferences(folder / "data")
+    else:
+        rows = logged(standard("rankings"))
+    rows = [row for row in rows if not is_thumb(row) and has_pairs(row)]
+    fold_of = deal(rows, args.folds)
+    base, _ = load_model(folder / "pretrain.pt", dropout=cfg.dropout)
+    enc = load_encoding(folder / "tokenizer.json")
+    corpus, _ = data.tokens_of(enc, data.load_text(folder / "data"))
+
+    found = []
+    for fold in range(args.folds):
+        training = [row for row in rows if fold_of[key_of(row)] != fold]
+        held_out = [row for row in rows if fold_of[key_of(row)] == fold]
+        torch.manual_seed(fold)
+        model = train_fold(base, enc, training, corpus, cfg, f"fold {fold + 1} of {args.folds}")
+        pairs = pairs_of(held_out)
+        shorter = [len(better) < len(worse) for better, worse in pairs]
+        shares = (accuracy(model, enc, held_out)[0], bag_of_words(enc, pairs_of(training), pairs),
+                  sum(shorter) / len(shorter))
+        found.append((*shares, len(pairs)))
+        print("fold {}: reward model {:.3f}, bag of words {:.3f}, shorter wins {:.3f}, {} pairs".format(
+            fold + 1, *found[-1]), flush=True)
+    print(summary(found, len(rows)))
+
+
+def key_of(row):
+    return json.dumps(row["prompt"])
+
+
+def deal(rows, n):
+    """{prompt: its fold}, n folds of equally many prompts. Raises UserError where there are too few."""
+    keys = sorted({key_of(row) for row in rows})
+    if len(keys) < 2:
+        raise UserError("there are no comparisons of two prompts or more, so nothing can be held out")
+    if not 2 <= n <= len(keys):
+        raise UserError(f"--folds {n}: choose 2 to {len(keys)}, the number of prompts with comparisons")
+    order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(0)).tolist()
+    return {keys[i]: place % n for place, i in enumerate(order)}
+
+
+def train_fold(base, enc, rows, corpus, cfg, what):
+    """A reward model on some of the rankings, as train_rm.py trains it, but on these alone."""
+    model, batch_size = with_heads(base, reward_head=True), cfg.batch_size or 16
+    steps = cfg.epochs * steps_per_epoch(len(rows), batch_size)
+    optimizer = muon(model, cfg.lr, cfg.weight_decay)
+    model.train()
+    for step in tqdm(range(steps), desc=what, dynamic_ncols=True):
+        batch = [rows[i] for i in epoch_order(len(rows), step, batch_size, cfg.seed)]
+        loss, _ = ranking_loss(group_scores(model, enc, batch), batch, None, cfg)
+        optimizer.zero_grad()
+        loss.backward()
+        if cfg.lm_coef:
+            add_text_gradient(model, corpus, cfg.lm_coef)
+        clip_gradients(model, cfg.clip_grad)
+        set_lr(optimizer, step, steps, cfg.warmup)
+        optimizer.step()
+    return model.eval()
+
+
+def pairs_of(rows):
+    """(better, worse) texts of rankings."""
+    found = []
+    for row in rows:
+        texts = row["responses"]
+        found += [(texts[i], texts[j]) for i, j, _ in data.ranking_to_pairs(row["tiers"])]
+    return found
+
+
+def bag_of_words(enc, training, held_out, epochs=200):
+    """Accuracy of a Bradley-Terry model whose score is a sum of token weights: what one gets without reading
+    the order. training, held_out: pairs of (better, worse) texts."""
+    x, y = counts_of(enc, training), counts_of(enc, held_out)
+    weights = torch.zeros(enc.n_vocab, requires_grad=True)
+    optimizer = torch.optim.Adam([weights], lr=0.01)
+    for _ in range(epochs):
+        optimizer.zero_grad()
+        loss = bradley_terry_loss(x @ weights, torch.zeros(len(x))) + 0.01 * weights.pow(2).sum()
+        loss.backward()
+        optimizer.step()
+    return ((y @ weights.detach()) > 0).float().mean().item()
+
+
+def counts_of(enc, pairs):
+    """How often each token is in the better text, minus in the worse one, on a log scale: (pairs, V)."""
+    x = torch.zeros(len(pairs), enc.n_vocab)
+    for row, texts in zip(x, pairs, strict=True):
+        for text, sign in zip(texts, (1.0, -1.0), strict=True):
+            ids = torch.tensor(enc.encode_ordinary(text), dtype=torch.long)  # of an empty answer none
+            row.index_add_(0, ids, torch.full((len(ids),), sign))
+    return x.sign() * x.abs().log1p()
+
+
+def summary(found, n_rows):
+    """Mean accuracies over the folds, weighted by their pairs. The interval counts rankings, for the pairs of
+    one share answers."""
+    total, cells = sum(row[-1] for row in found), []
+    for k, name in enumerate(("reward model", "bag of words", "shorter answer wins")):
+        mean = sum(row[k] * row[-1] for row in found) / total
+        cells.append([name, *(f"{x:.3f}" for x in (mean, *wilson(mean, n_rows)))])
+    return table(["cross-validated accuracy", "mean", "low", "high"], cells) + "\n" + wrapped(
+        f"{total:,} pairs of {n_rows:,} rankings; low, high: 95 % interval, counting rankings.")
