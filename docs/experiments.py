@@ -323,7 +323,7 @@ def judges(args):
             same = [(p > 0.5) == (q > 0.5) for p, q in zip(first, turned, strict=True)]
             name = f"{parameters:.1f} M, {preamble}" + (", notes first" if thought else "")
             rows.append([name, agree(both, better, clear), agree(first, better, clear),
-                         agree(both, better, told), agree(both, human), statistics.mean(same),
+                         agree(both, better, told), agree(both, human), statistics.fmean(same),
                          f"{milliseconds:.0f} ms"])
     his = [float(h) for h in human]
     print(wrapped(f"{len(pairs)} pairs that the simulated human told apart. It agrees with the gold score on "

@@ -27,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +35,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 OURS = (  # what students do not get
     "tests/assignment.py", "tests/test_assignment.py", "tests/mutants.py", "tests/test_mutants.py",
-    "tests/test_layout.py",  # house rules: a student's lines may be as long as they like
+    "tests/test_layout.py", "tests/test_docs.py",  # house rules, which say nothing about a student's code
     "docs/*.py", "docs/*.png", "docs/*teaching.md", ".ci/*", ".github/*",
 )
 
@@ -47,7 +48,7 @@ class Problem(NamedTuple):
     title: str
     points: int
     functions: dict  # file: names of the functions to write
-    tests: dict  # room: names of its tests that grade the problem; {"data": "a b"}: test_a, test_b of test_data
+    tests: dict  # room: names of its tests that grade it; {"data": "a b"}: test_a, test_b of test_data.py
     task: str
     needs: tuple = ()  # numbers of the problems without which its tests cannot pass
 
@@ -77,7 +78,6 @@ PROBLEMS = [
             batched_loss_equals_the_answers_one_token_at_a_time
             every_answer_token_and_no_other_is_supervised
             the_model_learns_to_end
-            micro_batches_divide_by_the_tokens_of_the_whole
          """,
          "data": "mask_of_demonstrations_covers_the_answer_and_its_eos"},
         """
@@ -232,11 +232,12 @@ PROBLEMS = [
          """,
          "oracle": "ppo_finds_the_best_policy_there_is"},
         """
-        `rollout`, the numbered steps of `train_ppo.py`'s first lines: 1. sample an answer to each prompt; 2.
-        score the answers by `scorer.raw` and whiten the scores by `whiten_scores`, with the scorer's own mean
-        and deviation or, where `cfg.whitening` is "batch", with those of the batch; an answer without an EOS
-        gets minus `cfg.eos_penalty` where that is not 0; 3. subtract the price of the KL; 4. advantages,
-        whitened if `cfg.whiten_advantages` says so (the returns are not). All of it goes into a `Batch`.
+        The steps have the numbers that they have at the top of `train_ppo.py`. `rollout`: 1. sample an answer
+        to each prompt; 2. score the answers by `scorer.raw` and whiten the scores by `whiten_scores`, with
+        the scorer's own mean and deviation or, where `cfg.whitening` is "batch", with those of the batch; an
+        answer without an EOS gets minus `cfg.eos_penalty` where that is not 0; 3. subtract the price of the
+        KL; 4. advantages, whitened if `cfg.whiten_advantages` says so (the returns are not). All of it goes
+        into a `Batch`.
 
         `update`: 5. `cfg.ppo_epochs` passes in a random order over minibatches of `cfg.minibatch_size`
         answers, each in parts of `cfg.micro_batch_size` (`Batch.take`) whose gradients are added up before
@@ -412,8 +413,9 @@ seconds. A problem with prerequisites can be tested only when those are solved. 
 `python -m pytest` and `python train_ppo.py --config tiny` work, and you have trained a model with your own
 code.
 
-**How to hand in.** This whole folder. Only {files} are read. You may add imports and functions of your own to
-these, each in the file that uses it; changes in other files, tests included, count for nothing.
+**How to hand in.** This whole folder. Only the files that the table below names are read. You may add imports
+and functions of your own to these, each in the file that uses it; changes in other files, tests included,
+count for nothing.
 
 **How it is graded.** By the tests named here, as they were when you got them. Each problem is graded by
 itself, your files for it together with correct versions of all others, so that a mistake costs its points
@@ -436,8 +438,8 @@ def quoted(names):
 
 
 def task_of(problem):
-    """The words of a task, one line a paragraph."""
-    return "\n\n".join(" ".join(part.split()) for part in problem.task.split("\n\n"))
+    """The words of a task, without the indentation that they have in the table."""
+    return textwrap.dedent(problem.task).strip()
 
 
 def section(number, problem):
@@ -461,9 +463,9 @@ def handout():
     """The text of HANDOUT.md."""
     numbered = list(enumerate(PROBLEMS, 1))
     rows = [f"| {number}. {p.title} | {p.points} | {quoted(p.functions)} |" for number, p in numbered]
-    return HANDOUT.format(n=len(PROBLEMS), points=sum(p.points for p in PROBLEMS), files=quoted(FILES),
-                          rows="\n".join(rows),
-                          problems="\n\n".join(section(number, p) for number, p in numbered))
+    sections = [section(number, p) for number, p in numbered]
+    return HANDOUT.format(n=len(PROBLEMS), points=sum(p.points for p in PROBLEMS), rows="\n".join(rows),
+                          problems="\n\n".join(sections))
 
 
 def write(out):
@@ -703,7 +705,8 @@ def with_shams(numbers, kind):
     """Our files {file: text}, all problems solved but these, whose functions are shams."""
     texts = {}
     for file in FILES:
-        lines = [f"{name} = sham({name}, {kind!r})\n" for name, n in problems_of(file).items() if n in numbers]
+        names = [name for name, n in problems_of(file).items() if n in numbers]
+        lines = [f"{name} = sham({name}, {kind!r})\n" for name in names]
         texts[file] = f"{source(file)}\n\nfrom {__name__} import sham\n{''.join(lines)}"
     return texts
 
@@ -773,7 +776,7 @@ def make_parser():
     parser.add_argument("out", metavar="OUT", type=Path, nargs="?", help="the student's repository")
     parser.add_argument("--grade", action="store_true", help="grade OUT")
     parser.add_argument("--json", action="store_true",
-                        help="with --grade: the result as JSON, every test of it with the reason why it failed")
+                        help="with --grade: the result as JSON, every test of it with why it failed")
     parser.add_argument("--limit", type=float, default=120.0, metavar="SECONDS",
                         help="time for the tests of a problem (default: 120)")
     parser.add_argument("--prove", action="store_true", help="show what the tests are worth; takes no OUT")
