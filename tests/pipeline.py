@@ -1,4 +1,4 @@
-"""What test_pipeline.py, test_collections.py and test_own_data.py share: commands as a user types them, and
+"""What test_pipeline.py, test_rankings.py and test_own_data.py share: commands as a user types them, and
 runs that are made once, beside the other tests, and then looked at or copied.
 
 runs/tiny (the tiny world, every stage by its own command) and runs/tiny-mine (a user's folder of preferences,
@@ -239,6 +239,14 @@ ASK_KNOBS = [
 ]
 
 
+JUDGE_KNOBS = [
+    "", "--rankings 30", "--answers_per_prompt 2", "--preamble none", "--preamble base",
+    "--preamble brief.txt", "--chain_of_thought false", "--both_orders false", "--judge other",
+    "--aspect helpful", "--aspect safety",
+]
+AI = f"{ASK} --labeler ai --rankings 20"
+
+
 def train_tiny(folder):
     """A finished runs/tiny of fewer prompts and less text; the whole text in whole.txt, and in ppo.out (and
     so on) what each stage printed."""
@@ -314,6 +322,29 @@ def try_ask_knobs(folder):
     (folder / "results.json").write_text(json.dumps(results))
 
 
+def try_judge_knobs(folder):
+    (folder / "brief.txt").write_text("Please be short, never repeat.\n" + " and so on" * 30)
+    other = f"{SMALL['judge'].replace('--name judge', '--name other')} --lr 0.01"
+    try_knobs(folder, 20, f"preferences.py {AI}", JUDGE_KNOBS, [other])
+
+
+def train_two_models(folder):
+    """Llama 2's pipeline in a copy of runs/tiny with fewer prompts: two collections, two reward models, PPO
+    on their combination and on one of them, two rounds of rejection sampling. Their printing: results.json.
+    """
+    shutil.copytree(folder.parent / "tiny", folder, dirs_exist_ok=True)
+    fewer_prompts(folder, 40)
+    lines = []
+    for aspect in ("helpful", "safety"):
+        lines.append(f"preferences.py {ASK} --rankings 60 --aspect {aspect}")
+        lines.append(f"train_rm.py {RM} --aspect {aspect}")
+    lines += [f"train_ppo.py {THREE} --reward {reward} --name with_{reward} --eval_answers 1"
+              for reward in ("llama2", "safety", "rm_safety")]
+    lines.append(f"rejection_sampling.py --rounds 2 {ROUNDS} --reward llama2 --name two")
+    results = dict(zip(lines, run_lines(folder, lines), strict=True))
+    (folder / "results.json").write_text(json.dumps(results))
+
+
 def assert_each_matters(folder, knobs, digest):
     """digest(folder, name of the variant, its knob) must differ between all of them."""
     results, seen = json.loads((folder / "results.json").read_text()), {}
@@ -325,8 +356,9 @@ def assert_each_matters(folder, knobs, digest):
 
 
 # In this order; each also names the fixture that waits for it.
-JOBS = {"tiny": train_tiny, "mine": train_mine, "ask_knobs": try_ask_knobs, "rs_knobs": try_rs_knobs,
-        "rm_knobs": try_rm_knobs, "ppo_knobs": try_ppo_knobs}
+JOBS = {"tiny": train_tiny, "mine": train_mine, "rs_knobs": try_rs_knobs, "ppo_knobs": try_ppo_knobs,
+        "two_models": train_two_models, "ask_knobs": try_ask_knobs, "rm_knobs": try_rm_knobs,
+        "judge_knobs": try_judge_knobs}
 BEGUN = {}  # name of a job: (its result to come, its folder)
 
 
@@ -397,6 +429,16 @@ def rm_knobs(tiny):
 @pytest.fixture(scope="session")
 def ppo_knobs(tiny):
     return trained("ppo_knobs")
+
+
+@pytest.fixture(scope="session")
+def judge_knobs(tiny):
+    return trained("judge_knobs")
+
+
+@pytest.fixture(scope="session")
+def two_models(tiny):
+    return trained("two_models")
 
 
 def printed(folder, stage="ppo"):

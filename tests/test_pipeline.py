@@ -1,7 +1,7 @@
 """Every script as a user runs it, in the tiny world: commands in an empty folder, a very small model, a few
 steps.
 
-Collections of rankings and RLAIF: test_collections.py. A user's own data: test_own_data.py.
+Collections of rankings and RLAIF: test_rankings.py. A user's own data: test_own_data.py.
 """
 # ruff: noqa: F401, F811 (fixtures are imported, and then named as arguments)
 import re
@@ -528,7 +528,7 @@ def test_every_checkpoint_answers(tiny, done):
 
 def test_a_reward_model_scores(tiny, done, refused):
     ask = ["model.py", "runs/tiny/rm.pt", "--prompt", "What is a dog?"]
-    out = command(tiny, [*ask, "--response", "A dog is a furry mammal."])
+    out = done(tiny, [*ask, "--response", "A dog is a furry mammal."])
     assert re.search(r"score [+-]\d+\.\d\d \(log-odds", out) and "gold 4 of at most 6" in out
     assert done(tiny, [*ask, "--response", "a cat."]) != out
     assert "--response" in refused(tiny, ask)
@@ -548,7 +548,7 @@ def test_a_step_is_explained_and_the_run_stays_as_it_is(copy, done):
 
 
 def test_the_data_are_shown_as_the_model_sees_them(tiny, done, tmp_path):
-    out = command(tiny, "data.py --config tiny")
+    out = done(tiny, "data.py --config tiny")
     for name in ("pretrain.txt", "sft.jsonl", "prompts.jsonl", "rankings.jsonl", "<|assistant|>"):
         assert name in out
     out = done(tmp_path, "data.py --config tiny")
@@ -634,13 +634,12 @@ def test_a_mistake_ends_in_one_sentence(tmp_path, call, line, hint):
     assert not list(tmp_path.rglob("*.pt"))
 
 
-@pytest.mark.parametrize("line", ["train_ppo.py --kl_coeff 3", "train_pretrain.py --data nowhere"])
-def test_a_mistake_on_a_real_command_line(tmp_path, line):
+def test_a_mistake_on_a_real_command_line(tmp_path):
     """The same through a process: an exit code that is not 0, one line on the error output, no traceback."""
-    process = start(tmp_path, line)
+    process = start(tmp_path, "train_ppo.py --data nowhere")
     out, err = process.communicate(timeout=60)
-    assert process.returncode in (1, 2) and len(err.strip().splitlines()) == 1 and out == ""
-    assert "did you mean --kl_coef?" in err or "nowhere" in err
+    assert process.returncode == 1 and len(err.strip().splitlines()) == 1 and out == ""
+    assert err.startswith("train_ppo.py: nowhere: no such folder")
 
 
 @pytest.mark.parametrize("line, words", [

@@ -1,13 +1,16 @@
 """Rankings as stages, and what reward models make of them, as a user runs it: the simulated human, a person
 at the terminal, an AI (RLAIF); two aspects, a second round, held-out subjects."""
 # ruff: noqa: F401, F811 (fixtures are imported, and then named as arguments)
+import json
 import re
 
 import pytest
 from pipeline import (
+    AI,
     ASK,
     ASK_KNOBS,
     JOBS,
+    JUDGE_KNOBS,
     PPO,
     RM,
     RM_KNOBS,
@@ -24,6 +27,7 @@ from pipeline import (
     fewer_prompts,
     flat,
     interrupt,
+    judge_knobs,
     printed,
     refused,
     rm_knobs,
@@ -32,6 +36,7 @@ from pipeline import (
     start,
     stopped,
     tiny,
+    two_models,
     typed,
     weights,
     write_rows,
@@ -217,10 +222,10 @@ def test_what_a_reward_model_learns_that_goes_on(copy, done):
     steps = {}
     for replay, damaged in ((0, 0), (1, 0), (0, 1)):
         done(copy, f"train_rm.py {RM} --batch_size 1 --start rm --rankings rankings.ppo --replay {replay} "
-                   f"--damaged {damaged} --eval_every 9999 --name mix{replay}{damaged}")
+                   f"--damaged {damaged} --limit 40 --eval_every 9999 --name mix{replay}{damaged}")
         steps[replay, damaged] = load_checkpoint(run / f"mix{replay}{damaged}.pt")["step"]
-    own = [row for row in rows_of(run / "rankings.ppo.jsonl")
-           if row["split"] == "train" and data.has_pairs(row)]
+    own = [row for row in rows_of(run / "rankings.ppo.jsonl") if row["split"] == "train"][:40]
+    own = [row for row in own if data.has_pairs(row)]
     earlier = [row for row in rows_of(run / "rankings.jsonl")
                if row["split"] == "train" and data.has_pairs(row)]
     assert steps[0, 0] == len(own)
@@ -256,30 +261,32 @@ def test_what_is_left_out_is_not_trained_on_and_measured_apart(copy, done, refus
     assert "pie" in refused(copy, f"train_rm.py {RM} --leave_out pie --name pie")
 
 
-def test_two_reward_models_and_llama2s_combination(copy, done, refused):
+def test_two_reward_models_and_llama2s_combination(two_models):
     """Helpfulness is asked of answers to safe prompts, safety of answers to unsafe ones; the safety model
-    gets a tenth of helpfulness rankings."""
-    prompts, run = fewer_prompts(copy), copy / "runs/tiny"
+    learns from both collections, PPO from both models."""
+    run = two_models / "runs/tiny"
+    prompts = {row["prompt"]: row for row in rows_of(run / "data/prompts.jsonl")}
+    for line, (code, out) in json.loads((two_models / "results.json").read_text()).items():
+        assert code == 0, f"{line}: {code} {out[-1000:]}"
+        if line.startswith("train_rm.py"):
+            told = "counts as unsafe below a probability of 0.15" in flat(out)
+            assert told == ("--aspect safety" in line)
     for aspect in ("helpful", "safety"):
-        done(copy, f"preferences.py {ASK} --aspect {aspect}")
-        out = flat(done(copy, f"train_rm.py {RM} --aspect {aspect}"))
-        assert f"rm_{aspect}.pt" in out
-        assert ("counts as unsafe below a probability of 0.15" in out) == (aspect == "safety")
         rows = rows_of(run / f"rankings_{aspect}.jsonl")
         assert {row["aspect"] for row in rows} == {aspect}
         assert {prompts[row["prompt"]]["unsafe"] for row in rows} == {aspect == "safety"}
     parents = load_checkpoint(run / "rm_safety.pt")["parents"]
     assert parents.keys() == {"pretrain.pt", "rankings_safety.jsonl", "rankings_helpful.jsonl"}
     usual = {"pretrain.pt", "sft.pt"}
-    for reward, models in (("llama2", {"rm_helpful.pt", "rm_safety.pt"}), ("safety", {"rm_safety.pt"}),
-                           ("rm_safety", {"rm_safety.pt"})):
-        done(copy, f"train_ppo.py {THREE} --reward {reward} --name with_{reward}")
+    for reward, models in (("llama2", {"rm_helpful.pt", "rm_safety.pt"}), ("safety", {"rm_safety.pt"})):
         assert load_checkpoint(run / f"with_{reward}.pt")["parents"].keys() == models | usual
     assert same(run / "with_safety.pt", run / "with_rm_safety.pt")
     assert not same(run / "with_safety.pt", run / "with_llama2.pt")
 
-    # In rejection sampling each is refreshed with rankings of its own kind.
-    done(copy, f"rejection_sampling.py --rounds 2 {ROUNDS} --reward llama2 --name two")
+
+def test_two_reward_models_are_refreshed_apart(two_models):
+    """In rejection sampling, each with rankings of its own kind of the newest answers."""
+    run = two_models / "runs/tiny"
     assert load_checkpoint(run / "two.2.pt")["parents"].keys() == {
         "sft.pt", "two.1.pt", "rm_helpful.two.1.pt", "rm_safety.two.1.pt"}
     for aspect in ("helpful", "safety"):
@@ -381,9 +388,6 @@ def test_two_checkpoints_are_judged_blind(copy, done, monkeypatch):
 # RLAIF
 # ------------------------------------------------------------------------------------------------
 
-AI = f"{ASK} --labeler ai --rankings 20"
-
-
 def test_an_ai_labels_in_the_humans_place(copy, done):
     """Soft labels of pairs by the AI alone for the training; held-out questions are the simulated human's;
     its policy is rlaif.pt."""
@@ -408,26 +412,21 @@ def test_an_ai_labels_in_the_humans_place(copy, done):
     assert load_checkpoint(run / "rm_ai.pt")["parents"].keys() == {"pretrain.pt", "rankings_ai.jsonl"}
 
 
-JUDGE_KNOBS = ["", "--rankings 30", "--answers_per_prompt 2", "--preamble none", "--preamble base",
-               "--preamble brief.txt", "--chain_of_thought false", "--both_orders false", "--judge other",
-               "--aspect helpful", "--aspect safety"]
+def test_every_knob_of_the_judge_changes_the_labels(judge_knobs):
+    def digest(run, name, knob):
+        by_ai = [row for row in rows_of(run / f"{name}.jsonl") if row["labeler"] == "ai"]
+        assert all(("notes" in row) == ("thought" not in knob) for row in by_ai), "notes are kept"
+        return str([(row["prompt"], row["pairs"]) for row in by_ai])
+
+    assert_each_matters(judge_knobs, JUDGE_KNOBS, digest)
 
 
-def test_every_knob_of_the_judge_changes_the_labels(copy, done, refused):
+def test_what_a_judge_is_told(copy, done, refused):
     fewer_prompts(copy, 20)
-    brief = copy / "brief.txt"
-    brief.write_text("Please be short, never repeat.\n" + " and so on" * 30)
-    done(copy, f"{SMALL['judge'].replace('--name judge', '--name other')} --lr 0.01")
-    seen = {}
-    for i, flags in enumerate(JUDGE_KNOBS):
-        done(copy, f"preferences.py {AI} {flags} --name v{i}")
-        by_ai = [row for row in rows_of(copy / f"runs/tiny/v{i}.jsonl") if row["labeler"] == "ai"]
-        digest = str([(row["prompt"], row["pairs"]) for row in by_ai])
-        assert digest not in seen, f"{flags!r} makes no difference to {seen[digest]!r}"
-        seen[digest] = flags
-        assert all(("notes" in row) == ("thought" not in flags) for row in by_ai), "notes are kept"
-    brief.write_text("Please be practical.\n")
-    message = refused(copy, f"preferences.py {AI} --preamble brief.txt --name v5")
+    (copy / "brief.txt").write_text("Please be short.\n")
+    done(copy, f"preferences.py {AI} --preamble brief.txt --name brief")
+    (copy / "brief.txt").write_text("Please be practical.\n")
+    message = refused(copy, f"preferences.py {AI} --preamble brief.txt --name brief")
     assert "made with other knobs (preamble" in message, "what counts is the text of the file"
     (copy / "long.txt").write_text("Please be short. " * 50)
     assert "shorten the preamble" in refused(copy, f"preferences.py {AI} --preamble long.txt --name v99")
