@@ -1,5 +1,5 @@
-"""README and chapters agree with the code: files and sections that they link to are there, commands have flags
-that their scripts know, line counts are true, the Chinese edition has the same figures and commands."""
+"""README and chapters agree with the code: files and sections that they link to are there, commands have
+flags that their scripts know, line counts are true, the Chinese edition has the same figures and commands."""
 import importlib
 import re
 import shlex
