@@ -1,9 +1,8 @@
 """One small GPT for every role in RLHF: language model, policy, critic and reward model.
 
-The architecture is GPT-2's (Radford et al. 2019): learned positions, pre-LayerNorm, tanh-GELU, tied
-embeddings. Two optional scalar heads turn the same trunk into a critic (value_head, one number a
-token) or a reward model (reward_head, one number a sequence). Shapes: B batch, T time, P prompt,
-R response, V vocabulary, C channels.
+The architecture is GPT-2's (Radford et al. 2019): learned positions, pre-LayerNorm, tanh-GELU, embeddings
+tied. Two optional scalar heads make of the same trunk a critic (value_head, a number a token) or a reward
+model (reward_head, a number a sequence). B batch, T time, P prompt, R response, V vocabulary, C channels.
 
     python model.py runs/tiny/ppo.pt                             talk to a checkpoint, or to several
     python model.py runs/tiny/rm.pt --prompt "What is a dog?" --response "A dog is a furry mammal."

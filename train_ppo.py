@@ -257,7 +257,8 @@ def rollout(agent, reference, scorer, enc, prompts, cfg, kl_coef):
     responses, mask, old_logprobs = generate(  # (B, R) each
         policy, padded, prompt_lengths, cfg.max_new_tokens, cfg.temperature, eos, pad)
     tokens, lengths = join(padded, prompt_lengths, responses, mask, pad)  # (B, P + R), (B,)
-    texts = [data.decode_response(enc, r, m) for r, m in zip(responses, mask, strict=True)]
+    rows = zip(responses.tolist(), mask.tolist(), strict=True)
+    texts = [data.decode_response(enc, r, m) for r, m in rows]
 
     # 2. score the answers; one that was cut off has no score of its own
     raw = scorer.raw(tokens, lengths, prompts, texts)  # (B,)

@@ -96,7 +96,8 @@ def test_rewards_of_a_row_sum_to_score_minus_beta_kl():
 
 def test_shaping_does_not_change_its_arguments():
     logprobs, scores = LOGPROBS.clone(), torch.tensor([1.0])
-    kl_shaped_rewards(scores, logprobs, REF, torch.ones(1, 3), 0.05)
+    rewards = kl_shaped_rewards(scores, logprobs, REF, torch.ones(1, 3), 0.05)
+    close(rewards, [[-0.010, 0.025, 0.980]])
     assert torch.equal(logprobs, LOGPROBS) and scores.item() == 1
 
 
@@ -206,6 +207,7 @@ def test_whitening_sees_only_real_tokens():
         clean, dirty = whiten(x, mask, shift), whiten(x.where(mask.bool(), 1e3), mask, shift)
         close(clean, dirty, 1e-5)
         assert not dirty[mask == 0].any()
+        assert dirty[mask.bool()].std(correction=0).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_whitening_equal_advantages_gives_no_infinity():
