@@ -1,5 +1,6 @@
 """What a run's files hold: checkpoints and records, written whole or not at all, and read with care; the
 device and the random numbers, which a checkpoint holds as well."""
+import functools
 import hashlib
 import json
 import os
@@ -77,7 +78,7 @@ def fingerprint(module):
 def fingerprint_of(path):
     """The fingerprint of a file that a stage was made from: the model's, or a short hash of its content."""
     if path.suffix == ".pt":
-        return load_checkpoint(path)["fingerprint"]
+        return record_in(path)["fingerprint"]
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
@@ -102,11 +103,25 @@ def load_checkpoint(path, device="cpu"):
     return checkpoint
 
 
+def record_in(path):
+    """What a checkpoint says about itself, without its tensors: to be read, not to be changed."""
+    about = path.stat()
+    return read_record(path, path.resolve(), about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache(maxsize=200)
+def read_record(path, where, written, size):
+    """The same; a file that was written anew is read anew. (A command asks many times about its parents and
+    theirs, and a checkpoint is large.)"""
+    checkpoint = load_checkpoint(path)
+    return {key: checkpoint[key] for key in (*RECORD, "model_config")}
+
+
 def record_of(folder, name):
-    """The record of a stage, a dict with the keys of RECORD: what NAME.pt says, or for a collection
-    NAME.json. None where the stage is not there."""
+    """The record of a stage, a dict with the keys of RECORD: what NAME.pt says (then with "model_config"), or
+    for a collection NAME.json. None where the stage is not there."""
     if (folder / f"{name}.pt").exists():
-        return load_checkpoint(folder / f"{name}.pt")
+        return record_in(folder / f"{name}.pt")
     path = folder / f"{name}.json"
     if not path.exists():
         return None

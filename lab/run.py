@@ -23,6 +23,7 @@ from lab.formats import check_unchanged, convert
 from lab.records import (
     fingerprint,
     fingerprint_of,
+    load_checkpoint,
     names_in,
     pick_device,
     product_of,
@@ -31,9 +32,6 @@ from lab.records import (
     set_random_state,
     steady_arithmetic,
     write_atomic,
-)
-from lab.records import (
-    load_checkpoint as load_checkpoint,  # for those who know this room by its main file
 )
 from lab.report import picture, wrapped
 from world.tiny import write_world
@@ -217,8 +215,8 @@ class Stage:
 
     def go_on(self, old):
         """Go on with a stage that stopped."""
-        self.checkpoint, self.start, self.state = old, old["step"], old["state"]
-        self.parents = dict(old["parents"])
+        old = self.checkpoint = old if self.collection else load_checkpoint(self.path)
+        self.start, self.state, self.parents = old["step"], old["state"], dict(old["parents"])
         if self.collection:
             where = "is not complete"
         else:

@@ -453,17 +453,16 @@ def test_small_micro_batches_learn_the_same(copy, done):
     run = copy / "runs/tiny"
     fewer_prompts(copy, 20)
     line = f"train_ppo.py {PPO} --minibatch_size 8 --eval_answers 1 --eval_split dev"
-    for n in (1, 3, 8):
+    for n in (3, 8):
         done(copy, f"{line} --micro_batch_size {n} --name micro{n}")
     whole, start = weights(run / "micro8.pt"), weights(run / "sft.pt")
     moved = max((whole[k] - w).abs().max() for k, w in start.items())
-    for n in (1, 3):
-        part = weights(run / f"micro{n}.pt")
-        assert max((whole[k] - part[k]).abs().max() for k in whole) < 0.02 * moved
-    rows = [rows_of(run / f"micro{n}.jsonl") for n in (1, 3, 8)]
-    for key, value in rows[2][0].items():
-        near = pytest.approx(value, rel=1e-3, abs=1e-5)
-        assert [r[0][key] for r in rows[:2]] == [near, near], key
+    part = weights(run / "micro3.pt")
+    assert max((whole[k] - part[k]).abs().max() for k in whole) < 0.02 * moved
+    first, _ = rows_of(run / "micro3.jsonl")
+    expected, _ = rows_of(run / "micro8.jsonl")
+    for key, value in expected.items():
+        assert first[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
 
 
 def test_an_adaptive_beta_needs_a_start_and_time(copy, refused):
