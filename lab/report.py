@@ -96,7 +96,7 @@ def column_width(column):
 def narrow_header(column):
     """A header that is wider than what stands below it, in several lines."""
     body = column_width(column[1:] or [""])
-    return [wrap_cell(column[0], max(body, max(map(len, column[0].split()), default=1))), *column[1:]]
+    return [wrap_cell(column[0], max(body, 9, max(map(len, column[0].split()), default=1))), *column[1:]]
 
 
 def wrap_cell(text, width):
