@@ -273,7 +273,7 @@ def rollout(agent, reference, scorer, enc, prompts, cfg, kl_coef):
     ref_logprobs = token_logprobs(ref_logits, responses, cfg.temperature)
     rewards = kl_shaped_rewards(scores, old_logprobs, ref_logprobs, mask, kl_coef)  # (B, R)
 
-    # 4. advantages: how much better than the critic expected; returns: what it learns, on the rewards' scale
+    # 4. advantages: how much better than the critic expected; returns stay on the rewards' scale, for V does
     old_values = agent.values(tokens, prompt_lengths, R)  # (B, R)
     advantages, returns = gae(rewards, old_values, mask, cfg.gamma, cfg.lam)
     if cfg.whiten_advantages:
@@ -324,8 +324,8 @@ def add_ptx_gradient(policy, corpus, ptx_coef):
 
 
 def make_agent(cfg, reference, scorer):
-    """The policy, a copy of the reference, and its critic, dropout off: a ratio must compare two policies,
-    not two dropout masks. A separate critic begins as the reward model, and its loss needs no weight."""
+    """The policy, a copy of the reference, and its critic, dropout off: a ratio compares two policies, not
+    two dropout masks. A separate critic has the first reward model's trunk and a new head: V begins at 0."""
     if cfg.critic == "shared":
         policy = with_heads(reference, value_head=True)
         return Agent(policy, policy, cfg.value_coef).eval()
