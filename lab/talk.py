@@ -97,10 +97,13 @@ def answer_kl(model, reference, tokens, prompt_lengths, mask, temperature):
     temperature 1.
 
     tokens: (B, P + R); prompt_lengths: (B,); mask: (B, R). Returns (B,), in nats."""
-    logits, ref_logits = (m.lm_head(response_hidden(m, tokens, prompt_lengths, mask.shape[1]))
-                          for m in (model, reference))
-    kl, _ = full_kl_and_entropy(logits, ref_logits, mask, temperature)
-    return kl
+    kls = []
+    for rows in torch.arange(len(tokens)).split(64):  # logits of all answers at once would take 50 MB a copy
+        logits, ref_logits = (m.lm_head(response_hidden(m, tokens[rows], prompt_lengths[rows], mask.shape[1]))
+                              for m in (model, reference))
+        kl, _ = full_kl_and_entropy(logits, ref_logits, mask[rows], temperature)
+        kls.append(kl)
+    return torch.cat(kls)
 
 
 # ------------------------------------------------------------------------------------------------
