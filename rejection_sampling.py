@@ -26,7 +26,7 @@ from lab.cli import Common, knob, parse, run_main
 from lab.optim import clip_gradients, muon, set_lr
 from lab.report_rounds import report
 from lab.run import Stage, finished, knobs_of, record_of, run_folder, train_if_missing
-from lab.scorers import check_reward, load_scorer, reward_models
+from lab.scorers import check_reward, count_from_sft, load_scorer, reward_models
 from lab.talk import answer
 from model import load_model
 from preferences import Config as CollectionConfig
@@ -187,16 +187,6 @@ def sample_and_score(policy, enc, scorer, prompts, cfg):
     return [texts[i : i + K] for i in range(0, len(texts), K)], scores.view(len(prompts), K)
 
 
-def in_units_of_sft(scorer, stage, sft, enc, prompts, cfg):
-    """From now on scores are counted in standard deviations of the SFT model's answers, as in PPO."""
-    if "whitening" not in stage.state:
-        some = (prompts[:: max(1, len(prompts) // 300)] * 300)[:300]
-        answers = answer(sft, enc, some, cfg.max_new_tokens, cfg.temperature)
-        scorer.freeze(enc, some, [a.text for a in answers])
-        stage.state["whitening"] = [scorer.mean, scorer.std]
-    scorer.mean, scorer.std = stage.state["whitening"]
-
-
 def winners_of(prompts, texts, scores):
     """The best answer to each prompt: rows {"prompt", "response", "score"}."""
     best = best_of(scores).tolist()
@@ -308,7 +298,7 @@ def main(argv=None):
         scorer = load_scorer(stage, reward, enc, one)
         stage.check_room(cfg.max_new_tokens, policy)
         stage.check_contexts(["sft", newest, *reward_models(reward)])
-        in_units_of_sft(scorer, stage, sft, enc, prompts, cfg)
+        count_from_sft(scorer, stage, sft, enc, prompts, cfg)
 
         if "winners" not in stage.state:
             # 1. sample K answers to each prompt, and score them

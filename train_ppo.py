@@ -25,8 +25,7 @@ from lab.measure import check, look_at_step
 from lab.optim import adam, set_lr
 from lab.report_ppo import report, show_answers
 from lab.run import Stage, fingerprint
-from lab.scorers import check_reward, load_scorer, reward_models
-from lab.talk import answer
+from lab.scorers import check_reward, count_from_sft, load_scorer, reward_models
 from model import generate, join, load_model, response_hidden, token_logprobs, with_heads
 from world.reward import whiten_scores
 from world.tiny import leave_out_names, left_out
@@ -45,11 +44,11 @@ class Config(JudgeKnobs):
     max_new_tokens: int = knob(48, "longest answer", low=1)
     temperature: float = knob(1.0, "of sampling, and of every log-probability", low=0.01)
 
-    whitening: str = knob("frozen", "scores have deviation 1 over SFT answers, or over each batch",
-                          choices=("frozen", "batch"), heading="The reward")
+    score_scale: str = knob("sft", "scores in standard deviations of SFT answers, or of each batch",
+                            choices=("sft", "batch"), heading="The reward")
     kl_coef: float = knob(0.15, "beta: what a nat of KL costs; 0 invites hacking", low=0)
     kl_target: float = knob(0.0, "adapt beta until the KL is this many nats (0: beta stays)", low=0)
-    kl_horizon: int = knob(5000, "answers over which the adaptive beta moves", low=1)
+    kl_horizon: int = knob(5000, "answers in which the adaptive beta moves by at most 20 %", low=1)
     eos_penalty: float = knob(1.0, "an answer without EOS scores minus this (0: off)", low=0)
 
     gamma: float = knob(1.0, "discount of later rewards", low=0, heading="Advantages")
@@ -101,7 +100,7 @@ def kl_shaped_rewards(scores, logprobs, ref_logprobs, response_mask, kl_coef):
     (Ziegler et al. 2019, eq. 2.)
 
     scores:                 (B,)   from the reward model
-    logprobs, ref_logprobs: (B, R) of the sampled tokens, under the policy and under the frozen reference
+    logprobs, ref_logprobs: (B, R) of the sampled tokens, under the policy and under the reference
     Returns (B, R), 0 on the padding; a row sums to score - beta * (its log-ratio, an estimate of the KL).
     Example: logprobs (-1, -2, -.5), ref (-1.2, -1.5, -.9), beta .05, score 1 -> (-.010, .025, .980).
     """
@@ -223,8 +222,8 @@ class Batch:
     responses: torch.Tensor  # (B, R)
     mask: torch.Tensor  # (B, R) 1 on the answer, its EOS included
     ended: torch.Tensor  # (B,) whether it has an EOS
-    raw: torch.Tensor  # (B,) scores before whitening
-    scores: torch.Tensor  # (B,) what PPO is paid for
+    raw: torch.Tensor  # (B,) scores as the scorer gives them
+    scores: torch.Tensor  # (B,) in standard deviations: what PPO is paid for
     old_logprobs: torch.Tensor  # (B, R)
     ref_logprobs: torch.Tensor  # (B, R)
     rewards: torch.Tensor  # (B, R)
@@ -252,17 +251,18 @@ def rollout(agent, reference, scorer, enc, prompts, cfg, kl_coef):
     room = policy.config.block_size - cfg.max_new_tokens
 
     # 1. sample an answer to each prompt; "old": these log-probabilities stay while the policy moves
-    padded = data.pad_rows([data.encode_prompt(enc, p)[-room:] for p in prompts], pad)
-    padded, prompt_lengths = (x.to(policy.wte.weight.device) for x in padded)  # (B, P), (B,)
+    device = policy.wte.weight.device
+    rows = [data.encode_prompt(enc, p)[-room:] for p in prompts]
+    padded, prompt_lengths = (x.to(device) for x in data.pad_rows(rows, pad))  # (B, P), (B,)
     responses, mask, old_logprobs = generate(  # (B, R) each
         policy, padded, prompt_lengths, cfg.max_new_tokens, cfg.temperature, eos, pad)
     tokens, lengths = join(padded, prompt_lengths, responses, mask, pad)  # (B, P + R), (B,)
-    rows = zip(responses.tolist(), mask.tolist(), strict=True)
-    texts = [data.decode_response(enc, r, m) for r, m in rows]
+    answers = zip(responses.tolist(), mask.tolist(), strict=True)
+    texts = [data.decode_response(enc, r, m) for r, m in answers]
 
     # 2. score the answers; one that was cut off has no score of its own
     raw = scorer.raw(tokens, lengths, prompts, texts)  # (B,)
-    statistics = (scorer.mean, scorer.std) if cfg.whitening == "frozen" else ()
+    statistics = (scorer.mean, scorer.std) if cfg.score_scale == "sft" else ()
     scores, ended = whiten_scores(raw, *statistics), (responses == eos).any(1)
     if cfg.eos_penalty:
         scores = torch.where(ended, scores, -cfg.eos_penalty)
@@ -295,8 +295,9 @@ def ppo_loss(agent, mb, n_tokens, cfg):
 
 
 def update(agent, optimizer, batch, cfg, corpus=None):
-    """5. Clipped updates of policy and critic, a minibatch of the sampled answers at a time. corpus: tokens
-    of text for --ptx_coef, 16 windows a step. Returns a dict of numbers for each optimizer step."""
+    """5. Clipped updates of policy and critic, a minibatch of the sampled answers at a time. In the first one
+    every ratio is 1 and nothing is clipped: with one pass of two minibatches the clip can act in the second.
+    corpus: tokens of text for --ptx_coef, 16 windows a step. Returns a dict of numbers an optimizer step."""
     updates = []
     for _ in range(cfg.ppo_epochs):
         for rows in torch.randperm(len(batch.mask)).split(cfg.minibatch_size):
@@ -347,14 +348,11 @@ def main(argv=None):
     scorer = load_scorer(stage, cfg.reward, enc, cfg)
     stage.check_contexts(["pretrain", "sft", cfg.start, *reward_models(cfg.reward)])
     stage.check_room(cfg.max_new_tokens, reference, prompts, enc)
-    if "whitening" not in stage.state:
-        some = (prompts[:: max(1, len(prompts) // 300)] * 300)[:300]
-        answers = answer(sft, enc, some, cfg.max_new_tokens, cfg.temperature)
-        scorer.freeze(enc, some, [a.text for a in answers])
-        stage.state |= {"whitening": [scorer.mean, scorer.std], "kl_coef": cfg.kl_coef}
-    scorer.mean, scorer.std = stage.state["whitening"]
+    count_from_sft(scorer, stage, sft, enc, prompts, cfg)
+    stage.state.setdefault("kl_coef", cfg.kl_coef)
 
     agent = make_agent(cfg, reference, scorer)
+    # A shared critic is no second network: the second name and learning rate are for none then.
     networks = dict(zip(("model", "critic"), agent.networks, strict=False))
     optimizer = adam(*zip(agent.networks, (cfg.lr, cfg.critic_lr), strict=False))
     stage.track(**networks, optimizer=optimizer)
@@ -365,13 +363,14 @@ def main(argv=None):
         asked = [prompts[i] for i in torch.randint(len(prompts), (cfg.batch_size,)).tolist()]
         batch = rollout(agent, reference, scorer, enc, asked, cfg, kl_coef)  # 1 to 4
         k1, k3 = kl_estimates(batch.old_logprobs, batch.ref_logprobs, batch.mask)
+        # for the log: KL, gold score, entropy and so on; stops the run where the step cannot be right
         seen = look_at_step(agent.policy, reference, batch, asked, cfg, step, kl_coef, k1, k3)
         updates = update(agent, optimizer, batch, cfg, corpus)  # 5
         if cfg.kl_target:
             stage.state["kl_coef"] = adapt_kl_coef(
                 kl_coef, k1.item(), cfg.kl_target, cfg.batch_size, cfg.kl_horizon)
 
-        # 6. log: the score by the frozen statistics, whatever the batch was whitened with
+        # 6. log: the score always in standard deviations of SFT answers, so that iterations compare
         seen["score"] = whiten_scores(batch.raw, scorer.mean, scorer.std).mean().item()
         seen |= {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
         stage.log(step, ("score", "gold", "kl"), **seen, kl_coef=kl_coef, lr=lr)

@@ -234,7 +234,7 @@ def add_text_gradient(model, corpus, lm_coef):
     (lm_coef * lm_loss(model(inputs.to(device)), targets.to(device))).backward()
 
 
-def freeze_scale(model, enc, demonstrations, dev, cfg):
+def calibrate(model, enc, demonstrations, dev, cfg):
     """Scores of a known scale: demonstrations at 0 on average (InstructGPT), differences log-odds. With
     Bradley-Terry they are that already; regression's are made so by the slope that dev rankings ask for."""
     gain = 1.0
@@ -297,7 +297,7 @@ def main(argv=None):
         stage.log(step, ("loss",), loss=loss.item(), accuracy=right,
                   held_out_accuracy=held_out_accuracy, grad_norm=grad_norm, lr=lr)
 
-    freeze_scale(model.eval(), enc, demonstrations, dev, cfg)
+    calibrate(model.eval(), enc, demonstrations, dev, cfg)
     report(stage, cfg, enc, model, gold, rows, earlier, before)
 
 

@@ -79,6 +79,7 @@ OLD_FLAGS = {
     "--explain": "python -m lab.explain CHECKPOINT shows one PPO step",
     "--prompt": "python -m lab.explain CHECKPOINT --prompt TEXT shows one PPO step, "
                 "python model.py CHECKPOINT --prompt TEXT an answer",
+    "--whitening": "train_ppo.py --score_scale sft or batch says what scores are measured in",
     "--folds": "python docs/experiments.py folds cross-validates a reward model",
     "--labeler": f"{COLLECT} (python preferences.py --labeler ai); then train_rm.py --rankings rankings_ai, "
                  "or train_ppo.py --reward rm_ai",

@@ -318,7 +318,7 @@ def main(argv=None):
         raise data.UserError(f"--prompt: expected a text of at most {room} tokens, those of the template "
                              f"included; this one has {length}")
     scorer = load_scorer(stage, cfg.reward, enc, cfg)
-    scorer.mean, scorer.std = stage.state["whitening"]
+    scorer.mean, scorer.std = stage.state["sft_scale"]
     agent, optimizer = load_agent(ppo, stage, reference, scorer)
     corpus, _ = data.tokens_of(enc, data.load_text(stage.data))
     left = leave_out_names(cfg.leave_out)

@@ -17,7 +17,7 @@ def score_in_words(scorer, batch, parts, cfg, i=0):
     """Where the score of answer i comes from. parts: {name of what gave it: scores (B,)}, two for Llama 2."""
     raw, cut_off = batch.raw[i].item(), not batch.ended[i]
     mean, std, whose = scorer.mean, scorer.std, "the SFT model"
-    if cfg.whitening == "batch":
+    if cfg.score_scale == "batch":
         mean, std, whose = batch.raw.mean().item(), batch.raw.std(correction=0).item(), "this batch"
     text = ", ".join(f"{name} {x[i]:.3f}" for name, x in parts.items())
     if len(parts) > 1:

@@ -100,6 +100,16 @@ def load_checkpoint(path, device="cpu"):
     if not checkpoint.keys() >= RECORD or "reward_gain" in checkpoint["model"]:
         raise UserError(f"{path} was trained by an earlier version of these scripts; train it again with "
                         "--overwrite, or in another folder with --run NAME")
+    return with_new_names(checkpoint)
+
+
+def with_new_names(checkpoint):
+    """What an earlier version called otherwise, under its name of now."""
+    knobs, state = checkpoint["knobs"], checkpoint["state"]
+    if "whitening" in knobs:
+        knobs["score_scale"] = knobs.pop("whitening").replace("frozen", "sft")
+    if "whitening" in state:
+        state["sft_scale"] = state.pop("whitening")
     return checkpoint
 
 

@@ -1,4 +1,4 @@
-"""Which reward models a word of --reward stands for, and what scores answers with them."""
+"""Which reward models a word of --reward stands for, what scores answers with them, and on which scale."""
 import difflib
 import json
 
@@ -7,6 +7,7 @@ from lab.cli import JudgeKnobs
 from lab.judges import load_judge
 from lab.report import wrapped
 from lab.run import STAGES, run_folder
+from lab.talk import answer
 from model import load_model
 from world.reward import Scorer
 
@@ -53,3 +54,15 @@ def load_scorer(stage, reward, enc, cfg):
         print(wrapped("no prompt is marked as unsafe: the safety model counts only where it gives an answer "
                       "a probability of less than 0.15 to be safe"))
     return Scorer(reward, models, unsafe)
+
+
+def count_from_sft(scorer, stage, sft, enc, prompts, cfg):
+    """From now on scores count standard deviations from the mean of the SFT model's answers. Both are
+    measured once, over 300 answers, and kept with the stage: they stay while the policy moves."""
+    if "sft_scale" not in stage.state:
+        spread = prompts[:: max(1, len(prompts) // 300)]
+        some = (spread * 300)[:300]  # fewer than 300 prompts are asked again and again
+        answers = answer(sft, enc, some, cfg.max_new_tokens, cfg.temperature)
+        scorer.measure_scale(enc, some, [a.text for a in answers])
+        stage.state["sft_scale"] = [scorer.mean, scorer.std]
+    scorer.mean, scorer.std = stage.state["sft_scale"]

@@ -218,7 +218,7 @@ PROBLEMS = [
             gradients_of_micro_batches_add_up_to_those_of_the_minibatch
             a_batch_holds_what_the_formulas_give
             only_the_advantages_are_whitened
-            scores_are_whitened_by_frozen_statistics_or_over_the_batch
+            scores_are_in_deviations_of_sft_answers_or_of_the_batch
             an_answer_that_was_cut_off_has_the_penalty_as_its_score
             a_step_has_one_temperature
             a_prompt_that_is_too_long_loses_its_beginning
@@ -234,7 +234,7 @@ PROBLEMS = [
         """
         The steps have the numbers that they have at the top of `train_ppo.py`. `rollout`: 1. sample an answer
         to each prompt; 2. score the answers by `scorer.raw` and whiten the scores by `whiten_scores`, with
-        the scorer's own mean and deviation or, where `cfg.whitening` is "batch", with those of the batch; an
+        the scorer's own mean and deviation or, if `cfg.score_scale` is "batch", with those of the batch; an
         answer without an EOS gets minus `cfg.eos_penalty` where that is not 0; 3. subtract the price of the
         KL; 4. advantages, whitened if `cfg.whiten_advantages` says so (the returns are not). All of it goes
         into a `Batch`.

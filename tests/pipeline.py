@@ -215,7 +215,7 @@ PPO_KNOBS = [
     "--temperature 0.7", "--lr 0.002", "--critic_lr 0.02", "--warmup 2", "--clip_grad 0.01", "--kl_coef 0",
     "--kl_target 0.001", "--kl_target 0.001 --kl_horizon 100", "--gamma 0.5", "--lam 0.2", "--clip 0",
     "--value_clip 0", "--whiten_advantages false", "--critic shared", "--critic shared --value_coef 3",
-    "--eos_penalty 0", "--ptx_coef 1", "--eos_penalty 0 --whitening batch", "--seed 1 --run tiny",
+    "--eos_penalty 0", "--ptx_coef 1", "--eos_penalty 0 --score_scale batch", "--seed 1 --run tiny",
     "--start rs.2", "--leave_out dog,why", "--reward rm.2",
 ]
 RM_KNOBS = [

@@ -140,7 +140,7 @@ def test_how_many_tokens_moved_is_said_for_the_answer_and_for_the_batch():
 
 
 def test_where_a_score_comes_from():
-    cfg = SimpleNamespace(whitening="frozen", eos_penalty=1.0)
+    cfg = SimpleNamespace(score_scale="sft", eos_penalty=1.0)
     batch = SimpleNamespace(raw=torch.tensor([3.0, 1.0]), ended=torch.tensor([True, False]))
     scorer = Scorer("rm_weak", [])
     scorer.mean, scorer.std = 1.0, 4.0
@@ -150,7 +150,7 @@ def test_where_a_score_comes_from():
                      "answers of the SFT model.")
     assert cut.endswith("= 0.000, both over answers of the SFT model. But the answer was cut off before its "
                         "EOS: -1 (--eos_penalty).")
-    cfg.whitening, cfg.eos_penalty = "batch", 0.0
+    cfg.score_scale, cfg.eos_penalty = "batch", 0.0
     assert score_in_words(scorer, batch, parts, cfg, 1) == (
         "rm_weak 1.000; (1.000 - mean 2.000) / standard deviation 1.000 = -1.000, both over answers of "
         "this batch.")

@@ -24,7 +24,7 @@ ANSWERS = [(*b, EOS) for b in BEGINNINGS] + [(*b, w) for b in WHOLE for w in ran
 SPECIAL = {"<|pad|>": PAD, "<|assistant|>": PROMPT}
 ENC = SimpleNamespace(n_vocab=WORDS + 4, eot_token=EOS, encode_single_token=SPECIAL.get, decode=str)
 CONFIG = SimpleNamespace(
-    max_new_tokens=T, temperature=0.8, whitening="frozen", eos_penalty=0, gamma=1.0, lam=0.95,
+    max_new_tokens=T, temperature=0.8, score_scale="sft", eos_penalty=0, gamma=1.0, lam=0.95,
     whiten_advantages=True, ppo_epochs=2, minibatch_size=256, micro_batch_size=256, clip=0.2, value_clip=0,
     ptx_coef=0, clip_grad=0)
 BETA = 0.75

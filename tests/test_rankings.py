@@ -451,7 +451,7 @@ def test_an_ai_rates_without_a_reward_model(copy, done, refused, monkeypatch):
     assert re.search(r"The AI judge rated \d+ different answers", out)
     assert checkpoint["parents"].keys() == {"pretrain.pt", "sft.pt", "judge.pt"}
     assert all(-1 <= r <= 1 for r in told.values())
-    mean, std = checkpoint["state"]["whitening"]
+    mean, std = checkpoint["state"]["sft_scale"]
     found = re.search(r"score ([+-][\d.]+) SD, KL [-\d.]+ nats: (.*?) -> (.*?)\n  score", out, re.S)
     score, prompt, text = float(found[1]), flat(found[2]), flat(found[3])
     said = {(p, flat(t)): r for (p, t), r in told.items()}

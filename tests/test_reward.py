@@ -18,7 +18,7 @@ RESPONSES = ["a furry mammal.", "A cat is a small hunter. A cat is a cat.", "b",
 
 
 def test_whitened_scores():
-    """Of the batch: mean 2, biased deviation 1; or with frozen statistics."""
+    """Of the batch: mean 2, biased deviation 1; or with statistics measured before."""
     assert whiten_scores(torch.tensor([1.0, 3.0])).tolist() == pytest.approx([-1, 1])
     assert whiten_scores(torch.tensor([5.0]), 3.0, 2.0).tolist() == pytest.approx([1])
     assert whiten_scores(torch.full((3,), 0.5)).tolist() == [0, 0, 0], "a batch of equals"
@@ -38,7 +38,7 @@ def test_llama2_takes_safety_where_it_matters():
 @pytest.mark.parametrize("statistics, expected", [
     ((0.0, 1.0), [-3.892, -0.847, 0.405, 2.197, 3.476]),
     ((None, None), [-1.630, -0.437, 0.054, 0.756, 1.257]),  # of the batch, as in the paper
-    ((1.0, 2.0), [-2.446, -0.924, -0.297, 0.599, 1.238]),  # frozen
+    ((1.0, 2.0), [-2.446, -0.924, -0.297, 0.599, 1.238]),  # measured before
 ])
 def test_llama2_logit_and_whitening_by_hand(statistics, expected):
     helpful, never = torch.tensor([0.02, 0.3, 0.6, 0.9, 0.97]), torch.zeros(5, dtype=torch.bool)
@@ -82,13 +82,13 @@ def test_a_text_is_scored_as_its_tokens_are(make_gpt, enc):
     assert got == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_statistics_are_frozen_on_given_answers(make_gpt, enc):
+def test_the_scale_is_measured_on_given_answers(make_gpt, enc):
     """Mean 0 and deviation 1 over those answers, and for others whatever they are worth on that scale."""
     model = reward_model(make_gpt, enc)
     scorer = Scorer("overall", [model])
     raw = torch.tensor(score_texts(model, enc, PROMPTS, RESPONSES))
     assert scorer.of_texts(enc, PROMPTS, RESPONSES) == pytest.approx(raw.tolist(), abs=1e-4)
-    scorer.freeze(enc, PROMPTS, RESPONSES)
+    scorer.measure_scale(enc, PROMPTS, RESPONSES)
     mean, std = raw.mean(), raw.std(correction=0)
     assert [scorer.mean, scorer.std] == pytest.approx([mean.item(), std.item()], abs=1e-4)
     expected = ((raw - mean) / std).tolist()
@@ -97,17 +97,17 @@ def test_statistics_are_frozen_on_given_answers(make_gpt, enc):
     assert two == pytest.approx(expected[:2], abs=1e-4), "not whitened anew"
 
 
-def test_freezing_again_forgets_the_statistics_before(make_gpt, enc):
+def test_measuring_again_forgets_the_scale_before(make_gpt, enc):
     scorer = Scorer("overall", [reward_model(make_gpt, enc)])
-    scorer.freeze(enc, PROMPTS, RESPONSES)
+    scorer.measure_scale(enc, PROMPTS, RESPONSES)
     before = scorer.mean, scorer.std
-    scorer.freeze(enc, PROMPTS, RESPONSES)
+    scorer.measure_scale(enc, PROMPTS, RESPONSES)
     assert (scorer.mean, scorer.std) == pytest.approx(before)
 
 
 def test_answers_that_are_all_worth_the_same_do_not_divide_by_zero(make_gpt, enc):
     scorer = Scorer("overall", [reward_model(make_gpt, enc)])
-    scorer.freeze(enc, ["A dog is"] * 2, ["a cat."] * 2)
+    scorer.measure_scale(enc, ["A dog is"] * 2, ["a cat."] * 2)
     assert scorer.std == 1.0
 
 
@@ -138,5 +138,5 @@ def test_a_judge_stands_in_for_the_reward_models(enc):
     judge = SimpleNamespace(rate=rate)
     scorer = Scorer("ai", [], judge=judge)
     assert scorer.raw(torch.zeros(2, 3), None, ["a", "b"], ["x", "xyz"]).tolist() == [2, 4]
-    scorer.freeze(enc, ["a", "b"], ["x", "xyz"])
+    scorer.measure_scale(enc, ["a", "b"], ["x", "xyz"])
     assert scorer.of_texts(enc, ["a", "b"], ["x", "xyz"]) == pytest.approx([-1, 1])

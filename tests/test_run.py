@@ -15,6 +15,7 @@ from data import UserError
 from lab.cli import Common, knob, parse
 from lab.commands import STAGES, command_of, recipe_of
 from lab.optim import muon, set_lr
+from lab.records import RECORD
 from lab.run import (
     Stage,
     fingerprint,
@@ -129,6 +130,15 @@ def test_a_checkpoint_of_an_earlier_version_is_one_sentence(here, change):
     with pytest.raises(UserError, match="earlier version.*--overwrite.*--run NAME"):
         toy_training()
     toy_training("--overwrite")
+
+
+def test_a_knob_that_has_another_name_now_is_still_known(tmp_path):
+    old = {key: {} for key in RECORD} | {"model": {}, "model_config": {}}
+    for then, now in (("frozen", "sft"), ("batch", "batch")):
+        about = {"knobs": {"whitening": then}, "state": {"whitening": [0.5, 2.0]}}
+        torch.save(old | about, tmp_path / "a.pt")
+        found = load_checkpoint(tmp_path / "a.pt")
+        assert found["knobs"] == {"score_scale": now} and found["state"] == {"sft_scale": [0.5, 2.0]}
 
 
 # ------------------------------------------------------------------------------------------------

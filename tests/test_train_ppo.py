@@ -12,6 +12,7 @@ import torch
 
 import data
 import lab.run
+import lab.scorers
 import train_ppo
 from lab.run import Stage
 from model import generate, join, load_model, token_logprobs
@@ -408,7 +409,7 @@ def test_adaptive_beta_moves_in_proportion_within_its_limits():
 
 
 def config(**changes):
-    knobs = dict(max_new_tokens=8, temperature=0.7, whitening="frozen", eos_penalty=0.0, gamma=1.0, lam=0.95,
+    knobs = dict(max_new_tokens=8, temperature=0.7, score_scale="sft", eos_penalty=0.0, gamma=1.0, lam=0.95,
                  whiten_advantages=True, ppo_epochs=1, minibatch_size=8, micro_batch_size=3, clip=0.2,
                  value_clip=0.2, value_coef=0.1, ptx_coef=0.0, clip_grad=0.0, critic="separate")
     return SimpleNamespace(**{**knobs, **changes})
@@ -561,16 +562,16 @@ def test_padding_a_batch_further_changes_nothing(make_gpt):
 # ------------------------------------------------------------------------------------------------
 
 
-def watch(monkeypatch, name):
-    """The arguments of every call of a function of train_ppo.py, in the order of its signature, and its
+def watch(monkeypatch, name, module=train_ppo):
+    """The arguments of every call of a function that the module knows, in the order of its signature, and its
     result: a list that grows."""
-    formula, calls = getattr(train_ppo, name), []
+    formula, calls = getattr(module, name), []
 
     def watched(*args, **named):
         calls.append((inspect.signature(formula).bind(*args, **named).args, formula(*args, **named)))
         return calls[-1][1]
 
-    monkeypatch.setattr(train_ppo, name, watched)
+    monkeypatch.setattr(module, name, watched)
     return calls
 
 
@@ -681,7 +682,7 @@ def rolled_out(make_gpt, enc, prompts=PROMPTS, reference=None, kl_coef=0.1, **ch
 
 
 def test_a_batch_holds_what_the_formulas_give(make_gpt, enc):
-    """Scores by the frozen statistics, rewards from them, advantages and returns from these."""
+    """Scores in deviations measured before, rewards from them, advantages and returns from these."""
     other = make_gpt(seed=9, std=0.2, vocab_size=enc.n_vocab, block_size=64)
     b, cfg, agent = rolled_out(make_gpt, enc, reference=other, kl_coef=0.3, gamma=0.9, lam=0.7)
     lengths = b.prompt_lengths + b.mask.sum(1)
@@ -710,11 +711,11 @@ def test_only_the_advantages_are_whitened(make_gpt, enc):
         assert advantages[b.mask.bool()].std().item() != pytest.approx(1, abs=0.1)
 
 
-def test_scores_are_whitened_by_frozen_statistics_or_over_the_batch(make_gpt, enc):
-    frozen, _, _ = rolled_out(make_gpt, enc)
-    close(frozen.scores, (frozen.raw - 3) / 2, 1e-4)
+def test_scores_are_in_deviations_of_sft_answers_or_of_the_batch(make_gpt, enc):
+    usual, _, _ = rolled_out(make_gpt, enc)
+    close(usual.scores, (usual.raw - 3) / 2, 1e-4)
     torch.manual_seed(0)
-    batch, _, _ = rolled_out(make_gpt, enc, whitening="batch")
+    batch, _, _ = rolled_out(make_gpt, enc, score_scale="batch")
     close(batch.scores, (batch.raw - batch.raw.mean()) / batch.raw.std(correction=0), 1e-4)
 
 
@@ -832,9 +833,9 @@ def test_the_reference_stays_where_it_was(loop):
     assert abs(first["kl_full"]) < 1e-5 and second["kl_full"] > 1e-3
 
 
-def test_the_score_of_the_log_is_on_the_frozen_scale(loop):
+def test_the_score_of_the_log_is_on_the_sft_scale(loop):
     """Over each batch by itself it would be 0 in all iterations."""
-    (first,), _ = loop("--steps 1 --whitening batch --temperature 2")
+    (first,), _ = loop("--steps 1 --score_scale batch --temperature 2")
     assert abs(first["score"]) > 1e-3
 
 
@@ -854,7 +855,7 @@ def test_each_network_has_its_learning_rate_and_both_warm_up(loop):
 
 def test_scores_count_from_the_answers_of_the_sft_model(loop, enc, monkeypatch):
     """Also where PPO starts from another one: so that scores of several runs can be compared."""
-    calls = watch(monkeypatch, "answer")
+    calls = watch(monkeypatch, "answer", lab.scorers)
     loop("--steps 1 --start pretrain")
     (model, _, prompts, *_), answers = calls[0]
     sft, _ = load_model("runs/tiny-mine/sft.pt")
@@ -863,4 +864,4 @@ def test_scores_count_from_the_answers_of_the_sft_model(loop, enc, monkeypatch):
     scores = torch.tensor(score_texts(rm, enc, prompts, [a.text for a in answers]))
     expected = [scores.mean().item(), scores.std(correction=0).item()]
     state = lab.run.load_checkpoint("runs/tiny-mine/ppo.pt")["state"]
-    assert state["whitening"] == pytest.approx(expected, abs=1e-4)
+    assert state["sft_scale"] == pytest.approx(expected, abs=1e-4)

@@ -24,7 +24,7 @@ def llama2_reward(helpful, safety, is_safety_prompt, mean=None, std=None, thresh
     R_c = R_s if is_safety_prompt or R_s < threshold else R_h;   R = (logit(R_c) - mean) / std
     helpful, safety:  (B,) probabilities, kept eps away from 0 and 1, so that the logit is finite
     is_safety_prompt: (B,) bool
-    mean, std:        frozen statistics of logit(R_c); None takes those of this batch, as the paper does
+    mean, std:        of logit(R_c), measured before; None takes those of this batch, as the paper does
     Returns (B,). Example: logit of (.02, .3, .6, .9, .97) is (-3.892, -.847, .405, 2.197, 3.476),
     whitened (-1.630, -.437, .054, .756, 1.257).
     """
@@ -49,9 +49,9 @@ def score_texts(model, enc, prompts, responses, batch_size=256):
 class Scorer:
     """What gives an answer its score: a reward model, Llama 2's two, or an AI that rates it (direct RLAIF).
 
-    kind: as --reward; models: the frozen reward models; unsafe: the prompts that ask for harm, as JSON texts;
+    kind: as --reward; models: the reward models; unsafe: the prompts that ask for harm, as JSON texts;
     judge: the AI, where there are no reward models. mean, std: of raw scores over answers of the SFT model,
-    set by `freeze`: scores then count standard deviations from there, and beta means the same for all kinds.
+    by `measure_scale`: scores then count standard deviations from there, so one beta fits all kinds.
     """
 
     def __init__(self, kind, models, unsafe=(), judge=None):
@@ -78,7 +78,7 @@ class Scorer:
         asks_for_harm = torch.tensor([json.dumps(p) in self.unsafe for p in prompts], device=helpful.device)
         return llama2_reward(helpful, safety, asks_for_harm, mean=0.0, std=1.0)
 
-    def freeze(self, enc, prompts, texts):
+    def measure_scale(self, enc, prompts, texts):
         """From now on the scores of these answers have mean 0 and standard deviation 1."""
         raw = self.raw_texts(enc, prompts, texts).tolist()
         self.mean, self.std = statistics.fmean(raw), statistics.pstdev(raw) or 1.0
