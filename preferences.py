@@ -12,7 +12,7 @@
 A collection is a file of rankings, a row each; train_rm.py --rankings NAME ... learns from it. In
 the tiny world it also holds held-out questions, which the simulated human ranks whoever labels the
 rest: so all figures are measured on the same taste. The same command goes on with a collection that
-was interrupted, and a larger --rankings with a finished one.
+was interrupted, and a larger --questions with a finished one.
 """
 import json
 import random
@@ -54,7 +54,7 @@ class Config(JudgeKnobs):
     answers_of: str = knob("sft", "stage of this run whose answers are ranked", heading="Questions")
     answers_per_prompt: int = knob(
         0, "K answers to a question (InstructGPT: 4 to 9). 0: 8, or 4 for ai and human", low=0, high=9)
-    rankings: int = knob(
+    questions: int = knob(
         0, "training questions in all, spread over the prompts; a larger number goes on with a collection. "
         "0: simulated 6 a prompt (helpful 8, safety 5, of another model than sft 1), ai 2500, human 20",
         low=0, learned=False)
@@ -154,7 +154,7 @@ def questions_of(prompts, cfg):
     usual = len(training)
     if cfg.answers_of == "sft":
         usual *= PER_PROMPT[cfg.aspect]
-    wanted = cfg.rankings or {"human": 20, "ai": 2500}.get(cfg.labeler, usual)
+    wanted = cfg.questions or {"human": 20, "ai": 2500}.get(cfg.labeler, usual)
     rng, drawn = random.Random(cfg.seed), []
     while len(drawn) < wanted:
         drawn += rng.sample(training, len(training))
@@ -235,12 +235,12 @@ def name_of(cfg):
 
 
 def reopen(cfg):
-    """A finished collection goes on where --rankings asks for more than it was made with."""
+    """A finished collection goes on where --questions asks for more than it was made with."""
     folder = run_folder(cfg)
     record = None if cfg.overwrite else record_of(folder, cfg.name)
     if not record or not record["finished"] or record["knobs"] != knobs_of(cfg):
         return
-    if cfg.rankings > record["state"]["wanted"]:
+    if cfg.questions > record["state"]["wanted"]:
         write_atomic(folder / f"{cfg.name}.json", json.dumps({**record, "finished": False}))
 
 

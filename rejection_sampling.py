@@ -167,7 +167,7 @@ def fresh_rankings(cfg, reward_model, author):
     flags |= {key: knobs[key] for key in WHO_RANKS if knobs[key] != getattr(CollectionConfig, key)}
     if knobs["labeler"] == "ai":  # whose usual number is larger than one question a prompt
         rows = data.load_prompts(folder / "data")
-        flags["rankings"] = sum(row["split"] == "train" for row in rows)
+        flags["questions"] = sum(row["split"] == "train" for row in rows)
     words = " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in flags.items())
     train_if_missing(cfg, name, f"preferences.py --name {name} {words}")
     return name

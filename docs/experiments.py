@@ -358,15 +358,15 @@ def agree(p, wanted, chosen=None):
 def labels(args):
     """reward models on human, AI and mixed labels, and on more and more AI labels; docs/ai_labels.png"""
     human, n_human = standard("rm"), n_training(standard("rankings"))
-    everything = rankings("ai_8000", "--labeler", "ai", "--rankings", "8000")
+    everything = rankings("ai_8000", "--labeler", "ai", "--questions", "8000")
     by_ai = [len(row["pairs"]) for row in logged(everything) if row["split"] == "train"]
     rows, curve = [[*row_of("human", judged(human)), n_human, 0]], []
     for n in (250, 800, 2500, 8000):
         r = judged(reward_model(f"rm_ai_{n}", "--rankings", "ai_8000", "--limit", str(n)))
         rows.append([*row_of("AI", r), 0, sum(by_ai[:n])])
         curve.append((sum(by_ai[:n]), corrected(r)))
-    half = rankings("half_human", "--rankings", str(n_human // 2))
-    other = rankings("half_ai", "--labeler", "ai", "--rankings", "1250")
+    half = rankings("half_human", "--questions", str(n_human // 2))
+    other = rankings("half_ai", "--labeler", "ai", "--questions", "1250")
     r = judged(reward_model("rm_mixed", "--rankings", half.name, other.name))
     pairs = sum(len(row["pairs"]) for row in logged(other) if row["split"] == "train")
     rows.append([*row_of("half of each", r), n_human // 2, pairs])

@@ -79,12 +79,14 @@ OLD_FLAGS = {
     "--explain": "python -m lab.explain CHECKPOINT shows one PPO step",
     "--prompt": "python -m lab.explain CHECKPOINT --prompt TEXT shows one PPO step, "
                 "python model.py CHECKPOINT --prompt TEXT an answer",
+    "--rankings": "preferences.py --questions N says how many are ranked, train_rm.py --rankings NAME which "
+                  "collections it learns from",
     "--whitening": "train_ppo.py --score_scale sft or batch says what scores are measured in",
     "--folds": "python docs/experiments.py folds cross-validates a reward model",
     "--labeler": f"{COLLECT} (python preferences.py --labeler ai); then train_rm.py --rankings rankings_ai, "
                  "or train_ppo.py --reward rm_ai",
     **dict.fromkeys(("--rankings_per_prompt", "--ai_rankings", "--human_rankings"),
-                    f"{COLLECT}, by python preferences.py --rankings N"),
+                    f"{COLLECT}, by python preferences.py --questions N"),
     **dict.fromkeys(("--chain_of_thought", "--both_orders", "--noise", "--tie_gap", "--flip_rate",
                      "--position_habit", "--answers_of", "--answers_per_prompt", "--held_out_rankings"),
                     f"{COLLECT}, by a knob of preferences.py"),

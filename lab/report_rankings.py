@@ -26,7 +26,7 @@ def remarks(rows, labeler, wanted, gold):
     if labeler.name == "ai" and labeler.pairs:
         told.append(labeler.summary())
     if labeler.name == "human":
-        told.append(f"You have answered {len(rows)} of {wanted} questions; a larger --rankings asks more.")
+        told.append(f"You have answered {len(rows)} of {wanted} questions; a larger --questions asks more.")
     if labeler.name != "simulated" and gold:
         told.append(agreement(rows, gold, "You" if labeler.name == "human" else "The AI"))
     return told

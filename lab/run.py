@@ -387,7 +387,7 @@ class Stage:
         """What there is to do with a finished stage."""
         lines = [f"{self.path} is finished.", f"  tables and answers: {self.file('samples.txt')}"]
         if self.collection:
-            lines.append("  more of it: a larger --rankings")
+            lines.append("  more of it: a larger --questions")
         else:
             lines.append(f"  try it: python model.py {self.path}")
         return "\n".join([*lines, "  again from the beginning: --overwrite"])

@@ -29,7 +29,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"
 PRETRAIN = ("--n_layer 1 --n_embd 32 --n_head 2 --vocab_size 500 --block_size 64 --steps 12 --batch_size 4 "
             "--warmup 2")
 SFT = "--epochs 1 --batch_size 100 --max_new_tokens 12 --eval_split dev"
-ASK = "--rankings 120 --held_out_rankings 1 --answers_per_prompt 3 --max_new_tokens 12"
+ASK = "--questions 120 --held_out_rankings 1 --answers_per_prompt 3 --max_new_tokens 12"
 RM = "--epochs 1 --batch_size 40 --eval_split dev"
 THREE = ("--steps 3 --batch_size 16 --minibatch_size 8 --micro_batch_size 8 --max_new_tokens 12 "
          "--eval_every 2 --eval_split dev")
@@ -233,18 +233,18 @@ RS_KNOBS = [
     "--rounds 2 --start previous --pool last", "--rounds 2 --refresh_reward_model false",
 ]
 ASK_KNOBS = [
-    "", "--rankings 31", "--held_out_rankings 2", "--answers_per_prompt 4", "--answers_of ppo",
+    "", "--questions 31", "--held_out_rankings 2", "--answers_per_prompt 4", "--answers_of ppo",
     "--answers_of pretrain", "--temperature 0.5", "--max_new_tokens 6", "--noise 3", "--tie_gap 0",
     "--flip_rate 0.5", "--position_habit 5", "--seed 1 --run tiny", "--aspect helpful", "--aspect safety",
 ]
 
 
 JUDGE_KNOBS = [
-    "", "--rankings 30", "--answers_per_prompt 2", "--preamble none", "--preamble base",
+    "", "--questions 30", "--answers_per_prompt 2", "--preamble none", "--preamble base",
     "--preamble brief.txt", "--chain_of_thought false", "--both_orders false", "--judge other",
     "--aspect helpful", "--aspect safety",
 ]
-AI = f"{ASK} --labeler ai --rankings 20"
+AI = f"{ASK} --labeler ai --questions 20"
 
 
 def train_tiny(folder):
@@ -336,7 +336,7 @@ def train_two_models(folder):
     fewer_prompts(folder, 40)
     lines = []
     for aspect in ("helpful", "safety"):
-        lines.append(f"preferences.py {ASK} --rankings 60 --aspect {aspect}")
+        lines.append(f"preferences.py {ASK} --questions 60 --aspect {aspect}")
         lines.append(f"train_rm.py {RM} --aspect {aspect}")
     lines += [f"train_ppo.py {THREE} --reward {reward} --name with_{reward} --eval_answers 1"
               for reward in ("llama2", "safety", "rm_safety")]

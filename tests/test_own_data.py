@@ -217,7 +217,7 @@ def test_a_judge_behind_a_server_labels_a_users_answers(user, done, server):
         return completion({"1": -1.0, "2": -1.0 + 0.1 * (two - one)})[1]
 
     server.script, run = [(200, the_longer_one, {})], user / "runs/tiny-mine"
-    ask = f"preferences.py --data mine {ASK} --labeler ai --rankings 6 --judge_url {server.url}"
+    ask = f"preferences.py --data mine {ASK} --labeler ai --questions 6 --judge_url {server.url}"
     out = flat(done(user, ask))
     rows = rows_of(run / "rankings_ai.jsonl")
     assert "pairs labelled by the AI" in out and len(rows) == 6
@@ -260,7 +260,7 @@ def test_an_answer_about_which_the_judge_is_silent_has_no_place(tmp_path, done, 
              "split": "test" if i % 5 == 0 else "train"} for i in range(40)]
     write_rows(tmp_path / "mine/sft.jsonl", rows)
     done(tmp_path, f"train_pretrain.py --data mine {PRETRAIN}")
-    done(tmp_path, f"preferences.py --data mine {ASK} --labeler ai --rankings 10 --held_out_rankings 1 "
+    done(tmp_path, f"preferences.py --data mine {ASK} --labeler ai --questions 10 --held_out_rankings 1 "
                    f"--judge_url {server.url} --chain_of_thought false --name mine")
     labelled = rows_of(tmp_path / "runs/tiny-mine/mine.jsonl")
     assert {row["labeler"] for row in labelled} == {"ai"}

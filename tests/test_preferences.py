@@ -89,14 +89,14 @@ PROMPTS = [{"prompt": f"{split} {i}", "split": split, "unsafe": i % 3 == 0}
 
 
 def test_questions_come_round_by_round_so_that_the_first_are_spread_over_all_prompts():
-    training, held_out = questions_of(PROMPTS, Config(rankings=20))
+    training, held_out = questions_of(PROMPTS, Config(questions=20))
     names = [p["prompt"] for p in training]
     everything = {f"train {i}" for i in range(9)}
     assert set(names[:9]) == set(names[9:18]) == everything and len(names) == 20
     assert names[:9] != names[9:18], "each round has an order of its own"
-    more, _ = questions_of(PROMPTS, Config(rankings=40))
+    more, _ = questions_of(PROMPTS, Config(questions=40))
     assert more[:20] == training, "a larger collection begins with the smaller one"
-    assert questions_of(PROMPTS, Config(rankings=20, seed=1))[0] != training
+    assert questions_of(PROMPTS, Config(questions=20, seed=1))[0] != training
     assert [p["split"] for p in held_out] == ["dev"] * 3 + ["test"] * 6 * 3
     assert len(questions_of(PROMPTS, Config(held_out_rankings=1))[1]) == 9
 
@@ -109,7 +109,7 @@ def test_questions_come_round_by_round_so_that_the_first_are_spread_over_all_pro
     ({"answers_of": "ppo", "aspect": "safety"}, 3),
     ({"labeler": "ai"}, 2500),
     ({"labeler": "human", "answers_of": "ppo"}, 20),
-    ({"labeler": "human", "rankings": 4}, 4),
+    ({"labeler": "human", "questions": 4}, 4),
 ])
 def test_how_many_are_asked(knobs, n):
     training, held_out = questions_of(PROMPTS, Config(**knobs))
@@ -214,12 +214,12 @@ def test_an_interrupted_collection_ends_like_one_that_was_not(tmp_path):
 
 def test_two_parts_of_a_collection_share_a_file_and_more_questions_go_on(tmp_path):
     cfg, path = Config(), tmp_path / "rankings.jsonl"
-    training, held_out = questions_of(PROMPTS, Config(rankings=5))
+    training, held_out = questions_of(PROMPTS, Config(questions=5))
     first = ask(path, training, Largest(), policy, cfg)
     tests = ask(path, held_out, Largest(), policy, cfg, held_out=True)
     assert {row["split"] for row in first} == {"train"} and {row["split"] for row in tests} == {"dev", "test"}
     assert first[0]["responses"] != tests[0]["responses"], "the parts have random numbers of their own"
-    more, _ = questions_of(PROMPTS, Config(rankings=11))
+    more, _ = questions_of(PROMPTS, Config(questions=11))
     rest = Largest()
     assert ask(path, more, rest, policy, cfg)[:5] == first and len(rest.asked) == 6
     assert ask(path, held_out, Largest(patience=0), policy, cfg, held_out=True) == tests
@@ -313,7 +313,8 @@ def test_what_is_said_of_a_labeler():
     gold = TASTE["overall"]
     assert remarks(rows, SimulatedHuman(0), 20, gold) == []
     said = remarks(rows, human, 20, gold)
-    assert said[0] == "You have answered 1 of 20 questions; a larger --rankings asks more." and len(said) == 2
+    assert said[0] == "You have answered 1 of 20 questions; a larger --questions asks more."
+    assert len(said) == 2
     assert remarks(rows, human, 20, None) == said[:1]
     silent = AI(None, {})
     assert remarks(rows, silent, 20, None) == [], "an AI that was not asked this time"
@@ -335,11 +336,11 @@ def test_a_larger_number_of_rankings_opens_a_finished_collection(tmp_path, monke
     record = {"finished": True, "state": {"wanted": 20}, "knobs": knobs_of(Config())}
     monkeypatch.setattr(preferences, "run_folder", lambda cfg: tmp_path)
     monkeypatch.setattr(preferences, "record_of", lambda folder, name: record)
-    for knobs in ({}, {"rankings": 10}, {"rankings": 20}, {"rankings": 21, "noise": 0.1},
-                  {"rankings": 21, "overwrite": True}):
+    for knobs in ({}, {"questions": 10}, {"questions": 20}, {"questions": 21, "noise": 0.1},
+                  {"questions": 21, "overwrite": True}):
         preferences.reopen(Config(name="mine", **knobs))
         assert not list(tmp_path.iterdir())
-    preferences.reopen(Config(name="mine", rankings=21))
+    preferences.reopen(Config(name="mine", questions=21))
     assert json.loads((tmp_path / "mine.json").read_text()) == {**record, "finished": False}
 
 

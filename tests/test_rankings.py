@@ -88,7 +88,7 @@ def test_a_collection_knows_what_it_was_made_from(tiny):
 
 def test_an_interrupted_collection_goes_on_and_ends_like_a_straight_one(copy, done):
     """Ctrl-C after the first rankings: the same command asks about the rest, nothing twice."""
-    run, line = copy / "runs/tiny", f"preferences.py {ASK} --rankings 900"
+    run, line = copy / "runs/tiny", f"preferences.py {ASK} --questions 900"
     out = interrupt(start(copy, f"{line} --name broken"), run / "broken.jsonl", rows=1)
     assert "goes on" in out
     first = rows_of(run / "broken.jsonl")
@@ -105,7 +105,7 @@ def test_an_interrupted_collection_goes_on_and_ends_like_a_straight_one(copy, do
 def test_a_larger_collection_goes_on_with_a_finished_one(copy, done, refused):
     run = copy / "runs/tiny"
     before = rows_of(run / "rankings.jsonl")
-    done(copy, f"preferences.py {ASK} --rankings 150")
+    done(copy, f"preferences.py {ASK} --questions 150")
     rows = rows_of(run / "rankings.jsonl")
     assert rows[: len(before)] == before and len(rows) == len(before) + 30
     message = refused(copy, f"train_ppo.py {PPO} --name late")
@@ -326,7 +326,7 @@ def test_a_person_ranks_in_place_of_the_simulated_human(copy, call, done, monkey
     alone, or beside the simulated rankings."""
     fewer_prompts(copy)
     run = copy / "runs/tiny"
-    line = "preferences.py --labeler human --rankings 4 --answers_per_prompt 3 --held_out_rankings 1"
+    line = "preferences.py --labeler human --questions 4 --answers_per_prompt 3 --held_out_rankings 1"
     line += " --max_new_tokens 12"
     typed(monkeypatch)
     code, out = call(copy, line)
@@ -338,7 +338,7 @@ def test_a_person_ranks_in_place_of_the_simulated_human(copy, call, done, monkey
     assert f"You have answered {len(rows)} of 4 questions" in out
     assert "You agree with the gold score" in out or "No pair that both you" in out
     typed(monkeypatch, *["3>2>1", "2>1"] * 8)
-    done(copy, f"{line.replace('--rankings 4', '--rankings 5')}")
+    done(copy, f"{line.replace('--questions 4', '--questions 5')}")
     again = [row for row in rows_of(run / "rankings_human.jsonl") if row["labeler"] == "human"]
     assert len(again) == 5 and [row["tiers"] for row in again[: len(rows)]] == [row["tiers"] for row in rows]
     usual = f"train_rm.py {RM} --batch_size 1 --damaged 0 --eval_every 9999"
@@ -351,7 +351,7 @@ def test_a_person_ranks_in_place_of_the_simulated_human(copy, call, done, monkey
 def test_rejection_sampling_does_not_rank_in_a_persons_place(copy, done, refused, monkeypatch):
     fewer_prompts(copy)
     typed(monkeypatch, *["3>2>1", "2>1"] * 8)
-    done(copy, "preferences.py --labeler human --rankings 4 --answers_per_prompt 3 --max_new_tokens 12 "
+    done(copy, "preferences.py --labeler human --questions 4 --answers_per_prompt 3 --max_new_tokens 12 "
                "--held_out_rankings 1")
     done(copy, f"train_rm.py {RM} --rankings rankings_human --name own")
     message = refused(copy, f"rejection_sampling.py --rounds 2 {ROUNDS} --reward own --name yours")
