@@ -248,7 +248,8 @@ def ranking_to_pairs(tiers, ties=False):
 
 def comparisons(row, ties=False):
     """The comparisons of a row of rankings as (better, worse, P(better is better), tiers apart): all pairs of
-    a ranking, certain (a tie: 0.5); where an AI labelled, its own pairs with their soft labels."""
+    a ranking, certain; where an AI labelled, its own pairs with their soft labels; none of a thumb. ties:
+    also those of which neither is better, with 0.5."""
     if "pairs" not in row:
         pairs = ranking_to_pairs(row["tiers"], ties)
         return [(i, j, 1.0 if apart else 0.5, apart) for i, j, apart in pairs]
@@ -256,7 +257,10 @@ def comparisons(row, ties=False):
     found = []
     for i, j, p, *_ in row["pairs"]:
         better, worse, p = (i, j, p) if p >= 0.5 else (j, i, 1 - p)
-        found.append((better, worse, p, abs(place[i] - place[j])))
+        if p != 0.5:
+            found.append((better, worse, p, abs(place[i] - place[j])))
+        elif ties:
+            found.append((better, worse, 0.5, 0))
     return found
 
 

@@ -106,7 +106,7 @@ class GPT(nn.Module):
             self.reward_head = nn.Linear(config.n_embd, 1)
             nn.init.normal_(self.reward_head.weight, std=1 / math.sqrt(config.n_embd + 1))
             nn.init.zeros_(self.reward_head.bias)
-            self.register_buffer("score_gain", torch.tensor(1.0))
+            self.register_buffer("score_gain", torch.tensor(1.0))  # see set_scale
             self.register_buffer("score_bias", torch.tensor(0.0))
 
     def init_weights(self):
@@ -147,7 +147,8 @@ class GPT(nn.Module):
         return self.score_gain * self.reward_head(last).squeeze(-1) + self.score_bias
 
     def set_scale(self, gain, bias):
-        """Scores of a known scale: from now on score = gain * what the head says + bias."""
+        """From now on score = gain * what the head says + bias, a known scale: 0 is the mean of the
+        demonstrations, and differences are log-odds (calibrate in train_rm.py)."""
         self.score_gain.fill_(gain)
         self.score_bias.fill_(bias)
 
@@ -204,8 +205,8 @@ def response_hidden(model, tokens, prompt_lengths, R):
 
 
 def draw(logprobs, temperature):
-    """One token a row from log-probabilities (B, V). Returns (B,). By the inverse of the distribution
-    function at one uniform number a row: much faster on a CPU than torch.multinomial."""
+    """One token a row from log-probabilities (B, V). Returns (B,). Laid end to end, the probabilities fill
+    the line from 0 to 1, and a uniform number falls into one of them: faster here than torch.multinomial."""
     if temperature == 0:
         return logprobs.argmax(-1)
     cdf = logprobs.exp().cumsum(-1)

@@ -156,10 +156,12 @@ def group_scores(model, enc, batch, chunk=32):
 
 
 def ranking_loss(scores, batch, targets, cfg):
-    """The loss of a batch of rankings, and how many of its pairs are ranked right (a share; None without
-    pairs). scores: (N,) of its answers; targets: (N,) what regression learns, or None."""
+    """The loss of a batch of rankings, and how many of its pairs are ranked right (a share of those that are
+    no tie; None without such). scores: (N,) of its answers; targets: (N,) what regression learns, or None."""
     better, worse, p_better, strength = batch_pairs(batch, cfg.ties)
-    right = (scores[better] > scores[worse]).float().mean().item() if better else None
+    told_apart = [p > 0.5 for p in p_better]
+    hits = (scores[better] > scores[worse])[told_apart]
+    right = hits.float().mean().item() if any(told_apart) else None
     if cfg.loss == "regression":
         targets = targets.to(scores.device)
         known = ~targets.isnan()
@@ -236,7 +238,8 @@ def add_text_gradient(model, corpus, lm_coef):
 
 def calibrate(model, enc, demonstrations, dev, cfg):
     """Scores of a known scale: demonstrations at 0 on average (InstructGPT), differences log-odds. With
-    Bradley-Terry they are that already; regression's are made so by the slope that dev rankings ask for."""
+    Bradley-Terry they are that already; regression's are made so by the slope that dev rankings ask for. Gain
+    and bias are kept in the model (GPT.set_scale), so whoever loads it gets such scores."""
     gain = 1.0
     if cfg.loss == "regression" and len(dev) >= 30:
         d = differences(dev, scores_of(model, enc, dev))
@@ -256,19 +259,21 @@ def main(argv=None):
     enc, gold = stage.encoding(), None if cfg.data else TASTE[cfg.aspect]
     corpus, _ = data.tokens_of(enc, data.load_text(stage.data))
 
-    # What it learns from: new rankings, some of another aspect, earlier ones, and some that are free.
+    # What it learns from: rankings by the aspect asked for; for a safety model `others`, a share about
+    # helpfulness; where a model goes on, some that it has learned before and shall not forget; and some that
+    # need no annotator: a demonstration beats copies of it that were damaged.
     rows, others = rankings_of(stage, cfg, enc, base.config.block_size)
     earlier = earlier_rankings(stage, cfg, enc, base.config.block_size, rows)
     training = usable(rows, "train", cfg.ties)
     dev, held_out = usable(rows, "dev"), usable(rows, cfg.eval_split)
     demonstrations = demonstrations_about(training, data.load_sft(stage.data))
     learned = training + others + replayed(earlier, len(training), cfg)
-    if not is_thumb(training[0]):
+    if not is_thumb(training[0]):  # with thumbs it learns no comparisons
         learned += damaged_copies(demonstrations, round(cfg.damaged * len(training)), cfg.seed)
 
     torch.manual_seed(cfg.seed)
     model = with_heads(base, reward_head=True)
-    before = evaluate(model, enc, held_out, gold) if earlier else None
+    before = evaluate(model, enc, held_out, gold) if earlier else None  # of the model that it goes on from
     model.set_scale(1.0, 0.0)  # raw scores while it learns
     stage.describe(model, path)
     targets_of = elo_targets(learned) if cfg.loss == "regression" else None

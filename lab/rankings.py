@@ -125,7 +125,8 @@ def usable(rows, split, ties="drop"):
 
 def earlier_rankings(stage, cfg, enc, block_size, new):
     """What a reward model at --start has learned from, and the one that it began with, and so on; without
-    the rows that are among the new ones. Returns rows of all splits, [] for a --start that is none."""
+    the rows that are among the new ones. Returns rows of all splits, [] for a --start that is none. Raises
+    UserError where thumbs would be replayed among comparisons, or the other way round."""
     earlier, name = [], cfg.start
     record = record_of(stage.folder, name)
     while record and record["stage"] == "rm":
@@ -134,6 +135,8 @@ def earlier_rankings(stage, cfg, enc, block_size, new):
         earlier += rows + others
         name = record["knobs"]["start"]
         record = record_of(stage.folder, name)
+    if cfg.replay:
+        check_thumbs(earlier + new, [*cfg.rankings, f"what {cfg.start} has learned"], cfg.loss)
     return once_each(earlier, new)
 
 

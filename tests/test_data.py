@@ -276,10 +276,11 @@ def test_wins_become_tiers():
 
 
 def test_what_holds_something_to_learn():
-    tie, thumb = {"tiers": [[0, 1]]}, {"tiers": [[0]], "label": False}
+    tie, thumb = {"tiers": [[0, 1]]}, {"responses": ["a"], "tiers": [[0]], "label": False}
     assert data.is_thumb(thumb) and not data.is_thumb(tie)
     assert data.has_pairs(thumb) and data.has_pairs({"tiers": [[0], [1]]})
     assert not data.has_pairs(tie) and data.has_pairs(tie, ties=True)
+    assert data.comparisons(thumb, ties=True) == [] and data.batch_pairs([thumb]) == ([], [], [], [])
 
 
 # ------------------------------------------------------------------------------------------------

@@ -178,10 +178,12 @@ def test_soft_labels_reach_the_loss():
         "tiers": [[1], [0], [2]],
         "pairs": [[0, 1, 0.2], [0, 2, 0.6], [1, 2, 0.5]],
     }
-    assert comparisons(row) == [(1, 0, 0.8, 1), (0, 2, 0.6, 1), (1, 2, 0.5, 2)]
+    assert comparisons(row) == [(1, 0, 0.8, 1), (0, 2, 0.6, 1)], "0.5 is a tie"
+    assert comparisons(row, ties=True)[2] == (1, 2, 0.5, 0), "and has no strength"
     certain = {"responses": ["x", "y"], "tiers": [[0], [1]]}
-    better, worse, p, _ = batch_pairs([certain, row])
+    better, worse, p, strength = batch_pairs([certain, row], ties="half")
     assert (better, worse, p) == ([0, 3, 2, 3], [1, 2, 4, 4], [1.0, 0.8, 0.6, 0.5])
+    assert strength == [1, 1, 1, 0]
 
 
 # ------------------------------------------------------------------------------------------------

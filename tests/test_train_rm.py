@@ -125,7 +125,25 @@ def test_margins_and_ties_reach_the_loss(name, a_tier):
         p = 1.0 if apart else 0.5
         total -= p * torch.sigmoid(d).log() + (1 - p) * torch.sigmoid(-d).log()
     assert loss.item() == pytest.approx(total.item() / 10, abs=1e-6)
-    assert right == pytest.approx(8 / 10), "0 and 4 are both below 2"
+    assert right == pytest.approx(7 / 9), "0 and 4 are both below 2; between themselves they tie"
+
+
+def test_an_ais_even_label_is_a_tie():
+    """With --ties drop it is left out, of the loss and of the accuracy; with half it costs what a tie costs,
+    whatever the distance of its answers in the ranking."""
+    row = {"prompt": "A", "responses": list("bc"), "tiers": [[0], [1]], "pairs": [[1, 0, 0.5]]}
+    sure = {"prompt": "A", "responses": list("bc"), "tiers": [[0], [1]], "pairs": [[0, 1, 0.8]]}
+    scores = torch.tensor([0.0, 2.0, 1.0, 0.0])
+    dropped, right = ranking_loss(scores, [row, sure], None, Config(margin="large"))
+    expected = bradley_terry_loss(scores[2:3], scores[3:], torch.ones(1), torch.tensor([0.8]))
+    assert dropped.item() == pytest.approx(expected.item(), abs=1e-6) and right == 1.0
+    tie = bradley_terry_loss(scores[1:2], scores[:1], None, torch.tensor([0.5])).item()
+    half, right = ranking_loss(scores, [row, sure], None, Config(margin="large", ties="half"))
+    assert half.item() == pytest.approx((tie + expected.item()) / 2, abs=1e-6) and right == 1.0
+    _, right = ranking_loss(scores[:2], [row], None, Config(ties="half"))
+    assert right is None, "there is nothing to be right about"
+    with pytest.raises(UserError, match="no ranking to train on"):
+        usable([{**row, "split": "train"}], "train")
 
 
 def test_a_batch_of_regression_skips_what_nobody_compared():
@@ -420,6 +438,20 @@ def test_earlier_rankings_are_those_of_all_models_before(tmp_path, monkeypatch):
     assert prompts_of(replayed(rows, 4, Config(replay=0.25))) in (["b"], ["a0"], ["a1"])
     assert sorted(prompts_of(replayed(rows, 10, Config(replay=1.0)))) == ["a0", "a1", "b"]
     assert replayed(rows, 10, Config(replay=0.0)) == replayed([], 10, Config()) == []
+
+
+@pytest.mark.parametrize("new, old", [("thumbs", "pairs"), ("pairs", "thumbs")])
+def test_thumbs_and_comparisons_are_not_replayed_together(tmp_path, monkeypatch, new, old):
+    """Regression could not tell their targets apart. Without a replay each kind is learned by itself."""
+    rows = {"pairs": [ranked("1")], "thumbs": [{**ranked("2"), "tiers": [[0]], "label": True}]}
+    record = {"stage": "rm", "knobs": {"rankings": [old], "start": "pretrain", "limit": 0}}
+    monkeypatch.setattr("lab.rankings.record_of", lambda folder, name: {"rm": record}.get(name))
+    stage = stage_with(tmp_path, **rows)
+    cfg = Config(rankings=(new,), start="rm", loss="regression")
+    with pytest.raises(UserError, match=f"{new}, what rm has learned: thumbs and comparisons do not mix"):
+        earlier_rankings(stage, cfg, None, None, rows[new])
+    cfg.replay = 0.0
+    assert earlier_rankings(stage, cfg, None, None, rows[new]) == rows[old]
 
 
 def test_demonstrations_for_the_prompts_that_were_ranked():
