@@ -143,11 +143,12 @@ def picture(path, rows, panels, caption=""):
     columns = len(panels) if len(panels) <= 3 else 2
     lines = math.ceil(len(panels) / columns)
     size = (9.6, 2.7 * lines + 0.5)  # letters stay legible at 800 pixels
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
-    for axis, panel in zip(axes.flat, panels, strict=False):
-        draw_panel(axis, rows, *panel)
+    figure = plt.figure(figsize=size, layout="constrained")
+    grid = figure.add_gridspec(lines, columns)
+    for i, panel in enumerate(panels):
+        line, column = divmod(i, columns)
+        last = i + 1 == len(panels)  # it takes what is left of its line
+        draw_panel(figure.add_subplot(grid[line, column:] if last else grid[line, column]), rows, *panel)
     figure.suptitle(textwrap.fill(caption, 130), fontsize=9, x=0.01, ha="left")
     figure.savefig(path, dpi=110, facecolor="white")
     plt.close(figure)

@@ -64,6 +64,7 @@ PROBLEMS = [
         {"train_pretrain": """
             loss_is_the_mean_of_minus_log_p
             the_loss_falls_as_the_target_becomes_likelier
+            large_logits_stay_finite
          """},
         """
         Minus the logarithm of the probability that the model gives to the token that really comes next, in

@@ -939,6 +939,7 @@ def picture(path, panels, columns, title, caption):
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from PIL import Image  # matplotlib brings it along
 
     lines, width = math.ceil(len(panels) / columns), 93 // columns
     size = (8, 2.5 * lines + 1)
@@ -954,6 +955,9 @@ def picture(path, panels, columns, title, caption):
     figure.supxlabel(textwrap.fill(caption, 116), fontsize=8.5, x=0.01, ha="left")
     figure.savefig(path, dpi=110, facecolor="white")
     plt.close(figure)
+    with Image.open(path) as drawn:  # a few colours are enough, and make a quarter of the file
+        few = drawn.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
 
 
 def symptom(mutant, out, run_folder, jobs):

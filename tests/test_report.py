@@ -136,12 +136,23 @@ def test_what_was_not_measured_is_not_drawn(axis):
     assert list(line.get_xdata()) == [1, 3, 5] and axis.get_legend() is None
 
 
-@pytest.mark.parametrize("n", [1, 3, 4, 6])
-def test_a_picture_has_all_panels(tmp_path, n):
+@pytest.mark.parametrize("n", [1, 3, 4, 5, 6])
+def test_a_picture_has_all_panels_and_no_empty_place(tmp_path, monkeypatch, n):
+    import matplotlib.pyplot as plt
+
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
     panels = [("Title", {"score": "score"}, "SD"), ("Title", {"g": "gold"}, "points", "round", {"log": True}),
               ("Right", {"score": "score"}, "SD", "step", {"right": ({"gold": "gold"}, "points")})] * 2
     picture(tmp_path / "shown.png", ROWS, panels[:n], "What to look for. " * 12)
     assert (tmp_path / "shown.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.undo()
+    places = [axis.get_subplotspec() for axis in drawn[0].axes]
+    taken = {(line, column) for place in places for line in place.rowspan for column in place.colspan}
+    assert taken == {(line, column) for line in range(places[0].get_gridspec().nrows)
+                     for column in range(places[0].get_gridspec().ncols)}
+    assert len({(place.num1, place.num2) for place in places}) == n
+    plt.close(drawn[0])
 
 
 # ------------------------------------------------------------------------------------------------
