@@ -28,7 +28,7 @@ from lab.cli import JudgeKnobs, knob, parse, run_main
 from lab.judges import judge_rules, load_judge
 from lab.report import wrapped
 from lab.report_rankings import remarks, shown, summary
-from lab.run import STAGES, Stage, knobs_of, record_of, run_folder, write_atomic
+from lab.run import STAGES, Stage, knobs_of, other_knobs, record_of, run_folder, write_atomic
 from lab.talk import answer
 from model import load_model
 from world.judge import read_preamble
@@ -238,7 +238,7 @@ def reopen(cfg):
     """A finished collection goes on where --questions asks for more than it was made with."""
     folder = run_folder(cfg)
     record = None if cfg.overwrite else record_of(folder, cfg.name)
-    if not record or not record["finished"] or record["knobs"] != knobs_of(cfg):
+    if not record or not record["finished"] or other_knobs(record["knobs"], knobs_of(cfg)):
         return
     if cfg.questions > record["state"]["wanted"]:
         write_atomic(folder / f"{cfg.name}.json", json.dumps({**record, "finished": False}))

@@ -25,7 +25,7 @@ from lab.best_of_n import best_of_n_log_ratio, log_probability
 from lab.cli import Common, knob, parse, run_main
 from lab.optim import clip_gradients, muon, set_lr
 from lab.report_rounds import report
-from lab.run import Stage, finished, knobs_of, record_of, run_folder, train_if_missing
+from lab.run import Stage, finished, knobs_of, other_knobs, record_of, run_folder, train_if_missing
 from lab.scorers import check_reward, count_from_sft, load_scorer, reward_models
 from lab.talk import answer
 from model import load_model
@@ -274,7 +274,7 @@ def is_there(one):
     if one.overwrite or not finished(one, one.name):
         return False
     now, then = knobs_of(one), record_of(run_folder(one), one.name)["knobs"]
-    if news := [f"{key} {then[key]} -> {now[key]}" for key in now if then.get(key, now[key]) != now[key]]:
+    if news := [f"{key} {then[key]} -> {now[key]}" for key in other_knobs(then, now)]:
         raise data.UserError(f"{one.name} was trained with other knobs ({', '.join(news)}): a --name of its "
                              "own keeps both pipelines")
     return True

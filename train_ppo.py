@@ -339,8 +339,8 @@ def main(argv=None):
     check_reward(cfg)
     cfg.name = cfg.name or {"rm_ai": "rlaif", "ai": "direct"}.get(cfg.reward, "ppo")
     stage = Stage(cfg, "ppo")
-    reference, _ = load_model(stage.parent(cfg.start), stage.device)
     sft, _ = load_model(stage.parent("sft"), stage.device)
+    reference, _ = load_model(stage.parent(cfg.start), stage.device)
     enc, names = stage.encoding(), leave_out_names(cfg.leave_out)
     rows = [row for row in data.load_prompts(stage.data) if not left_out(row["prompt"], names)]
     prompts = [row["prompt"] for row in data.of_split(rows, "train", stage.data)]

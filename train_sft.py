@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 
 from data import (
+    UserError,
     encode_prompt,
     encode_response,
     epoch_order,
@@ -117,6 +118,13 @@ def rows_of(stage, enc, cfg, block_size):
     return rows
 
 
+def check_demonstrations(stage, cfg):
+    """Raises UserError where there are none: to be told at once, for pretraining takes minutes."""
+    if not cfg.reviews and not load_sft(stage.data):
+        raise UserError(f"{cfg.data} has no demonstrations, and text alone is for train_pretrain.py: add "
+                        f"sft.jsonl or preferences.jsonl, then delete {stage.folder} or name another --run")
+
+
 def say_what_is_cut(enc, rows, block_size):
     """Tell how many demonstrations the context is too short for."""
     lengths = [len(encode_prompt(enc, d["prompt"])) + len(encode_response(enc, d["response"])) for d in rows]
@@ -146,6 +154,7 @@ def main(argv=None):
     if cfg.reviews and not cfg.name:
         cfg.name = "judge"
     stage = Stage(cfg, "sft")
+    check_demonstrations(stage, cfg)
     path, enc = stage.parent(cfg.start), stage.encoding()
     model, _ = load_model(path, stage.device, cfg.dropout)
     if cfg.block_size:

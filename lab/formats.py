@@ -365,13 +365,15 @@ def hashes(files):
 
 
 def check_unchanged(source, folder):
-    """Raises UserError where a data folder was made from another source, or from files that have changed."""
+    """Raises UserError where a data folder was made from other files, or these have changed. Where they lie
+    does not matter: a project may be moved with its runs."""
     run = Path(folder).parent
     record = json.loads((Path(folder) / "source.json").read_text(encoding="utf-8"))
     advice = f"train with another --run NAME, or delete {run}"
-    if str(Path(source).resolve()) != record["source"]:
-        raise UserError(f"{run} was made from {record['source']}, and --data is {source}: {advice}")
     then, now = record["files"], hashes(files_of(source))
+    if then != now and str(Path(source).resolve()) != record["source"]:
+        raise UserError(f"{run} was made from {record['source']}, and the files of --data {source} are "
+                        f"others: {advice}")
     for name in sorted(then.keys() | now.keys()):
         if then.get(name) != now.get(name):
             what = "has changed" if name in now else "is gone"

@@ -86,6 +86,12 @@ def knobs_of(cfg):
     return knobs
 
 
+def other_knobs(then, now):
+    """Names of the knobs whose values differ. Not of data, a path: the files themselves are compared,
+    wherever they lie (lab/formats.py)."""
+    return [name for name in now if name != "data" and then.get(name, now[name]) != now[name]]
+
+
 class Stage:
     """One stage in its run folder. In the order of use:
 
@@ -160,7 +166,8 @@ class Stage:
             check_unchanged(self.cfg.data, self.data)
         elif source.exists():
             theirs = json.loads(source.read_text(encoding="utf-8"))["source"]
-            raise UserError(f"{self.folder} is a run on your own data: add --data {theirs}")
+            raise UserError(f"{self.folder} is a run on your own data: add --data {theirs} (or where these "
+                            "files lie now)")
         elif self.cfg.data:
             if filled and any(self.folder.glob("*.pt")):
                 raise UserError(f"{self.folder} is a run in the tiny world; give your own data a folder of "
@@ -189,8 +196,8 @@ class Stage:
         """Raises UserError where this stage was begun with other knobs than those of this call."""
         defaults = {f.name: plain(f.default) for f in fields(self.cfg)}
         then = defaults | old["knobs"]  # a knob that is newer than the record had its default
-        news = ", ".join(f"{name} {short(then[name])} -> {short(value)}"
-                         for name, value in self.knobs.items() if then[name] != value)
+        news = ", ".join(f"{name} {short(then[name])} -> {short(self.knobs[name])}"
+                         for name in other_knobs(then, self.knobs))
         if not news:
             return
         advice = "keep both with --name NAME, or make it again with --overwrite"

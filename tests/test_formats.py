@@ -521,9 +521,19 @@ def test_files_that_changed_since_are_told(mine):
 def test_another_source_is_told(mine, tmp_path):
     folder, other = converted(mine), tmp_path / "other"
     other.mkdir()
-    write(other, "pretrain.txt", TEXT)
-    with pytest.raises(UserError, match=f"was made from {mine}, and --data is {other}"):
+    write(other, "pretrain.txt", TEXT + "one more")
+    with pytest.raises(UserError, match=f"was made from {mine}, and the files of --data {other} are others"):
         check_unchanged(other, folder)
+
+
+def test_the_same_files_in_another_place_are_the_same(mine, tmp_path):
+    """A project that was moved, or a copy: what counts is what is in the files."""
+    folder = converted(mine)
+    moved = mine.rename(tmp_path / "moved")
+    check_unchanged(moved, folder)
+    write(moved, "pretrain.txt", TEXT + "one more")
+    with pytest.raises(UserError, match="are others"):
+        check_unchanged(moved, folder)
 
 
 def test_too_little_text_to_learn_to_write_from():

@@ -375,6 +375,17 @@ def test_a_run_does_not_change_from_the_tiny_world_to_own_data_or_back(here):
         new_stage("--run", "tiny-letters")
 
 
+def test_a_run_goes_on_where_its_data_have_moved(here):
+    """What the files hold is compared (lab/formats.py), not the path that a record has of them."""
+    saved(new_stage("--data", "letters"), finished=False)
+    assert new_stage("--data", "moved/letters").start == 1
+    saved(new_stage("--data", "letters", "--name", "other"))
+    with pytest.raises(SystemExit):
+        new_stage("--data", "moved/letters", "--name", "other")
+    with pytest.raises(UserError, match=r"other knobs \(lr 0.5 -> 0.1\)"):
+        new_stage("--data", "moved/letters", "--name", "other", "--lr", "0.1")
+
+
 # ------------------------------------------------------------------------------------------------
 # Parents
 # ------------------------------------------------------------------------------------------------

@@ -5,7 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data import sft_batch
+import preferences
+import rejection_sampling
+import train_ppo
+import train_rm
+import train_sft
+from data import UserError, sft_batch
 from lab.measure import held_out_loss, sft_batches
 from lab.school import by_length, examine, with_context
 from train_sft import batch_loss, order_of, sft_loss
@@ -158,3 +163,17 @@ def test_an_examination_counts_verdicts_that_are_the_reviewers():
     judge = SimpleNamespace(next_token=lambda texts, words: [
         {w: float(says[text[0]] == w) for w in words} for text in texts])
     assert examine(judge, "comparisons", "Best=", reviews) == ["comparisons", 3, pytest.approx(2 / 3)]
+
+
+@pytest.mark.parametrize("script, flags, words", [
+    (train_sft, "", "mine has no demonstrations.*sft.jsonl or preferences.jsonl"),
+    (train_ppo, "--start pretrain", "no demonstrations"), (rejection_sampling, "", "no demonstrations"),
+    (preferences, "--labeler human", "no training prompt"), (train_rm, "", "no preferences file"),
+    (train_rm, "--rankings rankings_human --name mine", "no stage makes one")])
+def test_text_alone_is_told_before_minutes_of_pretraining(tmp_path, monkeypatch, script, flags, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/pretrain.txt").write_text("A dog is a furry mammal. " * 60)
+    monkeypatch.setattr("train_pretrain.main", lambda argv: pytest.fail("pretraining has begun"))
+    with pytest.raises(UserError, match=words):
+        script.main(["--data", "mine", "--device", "cpu", *flags.split()])
