@@ -254,8 +254,6 @@ def main(argv=None):
     settle(cfg)
     stage = Stage(cfg, "rm")
     check_names(stage, cfg.rankings)
-    for name in cfg.rankings:
-        stage.parent(name)  # what it lacks shall be told before minutes of pretraining
     path = stage.parent(cfg.start)
     base, _ = load_model(path, stage.device, cfg.dropout)
     enc, gold = stage.encoding(), None if cfg.data else TASTE[cfg.aspect]

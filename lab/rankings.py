@@ -35,9 +35,15 @@ def rankings_of(stage, cfg, enc=None, block_size=None, names=None, limit=None):
 
 
 def check_names(stage, names):
-    """Whether there is a user's file of preferences. Raises UserError where it is named and not there: the
-    first thing to know, for what comes before the rankings takes long."""
+    """Whether there is a user's file of preferences. Raises UserError where it is named and not there, or a
+    collection that nobody simulated could make: the first thing to know, for what comes before the rankings
+    takes long."""
     a_file = (stage.data / "preferences.jsonl").exists()
+    own_data = (stage.data / "source.json").exists()
+    for name in names:
+        if own_data and name != "preferences" and not (stage.folder / f"{name}.jsonl").exists():
+            raise UserError(f"there is no {name}: on your own data collect rankings first, with "
+                            "preferences.py --labeler human (or ai)")
     if "preferences" in names and not a_file:
         raise UserError("a reward model needs rankings, and there is no preferences file: collect some with "
                         "preferences.py --labeler human (or ai), and name them with --rankings")

@@ -169,7 +169,7 @@ def test_an_examination_counts_verdicts_that_are_the_reviewers():
     (train_sft, "", "mine has no demonstrations.*sft.jsonl or preferences.jsonl"),
     (train_ppo, "--start pretrain", "no demonstrations"), (rejection_sampling, "", "no demonstrations"),
     (preferences, "--labeler human", "no training prompt"), (train_rm, "", "no preferences file"),
-    (train_rm, "--rankings rankings_human --name mine", "no stage makes one")])
+    (train_rm, "--rankings rankings_human --name mine", "there is no rankings_human: .*--labeler human")])
 def test_text_alone_is_told_before_minutes_of_pretraining(tmp_path, monkeypatch, script, flags, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
