@@ -28,19 +28,74 @@ import lab.run  # noqa: E402
 from lab.cli import run_main  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
+# ------------------------------------------------------------------------------------------------
+# Two processes: one runs the tests, one trains what they look at, and then runs the slow files below
+# ------------------------------------------------------------------------------------------------
+
+SLOW = ("test_oracle.py", "test_rejection_sampling.py", "test_report.py", "test_run.py", "test_train_ppo.py",
+        "test_train_rm.py", "test_world.py")  # none of them may use multiprocessing
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name in SLOW)  # stable: the rest stays in order
+
 
 @pytest.fixture(scope="session", autouse=True)
-def runs_of_the_pipeline(request, tmp_path_factory):
-    """What tests/test_pipeline.py looks at takes a minute to train: that begins at once, in a process beside
-    the other tests."""
-    wanted = [(item.module, name) for item in request.session.items
+def in_a_process_beside(request, tmp_path_factory):
+    """What tests/test_pipeline.py looks at takes a minute to train: that begins at once. Where all of the
+    suite is run, the files of SLOW come behind it."""
+    items = request.session.items
+    wanted = [(item.module, name) for item in items
               for name in getattr(item.module, "JOBS", ()) if name in item.fixturenames]
     if not wanted:
         yield
         return
+    slow = [item.nodeid for item in items if item.path.name in SLOW]
     with get_context("spawn").Pool(1) as pool:  # who stops before the end does not wait for the rest of it
         wanted[0][0].begin(pool, {name for _, name in wanted}, tmp_path_factory.mktemp("finished"))
+        request.config.beside = dict.fromkeys(slow, pool.apply_async(run_tests, [slow]))
         yield
+
+
+def run_tests(tests):
+    """For the process beside: {test: its reports}, in a form that can be sent."""
+    os.chdir(ROOT)
+    watch = Watch()
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main(["-p", "no:cacheprovider", *tests], plugins=[watch])
+    return watch.reports
+
+
+class Watch:
+    """A plugin of pytest that keeps the reports of the tests."""
+
+    def __init__(self):
+        self.reports = {}
+
+    def pytest_configure(self, config):
+        self.config = config
+
+    def pytest_runtest_logreport(self, report):
+        sent = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
+        self.reports.setdefault(report.nodeid, []).append(sent)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    """A test that the other process has run: its reports are shown as if it had been run here."""
+    beside = getattr(item.config, "beside", {}).get(item.nodeid)
+    if beside is None:
+        return None
+    for sent in beside.get(timeout=300)[item.nodeid]:
+        report = item.config.hook.pytest_report_from_serializable(config=item.config, data=sent)
+        item.ihook.pytest_runtest_logreport(report=report)
+    return True
+
+
+# ------------------------------------------------------------------------------------------------
+# What the tests share
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -136,22 +191,25 @@ def completion(top, text=" 1"):
 
 
 def run_lines(folder, lines, pictures=False):
-    """For a process of its own: the main() of scripts in that folder, a command line each; drawing takes
+    """For the process beside: the main() of scripts in that folder, a command line each; drawing takes
     longest and is left out unless pictures are wanted. Returns [(exit code or message, what it printed)]."""
-    os.chdir(folder)
-    results = []
-    if not pictures:
-        lab.run.picture = lambda path, *rest: path.write_text("no picture")
-    for line in lines:
-        sys.argv = line.split()
-        data.say_once.cache_clear()
-        out = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            try:
-                script = sys.argv[0].removesuffix(".py")
-                run_main(importlib.import_module(ROOMS.get(script, script)).main)
-                code = 0
-            except SystemExit as end:
-                code = end.code
-        results.append((code, out.buffer.getvalue().decode()))
-    return results
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("COLUMNS", "100")
+        if not pictures:
+            patch.setattr(lab.run, "picture", lambda path, *rest: path.write_text("no picture"))
+        return [run_line(patch, line.split()) for line in lines]
+
+
+def run_line(patch, words):
+    patch.setattr(sys, "argv", words)
+    data.say_once.cache_clear()
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            script = words[0].removesuffix(".py")
+            run_main(importlib.import_module(ROOMS.get(script, script)).main)
+            code = 0
+        except SystemExit as end:
+            code = end.code
+    return code, out.buffer.getvalue().decode()

@@ -250,7 +250,6 @@ AI = f"{ASK} --labeler ai --questions 20"
 def train_tiny(folder):
     """A finished runs/tiny of fewer prompts and less text; the whole text in whole.txt, and in ppo.out (and
     so on) what each stage printed."""
-    os.environ["COLUMNS"] = "100"
     for stage, line in SMALL.items():
         [(code, out)] = run_lines(folder, [f"{line} --config tiny"], pictures=True)
         assert code == 0, f"{stage}: {code} {out[-2000:]}"
