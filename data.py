@@ -176,10 +176,8 @@ def lay_out(enc, prompts, responses, block_size):
 def pad_rows(rows, pad):
     """Lists of ids of different lengths -> (tokens (B, T) padded on the right, lengths (B,)), both long."""
     lengths = torch.tensor([len(row) for row in rows])
-    tokens = torch.full((len(rows), int(lengths.max())), pad)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row)
-    return tokens, lengths
+    T = int(lengths.max())
+    return torch.tensor([row + [pad] * (T - len(row)) for row in rows], dtype=torch.long), lengths
 
 
 def sft_batch(rows, pad):

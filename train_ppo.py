@@ -244,16 +244,14 @@ class Batch:
 
 
 @torch.no_grad()
-def rollout(agent, reference, scorer, enc, prompts, cfg, kl_coef):
-    """Answers of the policy as it is now to B prompts, and all that the updates of an iteration learn from: a
-    Batch. A prompt that leaves no room for cfg.max_new_tokens in the context loses its beginning."""
+def rollout(agent, reference, scorer, enc, prompts, ids, cfg, kl_coef):
+    """Answers of the policy as it is now to B prompts (their token ids: ids), and all that the updates of an
+    iteration learn from: a Batch."""
     policy, eos, pad = agent.policy, enc.eot_token, data.special_id(enc, "pad")
-    room = policy.config.block_size - cfg.max_new_tokens
 
     # 1. sample an answer to each prompt; "old": these log-probabilities stay while the policy moves
     device = policy.wte.weight.device
-    rows = [data.encode_prompt(enc, p)[-room:] for p in prompts]
-    padded, prompt_lengths = (x.to(device) for x in data.pad_rows(rows, pad))  # (B, P), (B,)
+    padded, prompt_lengths = (x.to(device) for x in data.pad_rows(ids, pad))  # (B, P), (B,)
     responses, mask, old_logprobs = generate(  # (B, R) each
         policy, padded, prompt_lengths, cfg.max_new_tokens, cfg.temperature, eos, pad)
     tokens, lengths = join(padded, prompt_lengths, responses, mask, pad)  # (B, P + R), (B,)
@@ -347,7 +345,7 @@ def main(argv=None):
     corpus, held_out_text = data.tokens_of(enc, data.load_text(stage.data))
     scorer = load_scorer(stage, cfg.reward, enc, cfg)
     stage.check_contexts(["pretrain", "sft", cfg.start, *reward_models(cfg.reward)])
-    stage.check_room(cfg.max_new_tokens, reference, prompts, enc)
+    prompt_ids = stage.check_room(cfg.max_new_tokens, reference, prompts, enc)
     count_from_sft(scorer, stage, sft, enc, prompts, cfg)
     stage.state.setdefault("kl_coef", cfg.kl_coef)
 
@@ -360,8 +358,9 @@ def main(argv=None):
     for step in stage.steps(cfg.steps):
         lr = set_lr(optimizer, step, cfg.steps, cfg.warmup)
         kl_coef = stage.state["kl_coef"]  # beta: moves only with --kl_target
-        asked = [prompts[i] for i in torch.randint(len(prompts), (cfg.batch_size,)).tolist()]
-        batch = rollout(agent, reference, scorer, enc, asked, cfg, kl_coef)  # 1 to 4
+        chosen = torch.randint(len(prompts), (cfg.batch_size,)).tolist()
+        asked, ids = [prompts[i] for i in chosen], [prompt_ids[i] for i in chosen]
+        batch = rollout(agent, reference, scorer, enc, asked, ids, cfg, kl_coef)  # 1 to 4
         k1, k3 = kl_estimates(batch.old_logprobs, batch.ref_logprobs, batch.mask)
         # for the log: KL, gold score, entropy and so on; stops the run where the step cannot be right
         seen = look_at_step(agent.policy, reference, batch, asked, cfg, step, kl_coef, k1, k3)

@@ -326,8 +326,10 @@ def main(argv=None):
     prompts = [row["prompt"] for row in rows if not left_out(row["prompt"], left)]
     set_random_state(stage.checkpoint["random"])
 
-    asked = [args.prompt, *(prompts[i] for i in torch.randint(len(prompts), (cfg.batch_size - 1,)).tolist())]
-    batch = ppo.rollout(agent, reference, scorer, enc, asked, cfg, beta)
+    others = torch.randint(len(prompts), (cfg.batch_size - 1,)).tolist()
+    asked = [args.prompt, *(prompts[i] for i in others)]
+    ids = [data.encode_prompt(enc, prompt)[-room:] for prompt in asked]
+    batch = ppo.rollout(agent, reference, scorer, enc, asked, ids, cfg, beta)
     updates = ppo.update(agent, optimizer, batch, cfg, corpus)
     new = logprobs_now(agent.policy, batch, cfg.temperature)
 

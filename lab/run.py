@@ -266,17 +266,19 @@ class Stage:
         return path
 
     def check_room(self, max_new_tokens, model, prompts=(), enc=None):
-        """Raises UserError where answers of max_new_tokens leave no room for a prompt; says how many of
-        these prompts lose their beginning."""
+        """The prompts as token ids; one that is too long for an answer of max_new_tokens behind it loses its
+        beginning, and how many do is said. Raises UserError where answers leave no room for any prompt."""
         context = model.config.block_size
         room = context - max_new_tokens
         if room < 1:
             raise UserError(f"--max_new_tokens {max_new_tokens} leaves no room for a prompt: the context is "
                             f"{context} tokens")
-        cut = sum(len(encode_prompt(enc, prompt)) > room for prompt in prompts)
+        ids = [encode_prompt(enc, prompt) for prompt in prompts]
+        cut = sum(len(row) > room for row in ids)
         if cut:
             print(wrapped(f"{cut} of {len(prompts)} prompts are longer than the {room} tokens that an answer "
                           "leaves them: cut from the left"))
+        return [row[-room:] for row in ids]
 
     def check_contexts(self, names):
         """Raises UserError where models that read each other's answers see different lengths of text."""

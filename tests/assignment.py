@@ -222,7 +222,6 @@ PROBLEMS = [
             scores_are_in_deviations_of_sft_answers_or_of_the_batch
             an_answer_that_was_cut_off_has_the_penalty_as_its_score
             a_step_has_one_temperature
-            a_prompt_that_is_too_long_loses_its_beginning
             every_pass_takes_all_answers_in_a_new_order
             the_parts_of_a_minibatch_divide_by_its_tokens
             every_minibatch_begins_without_gradients

@@ -561,8 +561,8 @@ MUTANTS = [
            "explains 0.2 of the returns in the end, where 0.7 is usual.",
            ("ppo", "score", "explained_variance")),
     Mutant("ppo-44", "train_ppo.py", "The adaptive beta moves, and nobody asks for it.",
-           "asked, cfg, kl_coef)  # 1 to 4",
-           "asked, cfg, cfg.kl_coef)  # 1 to 4",
+           "ids, cfg, kl_coef)  # 1 to 4",
+           "ids, cfg, cfg.kl_coef)  # 1 to 4",
            PPO + "beta_moves_by_the_kl_of_each_iteration",
            "None by default, where beta stays. With --kl_target 0.5 --kl_horizon 500 PPO stops in its "
            "third iteration: the rewards do not add up to score - beta KL, off by -0.004."),

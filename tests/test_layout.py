@@ -139,15 +139,16 @@ def called_from(file, node, known):
 
 def step_path():
     """{(file, function): its lines} of what an iteration runs through, by the names that are called, from the
-    loop on. What prints and logs is no part of the algorithm, and an AI that rates is a world of its own."""
+    loop on, as the default has it. What prints and logs is no part of the algorithm."""
     known, loop = definitions(), ppo_loop()
-    aside = {"log", "say", "steps", "show_answers", "look_at_step", "rate", "set_lr"}
+    logs = {"log", "say", "steps", "show_answers", "look_at_step", "set_lr"}
+    off_by_default = {"adapt_kl_coef", "add_ptx_gradient", "llama2_reward", "rate"}
     seen = {("train_ppo", "the loop"): loop.end_lineno - loop.lineno + 1}
     todo = [("train_ppo", "forward"), ("model", "forward")]  # agent(...), model(...): calls of a module
     todo += called_from("train_ppo", loop, known)
     while todo:
         file, name = todo.pop()
-        if (file, name) in seen or name in aside:
+        if (file, name) in seen or name in logs | off_by_default:
             continue
         nodes = known[file][name]
         seen[file, name] = sum(node.end_lineno - node.lineno + 1 for node in nodes)
@@ -162,7 +163,7 @@ def test_a_ppo_step_is_read_with_two_files_open():
         lines[file] = lines.get(file, 0) + n
     two = lines["train_ppo"] + lines["model"]
     assert len(lines) <= 4, lines
-    assert two >= 0.78 * sum(lines.values()), lines
+    assert two >= 0.9 * sum(lines.values()), lines
     assert sum(len((ROOT / f"{name}.py").read_text().splitlines()) for name in ("train_ppo", "model")) <= 650
 
 

@@ -21,8 +21,7 @@ NEXT = [[NUMBER.get((*b, w), OVER) for w in range(WORDS)] + [OVER, OVER] for b i
 NEXT = torch.tensor([*NEXT, [OVER] * (WORDS + 2)])  # row and token -> row
 WHOLE = [b for b in BEGINNINGS if len(b) == T - 1]
 ANSWERS = [(*b, EOS) for b in BEGINNINGS] + [(*b, w) for b in WHOLE for w in range(WORDS)]
-SPECIAL = {"<|pad|>": PAD, "<|assistant|>": PROMPT}
-ENC = SimpleNamespace(n_vocab=WORDS + 4, eot_token=EOS, encode_single_token=SPECIAL.get, decode=str)
+ENC = SimpleNamespace(n_vocab=WORDS + 4, eot_token=EOS, encode_single_token={"<|pad|>": PAD}.get, decode=str)
 CONFIG = SimpleNamespace(
     max_new_tokens=T, temperature=0.8, score_scale="sft", eos_penalty=0, gamma=1.0, lam=0.95,
     whiten_advantages=True, ppo_epochs=2, minibatch_size=256, micro_batch_size=256, clip=0.2, value_clip=0,
@@ -86,8 +85,7 @@ def ppo_finds(seed, iterations=200, B=512):
     optimizer = torch.optim.Adam(tables, lr=0.1, eps=1e-5)
     for step in range(iterations):
         optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / iterations)
-        no_messages = [[]] * B  # prompts of one token
-        batch = rollout(agent, reference, scorer, ENC, no_messages, CONFIG, BETA)
+        batch = rollout(agent, reference, scorer, ENC, [""] * B, [[PROMPT]] * B, CONFIG, BETA)
         update(agent, optimizer, batch, CONFIG)
     with torch.no_grad():
         found, start = answer_logprobs(policy.table), answer_logprobs(reference.table)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lab.run
-from data import UserError
+from data import UserError, encode_prompt
 from lab.cli import Common, knob, parse
 from lab.commands import STAGES, command_of, recipe_of
 from lab.optim import muon, set_lr
@@ -558,8 +558,11 @@ def test_an_answer_must_leave_room_for_a_prompt(here, enc, make_gpt, capsys):
     stage, model = new_stage(), make_gpt(vocab_size=enc.n_vocab)
     with pytest.raises(UserError, match="--max_new_tokens 24 leaves no room for a prompt"):
         stage.check_room(24, model)
-    stage.check_room(12, model, ["a", "What is a dog? " * 9], enc)
+    prompts = ["a", "What is a dog? " * 9]
+    short, long = stage.check_room(12, model, prompts, enc)
     assert "1 of 2 prompts are longer than the 12 tokens" in capsys.readouterr().out
+    assert short == encode_prompt(enc, "a"), "whole"
+    assert long == encode_prompt(enc, prompts[1])[-12:], "without its beginning"
 
 
 def test_models_that_read_each_others_answers_see_equally_much(here):
