@@ -254,12 +254,12 @@ def rollout(agent, reference, scorer, enc, prompts, ids, cfg, kl_coef):
     padded, prompt_lengths = (x.to(device) for x in data.pad_rows(ids, pad))  # (B, P), (B,)
     responses, mask, old_logprobs = generate(  # (B, R) each
         policy, padded, prompt_lengths, cfg.max_new_tokens, cfg.temperature, eos, pad)
-    tokens, lengths = join(padded, prompt_lengths, responses, mask, pad)  # (B, P + R), (B,)
+    tokens, _ = join(padded, prompt_lengths, responses, mask, pad)  # (B, P + R)
     answers = zip(responses.tolist(), mask.tolist(), strict=True)
     texts = [data.decode_response(enc, r, m) for r, m in answers]
 
-    # 2. score the answers; one that was cut off has no score of its own
-    raw = scorer.raw(tokens, lengths, prompts, texts)  # (B,)
+    # 2. score the answers as texts that end; one that was cut off did not, and is paid for that
+    raw = scorer.raw(enc, prompts, texts).to(device)  # (B,)
     statistics = (scorer.mean, scorer.std) if cfg.score_scale == "sft" else ()
     scores, ended = whiten_scores(raw, *statistics), (responses == eos).any(1)
     if cfg.eos_penalty:

@@ -262,13 +262,12 @@ def logprobs_now(policy, batch, temperature):
 
 
 @torch.no_grad()
-def parts_of_score(scorer, batch):
-    """{what gave a score: scores (B,)}: reward models by their names, or the AI that rates."""
+def parts_of_score(scorer, enc, prompt, batch):
+    """{what gave the first answer its score: (1,)}: reward models by their names, or the AI that rates."""
     if scorer.judge:
-        return {"rating by the AI, from -1 to 1:": batch.raw}
-    lengths = batch.prompt_lengths + batch.mask.sum(1).long()
-    names = reward_models(scorer.kind)
-    return {name: m.score(batch.tokens, lengths) for name, m in zip(names, scorer.models, strict=True)}
+        return {"rating by the AI, from -1 to 1:": batch.raw[:1]}
+    parts = scorer.parts(enc, [prompt], batch.texts[:1])
+    return dict(zip(reward_models(scorer.kind), parts, strict=True))
 
 
 def free_path(path, suffix):
@@ -280,7 +279,7 @@ def free_path(path, suffix):
     return free
 
 
-def words_for(ppo, stage, batch, updates, new, columns, scorer, beta):
+def words_for(ppo, stage, batch, updates, new, columns, scorer, parts, beta):
     """How everything adds up: {column: text}, the score before them, the branch behind them."""
     cfg, mask = stage.cfg, batch.mask.bool()
     raw_advantages = (batch.returns - batch.old_values)[mask]
@@ -289,7 +288,7 @@ def words_for(ppo, stage, batch, updates, new, columns, scorer, beta):
     everywhere = obedient(batch.advantages[mask].tolist(), ratios[mask].tolist())
     _, numbers = ppo.ppo_policy_loss(new, batch.old_logprobs, batch.advantages, batch.mask, cfg.clip)
     return {
-        "score": score_in_words(scorer, batch, parts_of_score(scorer, batch), cfg),
+        "score": score_in_words(scorer, batch, parts, cfg),
         **in_words(columns, batch.scores[0].item(), beta, mean, std, cfg, everywhere),
         "branch": branch_in_words(columns, cfg, updates, numbers["clip_fraction"].item()),
     }
@@ -334,7 +333,8 @@ def main(argv=None):
     new = logprobs_now(agent.policy, batch, cfg.temperature)
 
     columns = columns_of(ppo.ppo_policy_loss, batch, new, cfg)
-    words = words_for(ppo, stage, batch, updates, new, columns, scorer, beta)
+    parts = parts_of_score(scorer, enc, args.prompt, batch)
+    words = words_for(ppo, stage, batch, updates, new, columns, scorer, parts, beta)
     tokens = names_of_tokens(enc, batch.responses[0, : len(columns["KL"])].tolist())
     changed = "".join(f", --{name} {value}" for name, value in given.items())
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
