@@ -59,7 +59,7 @@ class JudgeKnobs(Common):
                           "read from the environment variable JUDGE_API_KEY")
     judge_model: str = knob("", "the name of that model, where the server has several")
     judge_timeout: float = knob(60.0, "seconds that the server may take for an answer", low=0.1,
-                                learned=False)
+                                high=86400, learned=False)
     preamble: str = knob("detailed", "what it is told to look for: none, base, detailed, or a text file "
                          "with principles of your own")
 
