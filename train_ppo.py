@@ -258,15 +258,16 @@ def rollout(agent, reference, scorer, enc, prompts, ids, cfg, kl_coef):
     answers = zip(responses.tolist(), mask.tolist(), strict=True)
     texts = [data.decode_response(enc, r, m) for r, m in answers]
 
-    # 2. score the answers as texts that end; one that was cut off did not, and is paid for that
-    raw = scorer.raw(enc, prompts, texts).to(device)  # (B,)
+    # 2. score the answers, read at EOS: one that was cut off gets an EOS for this alone
+    ended, R = (responses == eos).any(1), responses.shape[1]
+    whole = nn.functional.pad(responses, (0, 1), value=eos), torch.cat([mask, ~ended[:, None]], 1)
+    raw = scorer.raw(*join(padded, prompt_lengths, *whole, pad), prompts, texts)
     statistics = (scorer.mean, scorer.std) if cfg.score_scale == "sft" else ()
-    scores, ended = whiten_scores(raw, *statistics), (responses == eos).any(1)
+    scores = whiten_scores(raw, *statistics)
     if cfg.eos_penalty:
         scores = torch.where(ended, scores, -cfg.eos_penalty)
 
     # 3. shape the reward: the score on the last token, - beta KL on every token
-    R = responses.shape[1]
     ref_logits = reference.lm_head(response_hidden(reference, tokens, prompt_lengths, R))  # (B, R, V)
     ref_logprobs = token_logprobs(ref_logits, responses, cfg.temperature)
     rewards = kl_shaped_rewards(scores, old_logprobs, ref_logprobs, mask, kl_coef)  # (B, R)

@@ -311,7 +311,7 @@ def main(argv=None):
     stage = open_checkpoint(args.checkpoint, ppo.Config, given, pick_device(args.device))
     cfg, enc, beta = stage.cfg, stage.encoding(), stage.state["kl_coef"]
     reference, _ = load_model(stage.parent(cfg.start), stage.device)
-    room = reference.config.block_size - cfg.max_new_tokens
+    room = reference.config.block_size - cfg.max_new_tokens - 1  # as Stage.check_room
     length = len(data.encode_prompt(enc, args.prompt))
     if length > room or not args.prompt.strip():
         raise data.UserError(f"--prompt: expected a text of at most {room} tokens, those of the template "

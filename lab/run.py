@@ -269,7 +269,7 @@ class Stage:
         """The prompts as token ids; one that is too long for an answer of max_new_tokens behind it loses its
         beginning, and how many do is said. Raises UserError where answers leave no room for any prompt."""
         context = model.config.block_size
-        room = context - max_new_tokens
+        room = context - max_new_tokens - 1  # an EOS behind the answer, where its score is read
         if room < 1:
             raise UserError(f"--max_new_tokens {max_new_tokens} leaves no room for a prompt: the context is "
                             f"{context} tokens")

@@ -66,7 +66,7 @@ class Scores:
     def __init__(self, score_of):
         self.score_of = score_of
 
-    def raw(self, enc, prompts, texts):
+    def raw(self, tokens, lengths, prompts, texts):
         return torch.tensor([self.score_of[text] for text in texts])
 
 

@@ -111,12 +111,20 @@ def test_answers_that_are_all_worth_the_same_do_not_divide_by_zero(make_gpt, enc
     assert scorer.std == 1.0
 
 
+def test_tokens_and_texts_get_the_same_score(make_gpt, enc):
+    scorer = Scorer("llama2", [reward_model(make_gpt, enc, seed) for seed in (3, 4)], ['"A"'])
+    rows = data.lay_out(enc, PROMPTS, RESPONSES, 64)
+    tokens, lengths = data.pad_rows([p + r for p, r in rows], data.special_id(enc, "pad"))
+    got = scorer.raw(tokens, lengths, PROMPTS, RESPONSES)
+    assert got.tolist() == pytest.approx(scorer.raw_texts(enc, PROMPTS, RESPONSES).tolist(), abs=1e-4)
+
+
 def test_the_parts_of_a_score_are_those_of_each_model(make_gpt, enc):
     scorer = Scorer("llama2", [reward_model(make_gpt, enc, seed) for seed in (3, 4)], ['"A"'])
     parts = scorer.parts(enc, PROMPTS, RESPONSES)
     for model, part in zip(scorer.models, parts, strict=True):
         assert part.tolist() == pytest.approx(score_texts(model, enc, PROMPTS, RESPONSES))
-    assert scorer.raw(enc, PROMPTS, RESPONSES).tolist() == scorer.combine(parts, PROMPTS).tolist()
+    assert scorer.raw_texts(enc, PROMPTS, RESPONSES).tolist() == scorer.combine(parts, PROMPTS).tolist()
 
 
 def test_llama2_asks_the_model_that_the_prompt_asks_for():
@@ -137,6 +145,6 @@ def test_a_judge_stands_in_for_the_reward_models(enc):
 
     judge = SimpleNamespace(rate=rate)
     scorer = Scorer("ai", [], judge=judge)
-    assert scorer.raw(enc, ["a", "b"], ["x", "xyz"]).tolist() == [2, 4]
+    assert scorer.raw(torch.zeros(2, 3), None, ["a", "b"], ["x", "xyz"]).tolist() == [2, 4]
     scorer.measure_scale(enc, ["a", "b"], ["x", "xyz"])
     assert scorer.of_texts(enc, ["a", "b"], ["x", "xyz"]) == pytest.approx([-1, 1])

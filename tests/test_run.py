@@ -559,7 +559,7 @@ def test_an_answer_must_leave_room_for_a_prompt(here, enc, make_gpt, capsys):
     with pytest.raises(UserError, match="--max_new_tokens 24 leaves no room for a prompt"):
         stage.check_room(24, model)
     prompts = ["a", "What is a dog? " * 9]
-    short, long = stage.check_room(12, model, prompts, enc)
+    short, long = stage.check_room(11, model, prompts, enc)  # 11, an EOS and 12 are 24
     assert "1 of 2 prompts are longer than the 12 tokens" in capsys.readouterr().out
     assert short == encode_prompt(enc, "a"), "whole"
     assert long == encode_prompt(enc, prompts[1])[-12:], "without its beginning"

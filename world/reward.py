@@ -58,17 +58,22 @@ class Scorer:
         self.kind, self.models, self.unsafe, self.judge = kind, models, set(unsafe), judge
         self.mean, self.std = 0.0, 1.0
 
-    def parts(self, enc, prompts, texts):
-        """What each reward model, or the AI, gives the answers: a list of tensors (B,).
+    def raw(self, tokens, lengths, prompts, texts):
+        """Scores before whitening, (B,). tokens (B, T), lengths (B,): prompts and answers, each up to an EOS,
+        for only there have reward models learned to score; texts: answers."""
+        if self.judge:
+            return torch.tensor(self.judge.rate(prompts, texts), device=tokens.device)
+        return self.combine([model.score(tokens, lengths) for model in self.models], prompts)
 
-        Always the texts, as a person reads them, with EOS behind each: a reward model has learned to read its
-        score there, and at the last token of an answer that was cut off it would say anything."""
+    def parts(self, enc, prompts, texts):
+        """The same of texts alone, which get an EOS each: what every reward model, or the AI, gives them, a
+        list of (B,)."""
         if self.judge:
             return [torch.tensor(self.judge.rate(prompts, texts))]
         return [torch.tensor(score_texts(model, enc, prompts, texts)) for model in self.models]
 
-    def raw(self, enc, prompts, texts):
-        """Scores of the answers before whitening, (B,)."""
+    def raw_texts(self, enc, prompts, texts):
+        """Scores of texts before whitening, (B,)."""
         return self.combine(self.parts(enc, prompts, texts), prompts)
 
     def combine(self, scores, prompts):
@@ -81,9 +86,9 @@ class Scorer:
 
     def measure_scale(self, enc, prompts, texts):
         """From now on the scores of these answers have mean 0 and standard deviation 1."""
-        raw = self.raw(enc, prompts, texts).tolist()
+        raw = self.raw_texts(enc, prompts, texts).tolist()
         self.mean, self.std = statistics.fmean(raw), statistics.pstdev(raw) or 1.0
 
     def of_texts(self, enc, prompts, texts):
         """Scores of texts in standard deviations of the SFT model's answers, as a list."""
-        return whiten_scores(self.raw(enc, prompts, texts), self.mean, self.std).tolist()
+        return whiten_scores(self.raw_texts(enc, prompts, texts), self.mean, self.std).tolist()
