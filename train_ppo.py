@@ -260,8 +260,8 @@ def rollout(agent, reference, scorer, enc, prompts, ids, cfg, kl_coef):
 
     # 2. score the answers, read at EOS: one that was cut off gets an EOS for this alone
     ended, R = (responses == eos).any(1), responses.shape[1]
-    whole = nn.functional.pad(responses, (0, 1), value=eos), torch.cat([mask, ~ended[:, None]], 1)
-    raw = scorer.raw(*join(padded, prompt_lengths, *whole, pad), prompts, texts)
+    full = nn.functional.pad(responses, (0, 1), value=eos), torch.cat([mask, ~ended[:, None]], 1)
+    raw = scorer.raw(*join(padded, prompt_lengths, *full, pad), prompts, texts)
     statistics = (scorer.mean, scorer.std) if cfg.score_scale == "sft" else ()
     scores = whiten_scores(raw, *statistics)
     if cfg.eos_penalty:
