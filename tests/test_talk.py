@@ -9,6 +9,7 @@ import torch
 import data
 from data import UserError, dump_encoding
 from lab import talk
+from lab.records import fingerprint
 from lab.talk import Answer, answer, answer_kl
 from model import generate, log_softmax
 
@@ -130,7 +131,7 @@ def run(tmp_path, make_gpt, enc, monkeypatch):
 
 
 def save(path, stage, model, **knobs):
-    about = {"stage": stage, "command": "", "knobs": {"data": "", **knobs}, "fingerprint": path.stem}
+    about = {"stage": stage, "command": "", "knobs": {"data": "", **knobs}, "fingerprint": fingerprint(model)}
     about |= {"step": 1, "steps": 1, "finished": True, "state": {}, "parents": {}, "random": {}}
     torch.save({**about, "model_config": asdict(model.config), "model": model.state_dict()}, path)
 
