@@ -9,8 +9,6 @@ memory, on a batch that begins with --prompt, and tells what happens to each tok
 how their columns add up, in words, and a picture beside the checkpoint. The checkpoint stays as it is.
 """
 import importlib
-import os
-import sys
 import textwrap
 from dataclasses import fields
 from functools import partial
@@ -25,6 +23,7 @@ from lab.optim import adam, set_lr
 from lab.records import fingerprint_of, load_checkpoint, pick_device, set_random_state
 from lab.report import COLORS, terminal_width, wrapped
 from lab.scorers import load_scorer, reward_models
+from lab.terminal import colors
 from model import load_model, response_hidden, token_logprobs
 from world.tiny import leave_out_names, left_out
 
@@ -209,7 +208,7 @@ class Opened:
         then = self.checkpoint["parents"].get(path.name)
         if then and fingerprint_of(path) != then:
             raise data.UserError(f"{path} has been trained again since {self.path.name} was trained with it; "
-                                 f"train that again, too: python {self.checkpoint['command']} --overwrite")
+                                 f"train that again, too: {self.checkpoint['command']} --overwrite")
         return path
 
 
@@ -250,7 +249,7 @@ def load_agent(ppo, stage, reference, scorer):
     for name, network in zip(("model", "critic"), agent.networks, strict=False):
         network.load_state_dict(checkpoint[name])
     optimizer.load_state_dict(checkpoint["optimizer"])
-    set_lr(optimizer, cfg.warmup, cfg.steps, cfg.warmup)
+    set_lr(optimizer, 0, cfg.steps, warmup=0)
     return agent, optimizer
 
 
@@ -337,7 +336,7 @@ def main(argv=None):
     words = words_for(ppo, stage, batch, updates, new, columns, scorer, parts, beta)
     tokens = names_of_tokens(enc, batch.responses[0, : len(columns["KL"])].tolist())
     changed = "".join(f", --{name} {value}" for name, value in given.items())
-    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    color = colors()
     print(wrapped(f"{stage.path} after step {stage.checkpoint['step']}, and one more step in "
                   f"memory{changed}: {len(asked)} answers, {len(updates)} optimizer steps at the peak "
                   f"learning rate {cfg.lr:g}. The checkpoint stays as it is."))
