@@ -137,10 +137,9 @@ def fits(thing):
 
 def fits_its_parameters(optimizer):
     for group in optimizer.param_groups:
-        numbers = {"peak_lr": 0.0} | optimizer.defaults
-        if not all(type(group.get(key)) is type(value) for key, value in numbers.items()):
+        if not all(type(group.get(key)) is float for key in ("lr", "peak_lr")):
             return False
-        if not is_plain([group[key] for key in numbers]):
+        if not is_plain([group["lr"], group["peak_lr"]]):
             return False
     for p, moments in optimizer.state.items():
         if moments.keys() != MOMENTS[type(optimizer)]:

@@ -4,13 +4,14 @@ import functools
 import hashlib
 import json
 import os
-import zipfile
+import warnings
 from pathlib import Path
 
 import torch
 
 from data import UserError
-from lab.checks import stored_whole, wrong_model, wrong_record
+from lab.checks import fits, stored_whole, wrong_model, wrong_record
+from model import GPT, GPTConfig
 
 # What a later call or another stage has to know about a stage.
 RECORD = {"stage", "command", "knobs", "parents", "step", "steps", "finished", "state", "fingerprint"}
@@ -104,25 +105,65 @@ def load_checkpoint(path, device="cpu"):
         hint = f"; {path.parent} has {others}" if others else ""
         raise UserError(f"{path}: no such checkpoint{hint}")
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what torch reads, ours is told below
+        with path.open("rb") as file:
             checkpoint, size = read_archive(path, file, device), path.stat().st_size
     except OSError as error:
         raise UserError(f"{path} may not be read ({error.strerror})") from None
-    ours = isinstance(checkpoint, dict) and {"stage", "model_config", "model", "knobs", "step"} <= checkpoint.keys()
-    if not ours:
+    ours = {"stage", "model_config", "model", "knobs", "step"}
+    if not isinstance(checkpoint, dict) or not ours <= checkpoint.keys():
         raise UserError(f"{path}: not a checkpoint of this project "
                         "(expected a .pt file that one of its scripts wrote)")
-    if not checkpoint.keys() >= RECORD or "reward_gain" in checkpoint["model"]:
+    shape, weights = checkpoint["model_config"], checkpoint["model"]
+    if not checkpoint.keys() >= RECORD or isinstance(weights, dict) and "reward_gain" in weights:
         raise UserError(f"{path} was trained by an earlier version of these scripts; train it again with "
                         "--overwrite, or in another folder with --run NAME")
-    wrong = wrong_record(checkpoint) or wrong_model(
-        checkpoint["model_config"], checkpoint["model"], size)
-    if not wrong and fingerprint_of_weights(checkpoint["model"]) != checkpoint["fingerprint"]:
+    wrong = wrong_record(checkpoint) or wrong_model(shape, weights, size)
+    if not wrong and checkpoint["step"] > checkpoint["steps"]:
+        wrong = "it has more steps than its training"
+    if not wrong and fingerprint_of_weights(weights) != checkpoint["fingerprint"]:
         wrong = "its weights have changed since they were written"
     if wrong:
         raise damaged(path, wrong)
     return with_new_names(checkpoint)
+
+
+def read_archive(path, file, device):
+    """What torch.save wrote into an open file; None where something else has written it. Raises UserError
+    for a damaged archive, before anything in it is unpacked."""
+    if file.read(2) != b"PK":
+        return None
+    if not stored_whole(file):
+        raise damaged(path, "its content is not what was written")
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a foreign file is told in one sentence
+            return torch.load(file, map_location=device, weights_only=True)
+    except Exception:  # what is something else may fail in any way where it is read as a checkpoint
+        return None
+
+
+def load_model(path, device="cpu", dropout=0.0):
+    """(GPT in eval mode, its checkpoint, a dict). The model's shape comes from the checkpoint alone; only
+    dropout, which is a matter of training, is the caller's. Raises UserError as load_checkpoint does."""
+    checkpoint = load_checkpoint(path, device)
+    model = GPT(GPTConfig(**{**checkpoint["model_config"], "dropout": dropout})).to(device)
+    model.load_state_dict(checkpoint["model"])
+    return model.eval(), checkpoint
+
+
+def restore(path, checkpoint, objects):
+    """Load the state of modules and optimizers, {name in the checkpoint: object}, and that of the random
+    numbers. Raises UserError where a state does not fit."""
+    try:
+        for name, thing in objects.items():
+            thing.load_state_dict(checkpoint[name])
+        set_random_state(checkpoint["random"])
+        fit = all(fits(thing) for thing in objects.values())
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError):
+        fit = False
+    if not fit:
+        raise damaged(path, "the state of its training does not fit")
 
 
 def damaged(path, what):
@@ -164,6 +205,8 @@ def record_of(folder, name):
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         ours = record.keys() >= RECORD and not wrong_record(record)
+    except OSError as error:
+        raise UserError(f"{path} may not be read ({error.strerror})") from None
     except (ValueError, AttributeError, RecursionError):
         ours = False
     if not ours:

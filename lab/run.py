@@ -23,7 +23,6 @@ from lab import lock
 from lab.commands import COLLECTOR, OTHER_FILES, STAGES, command_of, recipe_of, run_folder, shown_command
 from lab.formats import check_unchanged, convert
 from lab.records import (
-    damaged,
     fingerprint,
     fingerprint_of,
     load_checkpoint,
@@ -32,12 +31,14 @@ from lab.records import (
     product_of,
     random_state,
     record_of,
+    restore,
     rows_until,
     set_random_state,
     steady_arithmetic,
     write_atomic,
 )
 from lab.report import picture, wrapped
+from lab.terminal import visible
 from world.tiny import write_world
 
 
@@ -310,12 +311,7 @@ class Stage:
         one."""
         self.tracked = objects
         if self.checkpoint:
-            try:
-                for name, thing in objects.items():
-                    thing.load_state_dict(self.checkpoint[name])
-                set_random_state(self.checkpoint["random"])
-            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
-                raise damaged(self.path, "the state of its training does not fit") from None
+            restore(self.path, self.checkpoint, objects)
 
     def steps(self, total, save_seconds=60):
         """Yield the step numbers with a progress bar, saving soon and then about once a minute. After
@@ -399,7 +395,7 @@ class Stage:
     def finish(self, samples, panels, caption=""):
         """Write the samples, the final checkpoint and the picture, and say where they lie.
         panels: see lab.report.picture."""
-        write_atomic(self.file("samples.txt"), samples + "\n")
+        write_atomic(self.file("samples.txt"), visible(samples) + "\n")
         self.save(len(self.rows), True)  # whoever is stopped before repeats only the evaluation
         try:
             picture(self.file("png"), self.rows, panels, caption)
@@ -409,7 +405,7 @@ class Stage:
 
     def finish_collection(self, samples):
         """Write the samples and the record of a finished collection, and say where they lie."""
-        write_atomic(self.file("samples.txt"), samples + "\n")
+        write_atomic(self.file("samples.txt"), visible(samples) + "\n")
         self.write_record(finished=True)
         self.done()
 
@@ -429,7 +425,7 @@ class Stage:
         if self.collection:
             lines.append("  more of it: a larger --questions")
         else:
-            lines.append(f"  try it: python model.py {self.path}")
+            lines.append(f"  try it: {shown_command(['model.py', str(self.path)])}")
         return "\n".join([*lines, "  again from the beginning: --overwrite"])
 
 

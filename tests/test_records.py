@@ -40,7 +40,7 @@ def test_a_size_that_is_none_is_told_before_anything_is_allocated(here, name, va
 
 
 @pytest.mark.parametrize("key, value", [
-    ("stage", 5), ("stage", "a\x1b[2J"), ("command", "a\nb"), ("knobs", []), ("parents", {"../x.pt": "a"}),
+    ("stage", 5), ("stage", "a\x1b[2J"), ("command", "a\x1bb"), ("knobs", []), ("parents", {"../x.pt": "a"}),
     ("parents", {"x.pt": 1}), ("step", -3), ("step", "1"), ("steps", None), ("finished", "x"), ("state", 0)])
 def test_a_field_that_is_none_is_told(here, key, value):  # noqa: F811
     message = changed(saved(new_stage()).path, lambda c: c.update({key: value}))

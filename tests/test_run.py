@@ -218,6 +218,7 @@ def saved(stage, finished=True, step=1):
     """Save that stage as it is, with some model."""
     stage.track(model=GPT(GPTConfig(5, 8, 1, 1, 4)))
     stage.file("jsonl").write_text('{"step": 0}\n')
+    stage.total = step
     stage.save(step, finished)
     return stage
 
@@ -570,6 +571,7 @@ def test_models_that_read_each_others_answers_see_equally_much(here):
     stage.check_contexts(["pretrain", "sft"])
     other = new_stage("--overwrite", stage="sft")
     other.track(model=GPT(GPTConfig(5, 16, 1, 1, 4)))
+    other.total = 1
     other.save(1, True)
     with pytest.raises(UserError, match="pretrain 8, sft 16 tokens"):
         stage.check_contexts(["pretrain", "sft"])
