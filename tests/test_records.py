@@ -165,3 +165,51 @@ def test_another_number_of_threads_is_said(here, monkeypatch, capsys):  # noqa: 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     toy_training()
     assert "begun with 1 threads and now 7" in capsys.readouterr().out
+
+
+def test_any_damage_is_one_sentence_or_changes_nothing(here):  # noqa: F811
+    """A seeded loop: cut off, bytes turned, zeroed, doubled, or the fields of a checkpoint replaced."""
+    path, chance = saved(new_stage()).path, random.Random(1)
+    whole, weights = path.read_bytes(), load_checkpoint(path)["model"]
+    fields, odd = list(torch.load(path, weights_only=True)), [None, -1, "x", [], {}, {"a": 1}, math.nan, 2**70]
+    refused = 0
+    for n in range(300):
+        start, end = sorted(chance.choices(range(len(whole)), k=2))
+        copies = [whole[:end], whole[start:], whole[:start] + bytes(end - start) + whole[end:],
+                  whole[:start] + chance.randbytes(8) + whole[start + 8:], whole[:start] + whole]
+        path.write_bytes(copies[n % 5])
+        if n % 6 == 0:
+            path.write_bytes(whole)
+            checkpoint = torch.load(path, weights_only=True)
+            checkpoint[chance.choice(fields)] = chance.choice(odd)
+            torch.save(checkpoint, path)
+        try:
+            found = load_checkpoint(path)["model"]
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            continue
+        assert all(torch.equal(found[name], x) for name, x in weights.items())
+    assert refused > 250
+
+
+def test_a_file_that_may_not_be_read_is_said_to_be_so(here, monkeypatch):  # noqa: F811
+    path = saved(new_stage()).path
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match="may not be read .Permission denied"):
+        load_checkpoint(path)
+
+
+def test_moments_of_another_shape_are_told(here):  # noqa: F811
+    with pytest.raises(SystemExit):
+        toy_training(stop_at=3)
+    path = Path("runs/tiny/pretrain.pt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["optimizer"][0]["state"][0]["exp_avg"] = torch.ones(7)
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match="state of its training does not fit"):
+        toy_training()
