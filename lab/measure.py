@@ -356,7 +356,7 @@ def warnings_of(rows):
         found["kl"] = (f"the KL costs {price:.2f} SD and the score has risen by {rise:.2f}: more than beta can "
                        "pay for; try a smaller --lr")
     if mean("ends") == 0:
-        found["ends"] = "no answer ends; try a larger --max_new_tokens, or an SFT model that ends its answers"
+        found["ends"] = "no answer ends; try a larger --max_new_tokens"
     if len(rows) >= 20 and mean("explained_variance") < 0.05:
         found["critic"] = "the critic foresees nothing of the returns; try another --critic_lr"
     return found
