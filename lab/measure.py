@@ -353,8 +353,8 @@ def warnings_of(rows):
     if mean("entropy") < 0.05 * rows[0]["entropy"]:
         found["entropy"] = "the entropy has collapsed: one answer is left to each prompt; try a smaller --lr"
     if price > rise + 0.5:
-        found["kl"] = (f"the KL costs {price:.2f} SD and the score has risen by {rise:.2f}: more than beta can "
-                       "pay for; try a smaller --lr")
+        found["kl"] = (f"the KL costs {price:.2f} SD and the score has risen by {rise:.2f}: more than beta "
+                       "can pay for; try a smaller --lr")
     if mean("ends") == 0:
         found["ends"] = "no answer ends; try a larger --max_new_tokens"
     if len(rows) >= 20 and mean("explained_variance") < 0.05:

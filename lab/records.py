@@ -191,7 +191,7 @@ def read_record(path, where, written, size):
     """The same; a file that was written anew is read anew. (A command asks many times about its parents and
     theirs, and a checkpoint is large.)"""
     checkpoint = load_checkpoint(path)
-    return {key: checkpoint[key] for key in (*RECORD, "model_config")}
+    return {key: checkpoint[key] for key in (*RECORD, "model_config", "tokenizer") if key in checkpoint}
 
 
 def record_of(folder, name):

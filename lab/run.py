@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import UserError, encode_prompt, load_encoding
+from data import UserError, encode_prompt
 from lab import lock
 from lab.commands import COLLECTOR, OTHER_FILES, STAGES, command_of, recipe_of, run_folder, shown_command
 from lab.formats import check_unchanged, convert
@@ -30,6 +30,7 @@ from lab.records import (
     pick_device,
     product_of,
     random_state,
+    record_in,
     record_of,
     restore,
     rows_until,
@@ -39,6 +40,7 @@ from lab.records import (
 )
 from lab.report import picture, wrapped
 from lab.terminal import visible
+from lab.tokens import FILE, encoding_of, tokenizer_print
 from world.tiny import write_world
 
 
@@ -119,6 +121,7 @@ class Stage:
         self.collection = stage == "preferences"
         self.knobs = knobs_of(cfg)
         self.parents, self.tracked, self.state, self.rows = {}, {}, {}, []
+        self.words = None  # content of a new tokenizer.json, which the first checkpoint writes
         self.checked = set()  # files whose own parents are those that they were made from
         self.start, self.total, self.clock, self.checkpoint = 0, 0, time.time(), None
         self.check_name()
@@ -152,8 +155,9 @@ class Stage:
         return self.folder / f"{self.name}.{suffix}"
 
     def encoding(self):
-        """The run's tokenizer, a tiktoken.Encoding."""
-        return load_encoding(self.folder / "tokenizer.json")
+        """The run's tokenizer, a tiktoken.Encoding. Raises UserError where a parent has another."""
+        parents = [record_in(self.folder / file) for file in self.parents if file.endswith(".pt")]
+        return encoding_of(self.folder, parents)
 
     # -- Before it begins ------------------------------------------------------------------------
 
@@ -230,7 +234,9 @@ class Stage:
     def go_on(self, old):
         """Go on with a stage that stopped."""
         old = self.checkpoint = old if self.collection else load_checkpoint(self.path)
-        self.start, self.state, self.parents = old["step"], old["state"], dict(old["parents"])
+        self.start, self.parents = old["step"], dict(old["parents"])
+        if self.start or self.collection:  # at step 0 it begins as if for the first time
+            self.state = old["state"]
         if self.collection:
             where = "is not complete"
         else:
@@ -310,16 +316,17 @@ class Stage:
         """Modules and optimizers (anything with a state_dict) that a checkpoint holds; `model` is the main
         one."""
         self.tracked = objects
-        if self.checkpoint:
+        if self.start:
             restore(self.path, self.checkpoint, objects)
 
     def steps(self, total, save_seconds=60):
         """Yield the step numbers with a progress bar, saving soon and then about once a minute. After
         Ctrl-C the step under way is completed and saved, and the way to go on is told."""
+        self.total = total
         if self.start == 0:
-            self.path.unlink(missing_ok=True)  # its metrics are overwritten now
+            self.save(0, False)  # before its metrics are overwritten: never the old model with new ones
         write_atomic(self.file("jsonl"), "".join(json.dumps(row) + "\n" for row in self.rows))
-        stop, saved, self.total, pause = [], time.time(), total, min(5, save_seconds)
+        stop, saved, pause = [], time.time(), min(5, save_seconds)
         signals = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
         before = {s: signal.signal(s, lambda number, frame: stop.append(number)) for s in signals}
         self.bar = tqdm(range(self.start, total), initial=self.start, total=total, desc=self.name,
@@ -381,6 +388,10 @@ class Stage:
         content |= self.record(step, finished, fingerprint(model))
         content |= {"model_config": asdict(model.config), "random": random_state()}
         content["threads"] = torch.get_num_threads()
+        if self.words is not None:  # a new tokenizer appears together with the first model that needs it
+            write_atomic(self.folder / FILE, self.words)
+            self.words = None
+        content["tokenizer"] = tokenizer_print(self.folder)
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_atomic(self.path, buffer.getvalue())

@@ -23,7 +23,6 @@ from data import (
     UserError,
     decode_response,
     encode_prompt,
-    load_encoding,
     load_prompts,
     of_split,
     pad_rows,
@@ -32,6 +31,7 @@ from data import (
 from lab.cli import Help, Parser, did_you_mean
 from lab.measure import agreement, full_kl_and_entropy, wilson, win_rate
 from lab.records import load_checkpoint, pick_device
+from lab.tokens import encoding_of
 from model import GPT, generate, join, load_model, response_hidden
 from world.labelers import Human, Quit, RankingFile, Undo
 from world.reward import score_texts
@@ -142,10 +142,7 @@ def speaker(path, device, label):
         raise UserError(f"{path}: no such checkpoint" + others(path))
     load_checkpoint(path)  # raises UserError for what is no checkpoint
     model, checkpoint = load_model(path, device)
-    if not (path.parent / "tokenizer.json").exists():
-        raise UserError(f"{path.parent}: there is no tokenizer.json beside the checkpoint; "
-                        "keep them together")
-    return Speaker(label, path, model, load_encoding(path.parent / "tokenizer.json"), checkpoint)
+    return Speaker(label, path, model, encoding_of(path.parent, [checkpoint]), checkpoint)
 
 
 def others(path):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from model import generate, log_softmax
 from train_ppo import gae, kl_estimates, kl_shaped_rewards, ppo_policy_loss, value_loss, whiten
+from train_rm import bradley_terry_loss
 from world.reward import llama2_reward
 
 SEEDS = range(50)
@@ -99,6 +100,16 @@ def test_llama2_chooses_row_by_row(seed):
     for r, h, s, a in zip(got.tolist(), helpful.tolist(), safety.tolist(), asked.tolist(), strict=True):
         p = min(max(s if a or s < 0.15 else h, 1e-4), 1 - 1e-4)
         assert r == pytest.approx(math.log(p / (1 - p)), abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_bradley_terry_knows_only_differences(seed):
+    better, worse = torch.randn(2, 9, dtype=torch.float64)
+    margin, p = 3 * torch.rand(9), torch.rand(9)
+    shift = 5 * torch.randn(())
+    for extra in ({}, {"margin": margin}, {"p_chosen": p}):
+        loss = bradley_terry_loss(better, worse, **extra)
+        assert torch.allclose(loss, bradley_terry_loss(better + shift, worse + shift, **extra))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import data
 import lab.run
 from data import UserError, encode_prompt
 from lab.cli import Common, knob, parse
@@ -575,3 +576,70 @@ def test_models_that_read_each_others_answers_see_equally_much(here):
     other.save(1, True)
     with pytest.raises(UserError, match="pretrain 8, sft 16 tokens"):
         stage.check_contexts(["pretrain", "sft"])
+
+
+# ------------------------------------------------------------------------------------------------
+# What goes wrong
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_that_cannot_be_drawn_costs_nothing(here, monkeypatch, capsys):
+    def broken(*_):
+        raise ValueError("no such backend")
+
+    monkeypatch.setattr(lab.run, "picture", broken)
+    toy_training()
+    assert "no picture (ValueError: no such backend)" in capsys.readouterr().out
+    assert load_checkpoint("runs/tiny/pretrain.pt")["finished"]
+
+
+def test_a_training_that_diverges_ends_in_a_sentence(here):
+    stage = new_stage()
+    stage.track(model=GPT(GPTConfig(5, 8, 1, 1, 4)))
+    with pytest.raises(UserError, match="step 0: loss is nan.*diverged.*--lr"):
+        for step in stage.steps(3):
+            stage.log(step, loss=float("nan"))
+    assert not load_checkpoint(stage.path)["finished"]
+
+
+def test_who_is_killed_before_the_first_step_begins_as_if_new(here, capsys):
+    """--overwrite does not leave the old finished model beside new metrics."""
+    toy_training("--run", "straight")
+    toy_training()
+    stage = new_stage("--steps", "6", "--overwrite")
+    stage.track(model=GPT(GPTConfig(5, 8, 1, 1, 4)))
+    next(stage.steps(6))
+    assert load_checkpoint(stage.path)["step"] == 0
+    lab.run.lock.release(stage.folder, stage.name)
+    toy_training()
+    straight, again = (load_checkpoint(f"runs/{run}/pretrain.pt") for run in ("straight", "tiny"))
+    assert straight["fingerprint"] == again["fingerprint"]
+
+
+def test_a_foreign_or_damaged_tokenizer_is_told(here, enc):
+    stage = new_stage()
+    stage.words = data.dump_encoding(enc)
+    path = stage.folder / "tokenizer.json"
+    assert not path.exists()
+    saved(stage)
+    assert path.read_text() == data.dump_encoding(enc)
+    child = new_stage(stage="sft")
+    child.parent("pretrain")
+    assert child.encoding().n_vocab == enc.n_vocab
+    path.write_text(data.dump_encoding(data.make_encoding(data.train_bpe("another text " * 9, 260))))
+    with pytest.raises(UserError, match="not the one that the stage pretrain was trained with"):
+        child.encoding()
+    for content in ("", "[]", '{"tokens": 5}', '{"tokens": ["%"]}'):
+        path.write_text(content)
+        with pytest.raises(UserError, match="tokenizer.json is damaged"):
+            lab.run.encoding_of(stage.folder)
+    path.unlink()
+    with pytest.raises(UserError, match="there is no tokenizer.json"):
+        child.encoding()
+
+
+
+@pytest.mark.parametrize("run", ["../x", "/tmp/x", "x" * 300])
+def test_a_run_lies_in_runs(here, run):
+    with pytest.raises(UserError, match="choose a short name"):
+        new_stage("--run", run)

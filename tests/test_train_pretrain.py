@@ -71,6 +71,7 @@ def test_a_run_folder_has_one_tokenizer(tmp_path, enc):
     stage = SimpleNamespace(folder=tmp_path, start=0)
     text = "A dog is a furry mammal. " * 5
     first = make_tokenizer(stage, cfg, text)
+    (tmp_path / "tokenizer.json").write_text(stage.words)
     assert first.decode(first.encode_ordinary("A dog")) == "A dog"
     make_tokenizer(stage, cfg, text)
     with pytest.raises(UserError, match="one tokenizer.*--run NAME"):
