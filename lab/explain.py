@@ -20,7 +20,7 @@ import data
 from lab.cli import Help, Parser, convert, run_main
 from lab.explain_words import branch_in_words, in_words, obedient, score_in_words, what_is_learned
 from lab.optim import adam, set_lr
-from lab.records import fingerprint_of, load_checkpoint, pick_device, set_random_state
+from lab.records import fingerprint_of, load_checkpoint, pick_device, restore, set_random_state
 from lab.report import COLORS, terminal_width, wrapped
 from lab.scorers import load_scorer, reward_models
 from lab.terminal import colors
@@ -246,9 +246,8 @@ def load_agent(ppo, stage, reference, scorer):
     cfg, checkpoint = stage.cfg, stage.checkpoint
     agent = ppo.make_agent(cfg, reference, scorer)
     optimizer = adam(*zip(agent.networks, (cfg.lr, cfg.critic_lr), strict=False))
-    for name, network in zip(("model", "critic"), agent.networks, strict=False):
-        network.load_state_dict(checkpoint[name])
-    optimizer.load_state_dict(checkpoint["optimizer"])
+    networks = dict(zip(("model", "critic"), agent.networks, strict=False))
+    restore(stage.path, checkpoint, {**networks, "optimizer": optimizer})
     set_lr(optimizer, 0, cfg.steps, warmup=0)
     return agent, optimizer
 
