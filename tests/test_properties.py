@@ -112,6 +112,22 @@ def test_bradley_terry_knows_only_differences(seed):
         assert torch.allclose(loss, bradley_terry_loss(better + shift, worse + shift, **extra))
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_hidden_state_or_score_sees_padding_or_neighbours(make_gpt, seed):
+    torch.manual_seed(seed)
+    model, lengths = make_gpt(seed, reward_head=True), torch.randint(1, 9, (5,))
+    tokens = torch.randint(2, 12, (5, 8))
+    longer = torch.cat([tokens, torch.randint(2, 12, (5, 4))], 1)
+    longer[torch.arange(12) >= lengths[:, None]] = 1  # another padding
+    order = torch.randperm(5)
+    with torch.no_grad():
+        a, b = model.hidden(tokens), model.hidden(longer[order])[:, :8]
+        scores, turned = model.score(tokens, lengths), model.score(longer[order], lengths[order])
+    real = (torch.arange(8) < lengths[:, None])[order]
+    assert torch.allclose(a[order][real], b[real], atol=1e-4)
+    assert torch.allclose(scores[order], turned, atol=1e-4)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_sampler_knows_what_a_naive_loop_would(make_gpt, seed):
     """The log-probability of every token is that of a whole forward pass on what stands before it."""
