@@ -174,7 +174,8 @@ class Human(Labeler):
     def show(self, prompt, responses, aspect):
         """A question on the terminal: how far you are, the prompt, the answers with their numbers."""
         width = max(40, min(100, shutil.get_terminal_size().columns))
-        bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+        styled = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        bold, plain = ("\033[1m", "\033[0m") if styled else ("", "")
         left = ""
         if self.done > self.first:
             pace = (time.time() - self.began) / (self.done - self.first)
