@@ -23,6 +23,8 @@ from data import (
     UserError,
     decode_response,
     encode_prompt,
+    encode_response,
+    fit,
     load_prompts,
     of_split,
     pad_rows,
@@ -195,6 +197,13 @@ def wrapped(text, indent=""):
     return "\n".join(textwrap.fill(line, width, subsequent_indent=indent) for line in text.split("\n"))
 
 
+def is_cut(judge, prompt, response):
+    """Whether a reward model reads only the beginning of an answer."""
+    ids = encode_response(judge.enc, response)
+    prompt_ids = encode_prompt(judge.enc, prompt)
+    return len(fit(prompt_ids, ids, judge.model.config.block_size)[1]) < len(ids)
+
+
 def score_line(judges, tiny_world, prompt, response):
     """What reward models, and in the tiny world the gold score, say of an answer; "" where there is neither.
 
@@ -205,6 +214,8 @@ def score_line(judges, tiny_world, prompt, response):
         parts.append(f"{name}score {score_texts(judge.model, judge.enc, [prompt], [response])[0]:+.2f}")
     if parts:
         parts = [", ".join(parts) + " (log-odds; 0 is an average demonstration)"]
+    if any(is_cut(judge, prompt, response) for judge in judges):
+        parts.append("of the beginning of the answer only: all of it does not fit the context")
     if tiny_world and prompt in PROMPTS:
         best = BEST[PROMPTS[prompt].unsafe]
         parts.append(f"gold {gold_score(prompt, response):g} of at most {best}")
