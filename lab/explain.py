@@ -24,6 +24,7 @@ from lab.records import fingerprint_of, load_checkpoint, pick_device, restore, s
 from lab.report import COLORS, terminal_width, wrapped
 from lab.scorers import load_scorer, reward_models
 from lab.terminal import colors
+from lab.tokens import encoding_of
 from model import load_model, response_hidden, token_logprobs
 from world.tiny import leave_out_names, left_out
 
@@ -198,7 +199,7 @@ class Opened:
         self.folder, self.data, self.state = path.parent, path.parent / "data", checkpoint["state"]
 
     def encoding(self):
-        return data.load_encoding(self.folder / "tokenizer.json")
+        return encoding_of(self.folder, [self.checkpoint])
 
     def parent(self, name):
         """Path of a parent's checkpoint. Raises UserError where it is gone, or another one than then."""
