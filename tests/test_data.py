@@ -13,7 +13,8 @@ from data import UserError
 HARD_TEXTS = [
     "", " ", "\n\n\n", "a", "Hello, world!  Two spaces\tand a tab.\r\n", "naïve café Ünïcödé",
     "日本語のテキスト",
-    "👩‍👩‍👧‍👦 🏳️‍🌈 emoji", "snake_case __x__ 3.14e-7", "  leading and trailing  ", "عربى עברית हिन्दी",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 emoji", "snake_case __x__ 3.14e-7",
+    "  leading and trailing  ", "عربى עברית हिन्दी",
     "x" * 300,
     "\u2028line\u2029paragraph\u00a0space\ufeff", "<|endoftext|> <|pad|><|user|> <|assistant|>", "a\x00b\x7f",
 ]

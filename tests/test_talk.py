@@ -108,6 +108,18 @@ def test_the_kl_counts_no_padding(policy, make_gpt, enc):
             (at[1] + at[2]).item(), rel=1e-4)
 
 
+def test_the_kl_of_many_answers_is_that_of_each(policy, make_gpt, enc):
+    """More answers than are worked out at a time, of different lengths."""
+    other = make_gpt(seed=1, std=0.2, vocab_size=enc.n_vocab, block_size=64)
+    tokens, lengths = torch.randint(5, 50, (150, 9)), torch.randint(2, 5, (150,))
+    mask = (torch.arange(4) < torch.randint(1, 5, (150, 1))).float()
+    many = answer_kl(policy, other, tokens, lengths, mask, 1.0)
+    assert many.shape == (150,)
+    for i in (0, 63, 64, 149):
+        one = answer_kl(policy, other, tokens[i : i + 1], lengths[i : i + 1], mask[i : i + 1], 1.0)
+        assert many[i].item() == pytest.approx(one.item(), rel=1e-3)
+
+
 # ------------------------------------------------------------------------------------------------
 # The command
 # ------------------------------------------------------------------------------------------------

@@ -797,6 +797,20 @@ def test_the_formulas_get_the_knobs(loop):
     assert got["ppo_policy_loss"][4] == 0.1 and got["value_loss"][4] == 0.4
 
 
+def test_every_prompt_goes_with_its_tokens(loop, enc, monkeypatch):
+    """The scorer gets the text, the policy the tokens: of the same prompt."""
+    roll, asked = train_ppo.rollout, []
+
+    def noted(*args):
+        asked.extend(zip(args[4], args[5], strict=True))
+        return roll(*args)
+
+    monkeypatch.setattr(train_ppo, "rollout", noted)
+    loop("--steps 2")
+    assert len({prompt for prompt, _ in asked}) > 2
+    assert all(ids == data.encode_prompt(enc, prompt) for prompt, ids in asked)
+
+
 def test_an_iteration_is_sample_score_shape_advantages_update(loop, monkeypatch):
     """In this order, and once each but for the updates: two minibatches, two passes."""
     order = []
