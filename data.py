@@ -37,10 +37,11 @@ def train_bpe(text, vocab_size):
     text: str; vocab_size: tokens wanted, 256 bytes included, special tokens not (at least 256).
     Returns {token bytes: id}, ids in the order of the merges; fewer than vocab_size where nothing repeats.
     Example: "aab aab aac" first merges "a"+"a", then "aa"+"b".
-    Counts are updated only in the words that a merge touches. (Sennrich et al. 2016; bytes as in GPT-2.)
+    Counts are updated only in the words that a merge touches. It reads each as a whole, so only the first
+    100 characters of a word are learned from. (Sennrich et al. 2016; bytes as in GPT-2.)
     """
     tokens = [bytes([b]) for b in range(256)]
-    counts = Counter(re.findall(PATTERN, text))
+    counts = Counter(word[:100] for word in re.findall(PATTERN, text))
     words = [[list(word.encode("utf-8")), n] for word, n in counts.items()]
     pair_count, pair_words = Counter(), defaultdict(set)
     for w, (ids, n) in enumerate(words):
@@ -95,8 +96,24 @@ def dump_encoding(enc):
 
 def load_encoding(path):
     """A tokenizer.json -> tiktoken.Encoding."""
-    tokens = json.loads(path.read_text(encoding="utf-8"))["tokens"]
-    return make_encoding({base64.b64decode(token): i for i, token in enumerate(tokens)})
+    return parse_encoding(path.read_text(encoding="utf-8"))
+
+
+def parse_encoding(words):
+    """The content of a tokenizer.json -> tiktoken.Encoding. Raises ValueError where it is damaged."""
+    tokens = [base64.b64decode(token, validate=True) for token in json.loads(words)["tokens"]]
+    if {bytes([i]) for i in range(256)} != set(tokens[:256]) or len(set(tokens)) < len(tokens):
+        raise ValueError("not the 256 bytes and different tokens behind them")
+    return make_encoding({token: i for i, token in enumerate(tokens)})
+
+
+def encode(enc, text):
+    """Token ids of a text, in which nothing is special. Where 10,000 blanks stand in a row it is encoded
+    in pieces: tiktoken's stack overflows on a million of them."""
+    long = re.search(r"(?<!\s)\s{10000}", text)
+    size = 10000 if long else max(1, len(text))
+    pieces = [text[i : i + size] for i in range(0, len(text), size)]
+    return [token for piece in pieces for token in enc.encode_ordinary(piece)]
 
 
 def special_id(enc, name):
@@ -134,12 +151,12 @@ def encode_prompt(enc, prompt, template=True):
     With template=False the plain text, for a language model that has not seen the template yet.
     """
     if not template:
-        return enc.encode_ordinary("\n\n" + prompt_text(prompt))
+        return encode(enc, "\n\n" + prompt_text(prompt))
     ids = []
     for m in messages(prompt):
         ids.append(special_id(enc, m["role"]))
         if m["role"] == "user":
-            ids += enc.encode_ordinary(m["content"])
+            ids += encode(enc, m["content"])
         else:
             ids += encode_response(enc, m["content"])
     return ids + [special_id(enc, "assistant")]
@@ -148,7 +165,7 @@ def encode_prompt(enc, prompt, template=True):
 def encode_response(enc, response):
     """Token ids of an answer, EOS included: ending is an action that the model has to learn. The space in
     front makes its first word the token that the word is inside a text, as pretraining knows it."""
-    return enc.encode_ordinary(" " + response) + [enc.eot_token]
+    return encode(enc, " " + response) + [enc.eot_token]
 
 
 def decode_response(enc, ids, mask=None):
@@ -204,7 +221,7 @@ def text_batch(tokens, batch_size, block_size, generator=None):
 
 def tokens_of(enc, texts):
     """(training text, held-out text) -> two 1-D arrays of token ids. Raises UserError for too little text."""
-    parts = [np.array(enc.encode_ordinary(text), dtype=np.uint32) for text in texts]
+    parts = [np.array(encode(enc, text), dtype=np.uint32) for text in texts]
     if min(map(len, parts)) < 3:
         raise UserError("the pretraining text is too short to train on and to hold some of it out")
     return parts
@@ -309,26 +326,54 @@ def load_text(folder):
     return tuple((Path(folder) / name).read_text(encoding="utf-8") for name in names)
 
 
-def load_rows(path):
+def load_rows(path, right=None):
     """The rows of a .jsonl file, [] where there is none; half a last line, of a process that died while it
-    wrote, is no row."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1] if line.strip()]
+    wrote, is no row. right: a function that says whether a row is as it must be. Raises UserError with the
+    line of one that is damaged."""
+    try:
+        text = path.read_text(encoding="utf-8-sig") if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: damaged at byte {error.start}, which is no UTF-8 text") from None
+    rows = []
+    for n, line in enumerate(text.split("\n")[:-1], 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict) or right and not right(row):
+                raise UserError(f"{path}, line {n}: the row is damaged ({line[:60]!r}); mend or delete the "
+                                "line if you wrote it, or else make the file anew")
+            rows.append(row)
+    return rows
+
+
+def is_prompt(prompt):
+    """Whether it is text or a list of messages."""
+    return isinstance(prompt, str) or isinstance(prompt, list) and prompt != [] and all(
+        isinstance(m, dict) and m.get("role") in ("user", "assistant") and isinstance(m.get("content"), str)
+        for m in prompt)
+
+
+def is_example(row):
+    """Whether a row has a prompt and a split; "response" and "unsafe", where they are, of their type."""
+    return (is_prompt(row.get("prompt")) and isinstance(row.get("split"), str)
+            and isinstance(row.get("response", ""), str) and isinstance(row.get("unsafe", False), bool))
 
 
 def load_sft(folder):
     """Demonstrations: rows {"prompt", "response", "split"}."""
-    return load_rows(Path(folder) / "sft.jsonl")
+    return load_rows(Path(folder) / "sft.jsonl", lambda row: "response" in row and is_example(row))
 
 
 def load_prompts(folder):
     """Prompts to sample answers to: rows {"prompt", "split", "unsafe"}, each prompt once."""
-    return load_rows(Path(folder) / "prompts.jsonl")
+    return load_rows(Path(folder) / "prompts.jsonl", is_example)
 
 
 def load_preferences(folder):
     """The preferences of a user's file, as rows of rankings or thumbs; [] where there is none."""
-    return load_rows(Path(folder) / "preferences.jsonl")
+    return load_rows(Path(folder) / "preferences.jsonl", is_example)
 
 
 def split_of(prompt):

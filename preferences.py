@@ -58,7 +58,8 @@ class Config(JudgeKnobs):
         0, "training questions in all, spread over the prompts; a larger number goes on with a collection. "
         "0: simulated 6 a prompt (helpful 8, safety 5, of another model than sft 1), ai 2500, human 20",
         low=0, learned=False)
-    held_out_rankings: int = knob(3, "rankings of a test prompt: the more, the steadier the figures", low=1)
+    held_out_rankings: int = knob(3, "rankings of a test prompt: the more, the steadier the figures", low=1,
+                                  high=1000)
     temperature: float = knob(1.0, "sampling temperature of the answers", low=0.01)
     max_new_tokens: int = knob(48, "longest answer", low=1)
 

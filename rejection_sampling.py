@@ -23,6 +23,7 @@ import torch
 import data
 from lab.best_of_n import best_of_n_log_ratio, log_probability
 from lab.cli import Common, knob, parse, run_main
+from lab.commands import shown_command
 from lab.optim import clip_gradients, muon, set_lr
 from lab.report_rounds import report
 from lab.run import Stage, finished, knobs_of, other_knobs, record_of, run_folder, train_if_missing
@@ -37,8 +38,8 @@ from world.tiny import PROMPTS
 
 @dataclass
 class Config(Common):
-    rounds: int = knob(4, "rounds; each is a stage of its own: NAME.1, NAME.2, ...", low=1, heading="Rounds",
-                       learned=False)
+    rounds: int = knob(4, "rounds; each is a stage of its own: NAME.1, NAME.2, ...", low=1, high=1000,
+                       heading="Rounds", learned=False)
     reward: str = knob("overall", "who chooses: overall, helpful, safety, llama2 or a reward model's name")
     refresh_reward_model: bool = knob(True, "from round 2 on it first learns about the newest answers")
     start: str = knob("sft", "weights that each round fine-tunes: the SFT model's, or the round before's",
@@ -48,18 +49,20 @@ class Config(Common):
     then_ppo: bool = knob(False, "PPO on top of the last round, with the newest reward model: NAME.ppo",
                           learned=False)
 
-    answers_per_prompt: int = knob(16, "K answers a prompt, the best is kept", low=2, heading="Sampling")
+    answers_per_prompt: int = knob(16, "K answers a prompt, the best is kept", low=2, high=10000,
+                                   heading="Sampling")
     temperature: float = knob(1.0, "the more answers, the warmer may it be", low=0.01)
     max_new_tokens: int = knob(48, "longest answer", low=1)
 
     epochs: int = knob(2, "passes over the winners", low=1, heading="Fine-tuning")
-    batch_size: int = knob(16, "winners in a step", low=1)
+    batch_size: int = knob(16, "winners in a step", low=1, high=1000000)
     lr: float = knob(1e-3, "peak learning rate", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
     clip_grad: float = knob(1.0, "largest gradient norm (0: no clipping)", low=0)
 
-    eval_answers: int = knob(4, "answers to each prompt in the final table", low=1, heading="Looking at it")
+    eval_answers: int = knob(4, "answers to each prompt in the final table", low=1, high=10000,
+                             heading="Looking at it")
     eval_split: str = knob("test", "prompts of that table: dev while tuning", choices=("dev", "test"))
 
 
@@ -287,7 +290,8 @@ def main(argv=None):
     for n in range(1, cfg.rounds + 1):
         one, newest = one_round(cfg, base, n), f"{base}.{n - 1}" if n > 1 else "sft"
         if is_there(one):
-            print(f"{one.name} is finished (python model.py {run_folder(one) / one.name}.pt talks to it)")
+            talk = shown_command(["model.py", f"{run_folder(one) / one.name}.pt"])
+            print(f"{one.name} is finished ({talk} talks to it)")
             continue
         reward = newest_reward(cfg, base, n)
         stage = Stage(one, "rejection_sampling")

@@ -254,19 +254,20 @@ def rollout(agent, reference, scorer, enc, prompts, ids, cfg, kl_coef):
     padded, prompt_lengths = (x.to(device) for x in data.pad_rows(ids, pad))  # (B, P), (B,)
     responses, mask, old_logprobs = generate(  # (B, R) each
         policy, padded, prompt_lengths, cfg.max_new_tokens, cfg.temperature, eos, pad)
-    tokens, lengths = join(padded, prompt_lengths, responses, mask, pad)  # (B, P + R), (B,)
+    tokens, _ = join(padded, prompt_lengths, responses, mask, pad)  # (B, P + R)
     answers = zip(responses.tolist(), mask.tolist(), strict=True)
     texts = [data.decode_response(enc, r, m) for r, m in answers]
 
-    # 2. score the answers; one that was cut off has no score of its own
-    raw = scorer.raw(tokens, lengths, prompts, texts)  # (B,)
+    # 2. score the answers, read at EOS: one that was cut off gets an EOS for this alone
+    ended, R = (responses == eos).any(1), responses.shape[1]
+    full = nn.functional.pad(responses, (0, 1), value=eos), torch.cat([mask, ~ended[:, None]], 1)
+    raw = scorer.raw(*join(padded, prompt_lengths, *full, pad), prompts, texts)
     statistics = (scorer.mean, scorer.std) if cfg.score_scale == "sft" else ()
-    scores, ended = whiten_scores(raw, *statistics), (responses == eos).any(1)
+    scores = whiten_scores(raw, *statistics)
     if cfg.eos_penalty:
         scores = torch.where(ended, scores, -cfg.eos_penalty)
 
     # 3. shape the reward: the score on the last token, - beta KL on every token
-    R = responses.shape[1]
     ref_logits = reference.lm_head(response_hidden(reference, tokens, prompt_lengths, R))  # (B, R, V)
     ref_logprobs = token_logprobs(ref_logits, responses, cfg.temperature)
     rewards = kl_shaped_rewards(scores, old_logprobs, ref_logprobs, mask, kl_coef)  # (B, R)

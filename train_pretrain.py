@@ -18,9 +18,9 @@ from data import (
     SPECIAL,
     UserError,
     dump_encoding,
-    load_encoding,
     load_text,
     make_encoding,
+    parse_encoding,
     text_batch,
     tokens_of,
     train_bpe,
@@ -30,8 +30,9 @@ from lab.formats import enough
 from lab.measure import held_out_loss, text_windows
 from lab.optim import clip_gradients, muon, set_lr
 from lab.report import table, wrapped
-from lab.run import Stage, load_checkpoint, write_atomic
+from lab.run import Stage, load_checkpoint
 from lab.talk import answer
+from lab.tokens import encoding_of
 from model import GPT, GPTConfig, load_model
 
 # ------------------------------------------------------------------------------------------------
@@ -43,16 +44,17 @@ from model import GPT, GPTConfig, load_model
 class Config(Common):
     init: str = knob("", "checkpoint of a language model to go on with, instead of random weights",
                      heading="The model; with --init all but dropout is that checkpoint's")
-    vocab_size: int = knob(1400, "tokens of the BPE trained on the text, 4 special ones included", low=260)
+    vocab_size: int = knob(1400, "tokens of the BPE trained on the text, 4 special ones included", low=260,
+                           high=1000000)
     block_size: int = knob(96, "longest sequence in tokens, prompt and answer together", low=8, high=65536)
-    n_layer: int = knob(3, "transformer blocks", low=1)
+    n_layer: int = knob(3, "transformer blocks", low=1, high=1000)
     n_head: int = knob(3, "attention heads", low=1)
-    n_embd: int = knob(96, "width of the residual stream", low=1)
+    n_embd: int = knob(96, "width of the residual stream", low=1, high=100000)
     dropout: float = knob(0.0, "off where there is more text than the model can learn by heart", low=0,
                           high=0.9)
 
     steps: int = knob(1800, "optimizer steps", low=1, heading="Training")
-    batch_size: int = knob(16, "windows of block_size tokens in a step", low=1)
+    batch_size: int = knob(16, "windows of block_size tokens in a step", low=1, high=1000000)
     lr: float = knob(5e-3, "peak learning rate; small models bear large ones", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
@@ -112,14 +114,15 @@ def make_tokenizer(stage, cfg, text):
     if cfg.init:
         words = Path(cfg.init).with_name("tokenizer.json").read_text(encoding="utf-8")
     elif stage.start:
+        encoding_of(stage.folder, [stage.checkpoint])  # a foreign one is told
         words = path.read_text(encoding="utf-8")
     else:
         words = dump_encoding(make_encoding(train_bpe(text, cfg.vocab_size - len(SPECIAL))))
     if cfg.name and path.exists() and path.read_text(encoding="utf-8") != words:
         raise UserError(f"a run folder has one tokenizer, and {path} is another one; name a folder of its "
                         "own with --run NAME")
-    write_atomic(path, words)
-    return load_encoding(path)
+    stage.words = words  # written together with the first checkpoint
+    return parse_encoding(words)
 
 
 def load_start(stage, cfg, enc):

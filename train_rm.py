@@ -52,7 +52,7 @@ class Config(Common):
     damaged: float = knob(
         0.3, "comparisons of a demonstration with damaged copies for each ranking: they are free", low=0)
     start: str = knob("pretrain", "pretrain, sft, or a reward model that goes on")
-    replay: float = knob(0.5, "earlier rankings for each new one, where a model goes on", low=0)
+    replay: float = knob(0.5, "earlier rankings for each new one, where a model goes on", low=0, high=1000)
 
     loss: str = knob(
         "bradley_terry", "pairs; or by regression Elo scores of a ranking (thumbs: 1 and 0)",

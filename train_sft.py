@@ -43,7 +43,7 @@ class Config(Common):
     start: str = knob("pretrain", "language model to start from: pretrain, or a variant of it in this run",
                       heading="Training")
     epochs: int = knob(2, "passes over the demonstrations; more makes a small model recite them", low=1)
-    batch_size: int = knob(16, "demonstrations in a step", low=1)
+    batch_size: int = knob(16, "demonstrations in a step", low=1, high=1000000)
     lr: float = knob(1e-3, "peak learning rate", low=0)
     warmup: int = knob(40, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
@@ -51,7 +51,7 @@ class Config(Common):
     dropout: float = knob(0.0, "dropout in training", low=0, high=0.9)
 
     reviews: int = knob(0, "learn from so many reviews of answers in place of demonstrations", low=0,
-                        heading="An AI judge")
+                        high=10000000, heading="An AI judge")
     block_size: int = knob(0, "longest sequence in tokens (0: the model's); a review of two answers has 250",
                            low=0, high=65536)
 

@@ -1,8 +1,8 @@
 """The command line: knobs with a reason each, presets, and mistakes that end in one sentence."""
 import argparse
 import difflib
-import errno
 import math
+import re
 import shutil
 import sys
 from dataclasses import dataclass, field, fields
@@ -10,10 +10,14 @@ from functools import partial
 from pathlib import Path
 
 from data import UserError
+from lab.terminal import screens, visible
 
 
 class InvariantError(Exception):
     """Something that must hold in every run does not: a bug, told in words that a learner understands."""
+
+
+LIMITS = {int: 10**9, float: 100.0}  # the highest value of a knob that names none; what is more is a slip
 
 
 def knob(default, reason, low=None, high=None, choices=None, heading=None, learned=True):
@@ -21,9 +25,11 @@ def knob(default, reason, low=None, high=None, choices=None, heading=None, learn
 
     reason: why it is there, in words; -h shows it. low, high, choices: which values are allowed.
     heading: begins a group of knobs; -h shows the groups under their headings.
+    A number without a `high` has that of LIMITS.
     learned: whether it changes what is learned. A stage that was trained with another value of such a knob
     is another stage; the other knobs (a timeout) may change from one call to the next.
     """
+    high = LIMITS.get(type(default)) if high is None else high
     about = {"reason": reason, "low": low, "high": high, "choices": choices}
     return field(default=default, metadata={**about, "heading": heading, "learned": learned})
 
@@ -36,7 +42,8 @@ class Which:
                        heading="The run")
     run: str = knob("", "its folder under runs/ (usually the preset, with the data's name and the seed)",
                     learned=False)
-    seed: int = knob(0, "one seed, one result; other seeds get a run folder of their own", low=0)
+    seed: int = knob(0, "one seed, one result; other seeds get a run folder of their own", low=0,
+                     high=2**63 - 1)
     data: str = knob("", "folder with your own pretrain, sft, preferences or prompts file")
     argv = ()  # the flags as they were given; no knob
 
@@ -59,7 +66,7 @@ class JudgeKnobs(Common):
                           "read from the environment variable JUDGE_API_KEY")
     judge_model: str = knob("", "the name of that model, where the server has several")
     judge_timeout: float = knob(60.0, "seconds that the server may take for an answer", low=0.1,
-                                learned=False)
+                                high=86400, learned=False)
     preamble: str = knob("detailed", "what it is told to look for: none, base, detailed, or a text file "
                          "with principles of your own")
 
@@ -102,7 +109,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, whose complaint is one line."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (-h lists every knob)\n")
+        self.exit(2, visible(f"{self.prog}: {message} (-h lists every knob)") + "\n")
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -110,7 +117,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog):
         columns = shutil.get_terminal_size((100, 24)).columns
-        super().__init__(prog, max_help_position=28, width=min(100, columns))
+        super().__init__(prog, max_help_position=28, width=max(40, min(100, columns)))
 
 
 def parse(config_class, presets, doc, argv=None, rules=()):
@@ -234,17 +241,27 @@ def convert(f, text):
 def run_main(main, stopped="Stopped. The same command goes on from what is saved."):
     """Call a script's main(); what a user can mend ends in one sentence. stopped: said after Ctrl-C."""
     program = Path(sys.argv[0]).name
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a character that cannot be shown stops nobody
-    try:
-        main()
-    except (UserError, InvariantError) as error:
-        sys.exit(f"{program}: {error}")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES):
-            raise
-        what = f"{error.filename or 'a file of the run'} cannot be written or read ({error.strerror})"
-        sys.exit(f"{program}: {what}; what was saved before is still there")
-    except KeyboardInterrupt:
-        print(f"\n{stopped}".rstrip(), flush=True)
-        sys.exit(130)
+    with screens():
+        try:
+            main()
+        except KeyboardInterrupt:
+            print(f"\n{stopped}".rstrip(), flush=True)
+            sys.exit(130)
+        except (UserError, InvariantError, OSError, MemoryError, RuntimeError) as error:
+            sentence = sentence_of(error)
+            if not sentence:
+                raise
+            sys.exit(visible(f"{program}: {sentence}"))
+
+
+def sentence_of(error):
+    """What a user should know of an error, or None for a bug, whose traceback helps more."""
+    if isinstance(error, (UserError, InvariantError)):
+        return str(error)
+    if isinstance(error, OSError):
+        what = error.filename or "a file of the run"
+        why = error.strerror or error
+        return f"{what} cannot be written or read ({why}); what was saved before is still there"
+    if isinstance(error, MemoryError) or re.search(r"allocate|out of memory", str(error)):
+        return "this needs more memory than there is: choose a smaller model, batch or number of answers"
+    return None

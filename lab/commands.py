@@ -32,6 +32,9 @@ def run_folder(cfg):
     behind it."""
     if cfg.config != "tiny" and not cfg.data:
         raise UserError(f"--config {cfg.config} trains on your own text: name its folder with --data FOLDER")
+    run = Path(cfg.run)
+    if run.is_absolute() or ".." in run.parts or max(map(len, run.parts), default=0) > 100:
+        raise UserError(f"--run {cfg.run[:60]}: choose a short name; the folder lies in runs/")
     parts = [cfg.config]
     if cfg.data:
         parts.append(Path(cfg.data).resolve().name)

@@ -9,8 +9,6 @@ memory, on a batch that begins with --prompt, and tells what happens to each tok
 how their columns add up, in words, and a picture beside the checkpoint. The checkpoint stays as it is.
 """
 import importlib
-import os
-import sys
 import textwrap
 from dataclasses import fields
 from functools import partial
@@ -22,9 +20,11 @@ import data
 from lab.cli import Help, Parser, convert, run_main
 from lab.explain_words import branch_in_words, in_words, obedient, score_in_words, what_is_learned
 from lab.optim import adam, set_lr
-from lab.records import fingerprint_of, load_checkpoint, pick_device, set_random_state
+from lab.records import fingerprint_of, load_checkpoint, pick_device, restore, set_random_state
 from lab.report import COLORS, terminal_width, wrapped
 from lab.scorers import load_scorer, reward_models
+from lab.terminal import colors
+from lab.tokens import encoding_of
 from model import load_model, response_hidden, token_logprobs
 from world.tiny import leave_out_names, left_out
 
@@ -199,7 +199,7 @@ class Opened:
         self.folder, self.data, self.state = path.parent, path.parent / "data", checkpoint["state"]
 
     def encoding(self):
-        return data.load_encoding(self.folder / "tokenizer.json")
+        return encoding_of(self.folder, [self.checkpoint])
 
     def parent(self, name):
         """Path of a parent's checkpoint. Raises UserError where it is gone, or another one than then."""
@@ -209,7 +209,7 @@ class Opened:
         then = self.checkpoint["parents"].get(path.name)
         if then and fingerprint_of(path) != then:
             raise data.UserError(f"{path} has been trained again since {self.path.name} was trained with it; "
-                                 f"train that again, too: python {self.checkpoint['command']} --overwrite")
+                                 f"train that again, too: {self.checkpoint['command']} --overwrite")
         return path
 
 
@@ -247,10 +247,9 @@ def load_agent(ppo, stage, reference, scorer):
     cfg, checkpoint = stage.cfg, stage.checkpoint
     agent = ppo.make_agent(cfg, reference, scorer)
     optimizer = adam(*zip(agent.networks, (cfg.lr, cfg.critic_lr), strict=False))
-    for name, network in zip(("model", "critic"), agent.networks, strict=False):
-        network.load_state_dict(checkpoint[name])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    set_lr(optimizer, cfg.warmup, cfg.steps, cfg.warmup)
+    networks = dict(zip(("model", "critic"), agent.networks, strict=False))
+    restore(stage.path, checkpoint, {**networks, "optimizer": optimizer})
+    set_lr(optimizer, 0, cfg.steps, warmup=0)
     return agent, optimizer
 
 
@@ -262,13 +261,12 @@ def logprobs_now(policy, batch, temperature):
 
 
 @torch.no_grad()
-def parts_of_score(scorer, batch):
-    """{what gave a score: scores (B,)}: reward models by their names, or the AI that rates."""
+def parts_of_score(scorer, enc, prompt, batch):
+    """{what gave the first answer its score: (1,)}: reward models by their names, or the AI that rates."""
     if scorer.judge:
-        return {"rating by the AI, from -1 to 1:": batch.raw}
-    lengths = batch.prompt_lengths + batch.mask.sum(1).long()
-    names = reward_models(scorer.kind)
-    return {name: m.score(batch.tokens, lengths) for name, m in zip(names, scorer.models, strict=True)}
+        return {"rating by the AI, from -1 to 1:": batch.raw[:1]}
+    parts = scorer.parts(enc, [prompt], batch.texts[:1])
+    return dict(zip(reward_models(scorer.kind), parts, strict=True))
 
 
 def free_path(path, suffix):
@@ -280,7 +278,7 @@ def free_path(path, suffix):
     return free
 
 
-def words_for(ppo, stage, batch, updates, new, columns, scorer, beta):
+def words_for(ppo, stage, batch, updates, new, columns, scorer, parts, beta):
     """How everything adds up: {column: text}, the score before them, the branch behind them."""
     cfg, mask = stage.cfg, batch.mask.bool()
     raw_advantages = (batch.returns - batch.old_values)[mask]
@@ -289,7 +287,7 @@ def words_for(ppo, stage, batch, updates, new, columns, scorer, beta):
     everywhere = obedient(batch.advantages[mask].tolist(), ratios[mask].tolist())
     _, numbers = ppo.ppo_policy_loss(new, batch.old_logprobs, batch.advantages, batch.mask, cfg.clip)
     return {
-        "score": score_in_words(scorer, batch, parts_of_score(scorer, batch), cfg),
+        "score": score_in_words(scorer, batch, parts, cfg),
         **in_words(columns, batch.scores[0].item(), beta, mean, std, cfg, everywhere),
         "branch": branch_in_words(columns, cfg, updates, numbers["clip_fraction"].item()),
     }
@@ -312,7 +310,7 @@ def main(argv=None):
     stage = open_checkpoint(args.checkpoint, ppo.Config, given, pick_device(args.device))
     cfg, enc, beta = stage.cfg, stage.encoding(), stage.state["kl_coef"]
     reference, _ = load_model(stage.parent(cfg.start), stage.device)
-    room = reference.config.block_size - cfg.max_new_tokens
+    room = reference.config.block_size - cfg.max_new_tokens - 1  # as Stage.check_room
     length = len(data.encode_prompt(enc, args.prompt))
     if length > room or not args.prompt.strip():
         raise data.UserError(f"--prompt: expected a text of at most {room} tokens, those of the template "
@@ -334,10 +332,11 @@ def main(argv=None):
     new = logprobs_now(agent.policy, batch, cfg.temperature)
 
     columns = columns_of(ppo.ppo_policy_loss, batch, new, cfg)
-    words = words_for(ppo, stage, batch, updates, new, columns, scorer, beta)
+    parts = parts_of_score(scorer, enc, args.prompt, batch)
+    words = words_for(ppo, stage, batch, updates, new, columns, scorer, parts, beta)
     tokens = names_of_tokens(enc, batch.responses[0, : len(columns["KL"])].tolist())
     changed = "".join(f", --{name} {value}" for name, value in given.items())
-    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    color = colors()
     print(wrapped(f"{stage.path} after step {stage.checkpoint['step']}, and one more step in "
                   f"memory{changed}: {len(asked)} answers, {len(updates)} optimizer steps at the peak "
                   f"learning rate {cfg.lr:g}. The checkpoint stays as it is."))

@@ -35,6 +35,7 @@ SIGNS = {  # the kind of a file that is given alone, by the keys of its first ro
     "pretrain": {"text"},
     "prompts": {"prompt"},
 }
+MOST = 2**29  # bytes of a file, unpacked
 EXPECTED = "pretrain.txt, sft.jsonl, preferences.jsonl or prompts.jsonl"
 
 # ------------------------------------------------------------------------------------------------
@@ -95,15 +96,18 @@ def kind_of(path):
 
 
 def read_file(path):
-    """Text of a file, .gz or not. Raises UserError where it is empty or not text."""
+    """Text of a file, .gz or not. Raises UserError where it is empty, too large or not text."""
     zipped = path.suffix == ".gz"
     try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if zipped else raw).decode("utf-8-sig")
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            raw = file.read(MOST + 1)
+        if len(raw) > MOST:
+            raise UserError(f"{path}: holds more than {MOST / 2**20:,.0f} MB of text: take a part of it")
+        text = raw.decode("utf-8-sig")
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        what = "UTF-8 text in gzip" if zipped else "UTF-8 text"
-        raise UserError(f"{path}: cannot be read as {what} ({error})") from None
-    if not text.strip():
+        problem = str(error).replace("\n", " ")[:100]
+        raise UserError(f"{path}: cannot be read as UTF-8 text{' in gzip' * zipped} ({problem})") from None
+    if not text.strip("\0 \t\r\n"):
         raise UserError(f"{path}: the file is empty")
     return text
 
@@ -136,12 +140,19 @@ def json_rows(path, text):
         if str(error).startswith("Extra data"):
             yield from json_lines(path, text)
             return
-        raise UserError(f"{path}: cannot be read as json ({error})") from None
+        raise UserError(f"{path}: cannot be read as json ({told(error)})") from None
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a list of objects, found {type(rows).__name__}")
     for i, row in enumerate(rows, 1):
         where = f"{path}, entry {i}"
         yield where, check_text(where, row)
+
+
+def told(error):
+    """What a reader of JSON says, without its advice to programmers."""
+    if isinstance(error, RecursionError):
+        return "lists or objects lie too deep inside each other"
+    return str(error).partition("; use")[0]
 
 
 def json_lines(path, text):
@@ -152,7 +163,7 @@ def json_lines(path, text):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{where}: not a JSON object ({error})") from None
+                raise UserError(f"{where}: not a JSON object ({told(error)})") from None
             yield where, check_text(where, row)
 
 

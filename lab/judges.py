@@ -20,6 +20,8 @@ def judge_rules(wanted):
          lambda cfg: judge_is_asked(cfg) and not wanted(cfg)),
         ("--judge_url: expected http://HOST:PORT/v1",
          lambda cfg: cfg.judge_url and not re.match(r"https?://[^/]+", cfg.judge_url)),
+        ("--judge_url: a name and password in it would be kept in files; a key goes into JUDGE_API_KEY",
+         lambda cfg: "@" in cfg.judge_url),
         ("--judge names a model of this run, --judge_url a server: choose one",
          lambda cfg: cfg.judge_url and cfg.judge != JudgeKnobs.judge),
         ("our own AI judge knows only the tiny world: with --data name a server's model with --judge_url",

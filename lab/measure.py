@@ -318,6 +318,9 @@ def check_step(step, drift, kl_full, k1, k3, entropy, rewards, scores, kl_coef, 
 
     drift: largest difference between the log-probabilities of the sampler and those of a training forward, in
     nats a token; kl_full, k1, k3, entropy: floats; rewards: (B, R); scores: (B,)."""
+    numbers = torch.tensor([drift, kl_full, k1, k3, entropy, rewards.sum(), scores.sum()])
+    check(numbers.isfinite().all(), f"step {step} has numbers that are infinite or none at all: the training "
+          "has diverged; try a smaller --lr or --critic_lr")
     # A low temperature enlarges the logits, and their rounding with them.
     check(drift * min(1.0, temperature) < 1e-4,
           f"the first ratio of step {step} is not 1: the sampler and the training forward disagree by "
@@ -327,8 +330,36 @@ def check_step(step, drift, kl_full, k1, k3, entropy, rewards, scores, kl_coef, 
     check(k3 > -1e-4 and entropy >= 0,
           f"k3 ({k3:.1e}) and entropy ({entropy:.1e}) cannot be negative")
     gap = (rewards.sum(1) - scores).mean().item() + kl_coef * k1
-    check(abs(gap) < 1e-3 * (1 + scores.abs().max().item()),
+    largest = rewards.abs().sum(1).max().item()  # rounding grows with it, as with a large beta
+    check(abs(gap) < 1e-4 * (1 + largest),
           f"the rewards do not add up: their sum differs from score - beta KL by {gap:.1e}")
+
+
+def warnings_of(rows):
+    """What is going wrong in a run of PPO: {short name: sentence}, empty where all is well.
+
+    rows: those of its log so far. Judged are means over the last five; before twenty there is no judgement of
+    the critic. KL is more than beta can pay for where beta KL has cost half a deviation more than the score
+    has risen by: the first policy, at no KL, was worth more."""
+    last, found = rows[-5:], {}
+    if len(last) < 5:
+        return found
+
+    def mean(name):
+        return sum(row[name] for row in last) / len(last)
+
+    rise = mean("score") - rows[0]["score"]
+    price = sum(row["kl_coef"] * row["kl"] for row in last) / len(last)
+    if mean("entropy") < 0.05 * rows[0]["entropy"]:
+        found["entropy"] = "the entropy has collapsed: one answer is left to each prompt; try a smaller --lr"
+    if price > rise + 0.5:
+        found["kl"] = (f"the KL costs {price:.2f} SD and the score has risen by {rise:.2f}: more than beta "
+                       "can pay for; try a smaller --lr")
+    if mean("ends") == 0:
+        found["ends"] = "no answer ends; try a larger --max_new_tokens"
+    if len(rows) >= 20 and mean("explained_variance") < 0.05:
+        found["critic"] = "the critic foresees nothing of the returns; try another --critic_lr"
+    return found
 
 
 @torch.no_grad()

@@ -96,8 +96,9 @@ def adam(*models_and_lrs, eps=1e-5):
 
 
 def set_lr(optimizer, step, steps, warmup):
-    """Linear warm-up over `warmup` steps, then a cosine from the peak rate down to 0. Returns the first
-    group's rate."""
+    """Linear warm-up over `warmup` steps, a quarter of all at most, then a cosine from the peak rate down to
+    0. Returns the first group's rate."""
+    warmup = min(warmup, max(1, steps // 4))  # a short training should reach its peak, too
     if step < warmup:
         scale = (step + 1) / warmup
     else:

@@ -2,9 +2,10 @@
 import json
 import random
 
-from data import UserError, has_pairs, is_thumb, lay_out, load_rows, of_split
+from data import UserError, encode_prompt, has_pairs, is_thumb, lay_out, load_rows, of_split
 from lab.report import wrapped
 from lab.run import record_of
+from world.labelers import is_ranking
 from world.tiny import leave_out_names, left_out
 
 
@@ -17,9 +18,9 @@ def rankings_of(stage, cfg, enc=None, block_size=None, names=None, limit=None):
     A held-out row about something that --leave_out names has the split "left_out"; such a training row is
     dropped. Raises UserError where there are none, or thumbs that do not fit."""
     names, a_file = names or cfg.rankings, check_names(stage, names or cfg.rankings)
-    rows = [row for name in names for row in load_rows(stage.parent(name))]
+    rows = [row for name in names for row in load_rows(stage.parent(name), is_ranking)]
     if cfg.data and a_file and "preferences" not in names:
-        of_file = load_rows(stage.parent("preferences"))  # a person's labels, to measure with
+        of_file = load_rows(stage.parent("preferences"), is_ranking)  # a person's labels, to measure with
         rows += [row for row in of_file if row["split"] != "train" and not is_thumb(row)]
     rows = without_left_out(once_each(rows), leave_out_names(cfg.leave_out))
     check_thumbs(rows, names, cfg.loss)
@@ -98,18 +99,26 @@ def of_aspect(rows, aspect):
 
 
 def drop_cut(rows, enc, block_size):
-    """Rows without those whose answers the context cuts to the same tokens: they hold nothing to learn."""
+    """Rows without those whose answers the context cuts to the same tokens: they hold nothing to learn. Says
+    how many these are, and how many prompts and answers are cut."""
     if block_size is None:
         return rows
-    kept = []
+    kept, prompts, ends = [], 0, 0
     for row in rows:
         K = len(row["responses"])
         answers = lay_out(enc, [row["prompt"]] * K, row["responses"], block_size)
+        whole = len(encode_prompt(enc, row["prompt"]))
+        prompts += any(len(prompt) < whole for prompt, _ in answers)
+        ends += sum(answer[-1] != enc.eot_token for _, answer in answers)
         if K == 1 or any(ids != answers[0] for ids in answers):
             kept.append(row)
     if len(kept) < len(rows):
         print(wrapped(f"{len(rows) - len(kept)} of {len(rows)} rankings dropped: within a context of "
                       f"{block_size} tokens their answers are the same"))
+    if prompts or ends:
+        n = sum(len(row["responses"]) for row in rows)
+        print(wrapped(f"within a context of {block_size} tokens {prompts} of {len(rows)} prompts lose their "
+                      f"beginning and {ends} of {n} answers their end"))
     return kept
 
 

@@ -4,11 +4,14 @@ import functools
 import hashlib
 import json
 import os
+import warnings
 from pathlib import Path
 
 import torch
 
 from data import UserError
+from lab.checks import fits, stored_whole, wrong_model, wrong_record
+from model import GPT, GPTConfig
 
 # What a later call or another stage has to know about a stage.
 RECORD = {"stage", "command", "knobs", "parents", "step", "steps", "finished", "state", "fingerprint"}
@@ -60,17 +63,29 @@ def write_atomic(path, content):
     leaves half a file."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        with temporary.open("wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())  # the content is on the disk before the name is
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
 
 
 def fingerprint(module):
     """A short hash of all weights: the same weights, the same hash."""
+    return fingerprint_of_weights(module.state_dict())
+
+
+def fingerprint_of_weights(weights):
+    """The same of a state_dict."""
     digest = hashlib.sha256()
-    for key, tensor in module.state_dict().items():
+    for key, tensor in weights.items():
         digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -90,17 +105,69 @@ def load_checkpoint(path, device="cpu"):
         hint = f"; {path.parent} has {others}" if others else ""
         raise UserError(f"{path}: no such checkpoint{hint}")
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-        ours = {"stage", "model_config", "model", "knobs", "step"} <= checkpoint.keys()
-    except Exception:  # what is something else may fail in any way where it is read as a checkpoint
-        ours = False
-    if not ours:
+        with path.open("rb") as file:
+            checkpoint, size = read_archive(path, file, device), path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path} may not be read ({error.strerror})") from None
+    ours = {"stage", "model_config", "model", "knobs", "step"}
+    if not isinstance(checkpoint, dict) or not ours <= checkpoint.keys():
         raise UserError(f"{path}: not a checkpoint of this project "
                         "(expected a .pt file that one of its scripts wrote)")
-    if not checkpoint.keys() >= RECORD or "reward_gain" in checkpoint["model"]:
+    shape, weights = checkpoint["model_config"], checkpoint["model"]
+    if not checkpoint.keys() >= RECORD or isinstance(weights, dict) and "reward_gain" in weights:
         raise UserError(f"{path} was trained by an earlier version of these scripts; train it again with "
                         "--overwrite, or in another folder with --run NAME")
+    wrong = wrong_record(checkpoint) or wrong_model(shape, weights, size)
+    if not wrong and checkpoint["step"] > checkpoint["steps"]:
+        wrong = "it has more steps than its training"
+    if not wrong and fingerprint_of_weights(weights) != checkpoint["fingerprint"]:
+        wrong = "its weights have changed since they were written"
+    if wrong:
+        raise damaged(path, wrong)
     return with_new_names(checkpoint)
+
+
+def read_archive(path, file, device):
+    """What torch.save wrote into an open file; None where something else has written it. Raises UserError
+    for a damaged archive, before anything in it is unpacked."""
+    if file.read(2) != b"PK":
+        return None
+    if not stored_whole(file):
+        raise damaged(path, "its content is not what was written")
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a foreign file is told in one sentence
+            return torch.load(file, map_location=device, weights_only=True)
+    except Exception:  # what is something else may fail in any way where it is read as a checkpoint
+        return None
+
+
+def load_model(path, device="cpu", dropout=0.0):
+    """(GPT in eval mode, its checkpoint, a dict). The model's shape comes from the checkpoint alone; only
+    dropout, which is a matter of training, is the caller's. Raises UserError as load_checkpoint does."""
+    checkpoint = load_checkpoint(path, device)
+    model = GPT(GPTConfig(**{**checkpoint["model_config"], "dropout": dropout})).to(device)
+    model.load_state_dict(checkpoint["model"])
+    return model.eval(), checkpoint
+
+
+def restore(path, checkpoint, objects):
+    """Load the state of modules and optimizers, {name in the checkpoint: object}, and that of the random
+    numbers. Raises UserError where a state does not fit."""
+    try:
+        for name, thing in objects.items():
+            thing.load_state_dict(checkpoint[name])
+        set_random_state(checkpoint["random"])
+        fit = all(fits(thing) for thing in objects.values())
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError):
+        fit = False
+    if not fit:
+        raise damaged(path, "the state of its training does not fit")
+
+
+def damaged(path, what):
+    return UserError(f"{path} is damaged ({what}): put a copy back, or make it again with --overwrite")
 
 
 def with_new_names(checkpoint):
@@ -124,7 +191,7 @@ def read_record(path, where, written, size):
     """The same; a file that was written anew is read anew. (A command asks many times about its parents and
     theirs, and a checkpoint is large.)"""
     checkpoint = load_checkpoint(path)
-    return {key: checkpoint[key] for key in (*RECORD, "model_config")}
+    return {key: checkpoint[key] for key in (*RECORD, "model_config", "tokenizer") if key in checkpoint}
 
 
 def record_of(folder, name):
@@ -137,12 +204,27 @@ def record_of(folder, name):
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        ours = record.keys() >= RECORD
-    except (ValueError, AttributeError):
+        ours = record.keys() >= RECORD and not wrong_record(record)
+    except OSError as error:
+        raise UserError(f"{path} may not be read ({error.strerror})") from None
+    except (ValueError, AttributeError, RecursionError):
         ours = False
     if not ours:
         raise UserError(f"{path}: not the record of a collection of rankings; --overwrite begins it anew")
     return record
+
+
+def rows_until(path, step):
+    """The metrics of the steps before that one. Raises UserError where a row is missing or another's."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:step]]
+        whole = [row["step"] for row in rows] == list(range(step))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} does not hold the rows of the {step} steps so far; put it back, or begin "
+                        "anew with --overwrite")
+    return rows
 
 
 def product_of(folder, name, collection):

@@ -1,9 +1,11 @@
 """Tables and pictures for a person, and the one comparison of models that SFT, PPO and the rounds share."""
 import json
 import math
+import os
 import shutil
 import statistics
 import textwrap
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -135,23 +137,23 @@ def picture(path, rows, panels, caption=""):
     curves: {label: key of the rows, drawn over the steps, or a list of points (x, y)};
     options: {"log": True} for a logarithmic y axis, {"right": (curves, unit)} for a second axis on the right.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook names one that only it has
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     columns = len(panels) if len(panels) <= 3 else 2
     lines = math.ceil(len(panels) / columns)
     size = (9.6, 2.7 * lines + 0.5)  # letters stay legible at 800 pixels
-    figure = plt.figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.add_gridspec(lines, columns)
     for i, panel in enumerate(panels):
         line, column = divmod(i, columns)
         last = i + 1 == len(panels)  # it takes what is left of its line
         draw_panel(figure.add_subplot(grid[line, column:] if last else grid[line, column]), rows, *panel)
     figure.suptitle(textwrap.fill(caption, 130), fontsize=9, x=0.01, ha="left")
-    figure.savefig(path, dpi=110, facecolor="white")
-    plt.close(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # letters that the font lacks are shown as boxes
+        FigureCanvasAgg(figure).print_figure(path, dpi=110, facecolor="white", format="png")
 
 
 def draw_panel(axis, rows, title, curves, unit, x="step", options=None):

@@ -1,10 +1,14 @@
 """What a run of PPO shows: three answers now and then, and the comparison with the SFT model at the end."""
 import data
+from lab.commands import shown_command
+from lab.measure import warnings_of
 from lab.report import compare, truth_about, wrapped
 from lab.run import random_state, set_random_state
 from lab.talk import answer
 from model import load_model
 from world.tiny import PROMPTS
+
+CHAPTER = "When it looks wrong"  # of docs/3-ppo.md
 
 
 def show_answers(stage, step, policy, reference, scorer, enc, prompts, cfg):
@@ -20,6 +24,16 @@ def show_answers(stage, step, policy, reference, scorer, enc, prompts, cfg):
         figures = f"  score {score:+.2f} SD, KL {a.kl:.2f} nats: "
         stage.say(wrapped(f"{figures}{data.prompt_text(prompt)[-200:]} -> {a.text[:300]}", " " * 6))
     set_random_state(state)
+    warn(stage)
+
+
+def warn(stage):
+    """Say what goes wrong, each kind once a run."""
+    said = stage.state.setdefault("warned", [])
+    for kind, sentence in warnings_of(stage.rows).items():
+        if kind not in said:
+            stage.say(wrapped(f"Warning: {sentence} (docs/3-ppo.md, {CHAPTER})", " " * 6))
+            said.append(kind)
 
 
 def report(stage, cfg, enc, policy, reference, sft, scorer, held_out_text):
@@ -57,4 +71,4 @@ def report(stage, cfg, enc, policy, reference, sft, scorer, held_out_text):
         ("Entropy of the policy may fall, not to 0", {"entropy": "entropy"}, "nats a token", "iteration")],
         "PPO. Look for: " + ("gold that falls while the score rises (reward hacking), " if gold else "")
         + "a KL that runs away, length that jumps, entropy at 0")
-    print(f"Talk to it: python model.py {stage.file('pt')}")
+    print("Talk to it:", shown_command(["model.py", str(stage.file("pt"))]))

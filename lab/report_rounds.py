@@ -1,5 +1,6 @@
 """What a round of rejection sampling shows: the rounds so far, best-of-n, what is left to earn."""
 import data
+from lab.commands import shown_command
 from lab.measure import chance_corrected
 from lab.report import compare, on_own_answers, table, wrapped
 
@@ -21,7 +22,7 @@ def report(stage, cfg, enc, rows, models, scorer, curve, before):
     print("\n" + text)
     stage.finish(text, panels(cfg, curve, history, found.gold), f"{new}. Look for: gold that falls while the "
                  "score rises (over-optimisation), rounds that no longer raise it, nothing left to earn")
-    print(f"Talk to it: python model.py {stage.file('pt')}")
+    print("Talk to it:", shown_command(["model.py", str(stage.file("pt"))]))
 
 
 def curve_in_words(curve, name):

@@ -20,6 +20,8 @@ def check_text(where, value):
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise UserError(f"{where}: holds half a character (a lone surrogate such as \\ud83d)") from None
+    except RecursionError:
+        raise UserError(f"{where}: lists or objects lie too deep inside each other") from None
     return value
 
 
@@ -46,7 +48,7 @@ def field(where, row, *names, kind=str, empty=False):
         if name in row:
             raise UserError(f'{where}: "{name}" is null, where text should be')
     other = f" (or {names[1]})" if names[1:] else ""
-    there = sorted(str(name) for name in row if name is not None)  # None: cells behind the last column
+    there = sorted(str(name)[:40] for name in row if name is not None)[:10]  # None: cells behind the last
     raise UserError(f'{where}: expected "{names[0]}"{other}, found the fields {there}')
 
 
@@ -175,7 +177,7 @@ def aspect_and_margin(where, row):
         return {"aspect": aspect}
     try:
         margin = float(margin)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         margin = -1
     if not 0 <= margin <= 3:
         raise UserError(f'{where}: "margin" must be a number from 0 (hardly better) to 3 (significantly '

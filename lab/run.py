@@ -7,6 +7,7 @@ writes S.jsonl (the rankings), S.json (the record: what it was made with) and S.
 import importlib
 import io
 import json
+import math
 import re
 import signal
 import sys
@@ -17,7 +18,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import UserError, encode_prompt, load_encoding
+from data import UserError, encode_prompt
+from lab import lock
 from lab.commands import COLLECTOR, OTHER_FILES, STAGES, command_of, recipe_of, run_folder, shown_command
 from lab.formats import check_unchanged, convert
 from lab.records import (
@@ -28,12 +30,17 @@ from lab.records import (
     pick_device,
     product_of,
     random_state,
+    record_in,
     record_of,
+    restore,
+    rows_until,
     set_random_state,
     steady_arithmetic,
     write_atomic,
 )
 from lab.report import picture, wrapped
+from lab.terminal import visible
+from lab.tokens import FILE, encoding_of, tokenizer_print
 from world.tiny import write_world
 
 
@@ -114,6 +121,7 @@ class Stage:
         self.collection = stage == "preferences"
         self.knobs = knobs_of(cfg)
         self.parents, self.tracked, self.state, self.rows = {}, {}, {}, []
+        self.words = None  # content of a new tokenizer.json, which the first checkpoint writes
         self.checked = set()  # files whose own parents are those that they were made from
         self.start, self.total, self.clock, self.checkpoint = 0, 0, time.time(), None
         self.check_name()
@@ -125,6 +133,8 @@ class Stage:
             if old["finished"]:
                 print(self.where_it_lies())
                 sys.exit(0)
+        lock.take(self.folder, self.name)
+        if old:
             self.go_on(old)
         elif self.collection:
             self.begin_collection()
@@ -145,8 +155,9 @@ class Stage:
         return self.folder / f"{self.name}.{suffix}"
 
     def encoding(self):
-        """The run's tokenizer, a tiktoken.Encoding."""
-        return load_encoding(self.folder / "tokenizer.json")
+        """The run's tokenizer, a tiktoken.Encoding. Raises UserError where a parent has another."""
+        parents = [record_in(self.folder / file) for file in self.parents if file.endswith(".pt")]
+        return encoding_of(self.folder, parents)
 
     # -- Before it begins ------------------------------------------------------------------------
 
@@ -215,22 +226,26 @@ class Stage:
             if fingerprint_of(parent) != then:
                 raise UserError(f"{path} was made from an earlier {file}, which has been {again(parent)} "
                                 f"since; make it again, too: {record['command']} --overwrite")
+            self.checked.add(parent)  # before its own parents: a damaged file might name itself
             of_parent = record_of(parent.parent, parent.stem)
             if of_parent:  # a user's file has none
                 self.check_parents(parent, of_parent)
-            self.checked.add(parent)
 
     def go_on(self, old):
         """Go on with a stage that stopped."""
         old = self.checkpoint = old if self.collection else load_checkpoint(self.path)
-        self.start, self.state, self.parents = old["step"], old["state"], dict(old["parents"])
+        self.start, self.parents = old["step"], dict(old["parents"])
+        if self.start or self.collection:  # at step 0 it begins as if for the first time
+            self.state = old["state"]
         if self.collection:
             where = "is not complete"
         else:
             where = f"stopped at step {self.start} of {old['steps']}"
-            rows = self.file("jsonl").read_text(encoding="utf-8").splitlines()
-            self.rows = [json.loads(row) for row in rows[: self.start]]
+            self.rows = rows_until(self.file("jsonl"), self.start)
         print(f"{self.path} {where}: it goes on from there", flush=True)
+        if "threads" in old and old["threads"] != torch.get_num_threads():
+            print(f"begun with {old['threads']} threads and now {torch.get_num_threads()}: the result is not "
+                  "the same bit for bit", flush=True)
 
     def begin_collection(self):
         """A collection has its record from the start, so that every ranking in it is accounted for."""
@@ -269,7 +284,7 @@ class Stage:
         """The prompts as token ids; one that is too long for an answer of max_new_tokens behind it loses its
         beginning, and how many do is said. Raises UserError where answers leave no room for any prompt."""
         context = model.config.block_size
-        room = context - max_new_tokens
+        room = context - max_new_tokens - 1  # an EOS behind the answer, where its score is read
         if room < 1:
             raise UserError(f"--max_new_tokens {max_new_tokens} leaves no room for a prompt: the context is "
                             f"{context} tokens")
@@ -301,26 +316,27 @@ class Stage:
         """Modules and optimizers (anything with a state_dict) that a checkpoint holds; `model` is the main
         one."""
         self.tracked = objects
-        if self.checkpoint:
-            for name, thing in objects.items():
-                thing.load_state_dict(self.checkpoint[name])
-            set_random_state(self.checkpoint["random"])
+        if self.start:
+            restore(self.path, self.checkpoint, objects)
 
     def steps(self, total, save_seconds=60):
-        """Yield the step numbers with a progress bar, saving about once a minute. After Ctrl-C the step
-        under way is completed and saved, and the way to go on is told."""
+        """Yield the step numbers with a progress bar, saving soon and then about once a minute. After
+        Ctrl-C the step under way is completed and saved, and the way to go on is told."""
+        self.total = total
+        if self.start == 0:
+            self.save(0, False)  # before its metrics are overwritten: never the old model with new ones
         write_atomic(self.file("jsonl"), "".join(json.dumps(row) + "\n" for row in self.rows))
-        stop, saved, self.total = [], time.time(), total
-        signals = (signal.SIGINT, signal.SIGTERM)
+        stop, saved, pause = [], time.time(), min(5, save_seconds)
+        signals = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
         before = {s: signal.signal(s, lambda number, frame: stop.append(number)) for s in signals}
         self.bar = tqdm(range(self.start, total), initial=self.start, total=total, desc=self.name,
                         dynamic_ncols=True, mininterval=0.5)
         try:
             for step in self.bar:
                 yield step
-                if stop or step + 1 == total or time.time() - saved > save_seconds:
+                if stop or step + 1 == total or time.time() - saved > pause:
                     self.save(step + 1, False)
-                    saved = time.time()
+                    saved, pause = time.time(), min(2 * pause, save_seconds)
                 if stop:
                     self.bar.close()
                     print(f"\nStopped after step {step + 1} of {total}; nothing is lost. The same command "
@@ -334,11 +350,21 @@ class Stage:
     def log(self, step, shown=(), **metrics):
         """Append one row of metrics (numbers, None where not measured); those named in `shown` go to the
         progress bar."""
+        for name, value in metrics.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise self.diverged(step, f"{name} is {value}")
         self.rows.append({"step": step, **metrics})
         with self.file("jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(self.rows[-1]) + "\n")
         values = {name: f"{metrics[name]:.3g}" for name in shown if metrics[name] is not None}
         self.bar.set_postfix(values, refresh=False)
+
+    def diverged(self, step, what):
+        """A UserError: nothing can be learned from here on."""
+        lr = getattr(self.cfg, "lr", None)
+        kept = f"; {self.path} keeps the last good state" if self.path.exists() else ""
+        return UserError(f"step {step}: {what}, so the training has diverged, most often because --lr "
+                         f"({lr}) or a coefficient is too large: try --overwrite with a tenth of it{kept}")
 
     def say(self, text):
         """Print above the progress bar."""
@@ -356,9 +382,16 @@ class Stage:
     def save(self, step, finished):
         """Write the checkpoint."""
         model = self.tracked["model"]
+        if not all(x.isfinite().all() for x in model.state_dict().values()):
+            raise self.diverged(step, "weights are not finite")
         content = {name: thing.state_dict() for name, thing in self.tracked.items()}
         content |= self.record(step, finished, fingerprint(model))
         content |= {"model_config": asdict(model.config), "random": random_state()}
+        content["threads"] = torch.get_num_threads()
+        if self.words is not None:  # a new tokenizer appears together with the first model that needs it
+            write_atomic(self.folder / FILE, self.words)
+            self.words = None
+        content["tokenizer"] = tokenizer_print(self.folder)
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_atomic(self.path, buffer.getvalue())
@@ -371,21 +404,26 @@ class Stage:
         write_atomic(self.file("json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     def finish(self, samples, panels, caption=""):
-        """Write the samples, the picture and the final checkpoint, and say where they lie.
+        """Write the samples, the final checkpoint and the picture, and say where they lie.
         panels: see lab.report.picture."""
-        write_atomic(self.file("samples.txt"), samples + "\n")
-        picture(self.file("png"), self.rows, panels, caption)
-        self.save(len(self.rows), True)  # last: whoever is stopped before repeats only the evaluation
+        write_atomic(self.file("samples.txt"), visible(samples) + "\n")
+        self.save(len(self.rows), True)  # whoever is stopped before repeats only the evaluation
+        try:
+            picture(self.file("png"), self.rows, panels, caption)
+        except Exception as error:  # whatever a library for drawing comes up with: the training is done
+            print(wrapped(f"no picture ({type(error).__name__}: {error}); the training is saved"))
         self.done()
 
     def finish_collection(self, samples):
         """Write the samples and the record of a finished collection, and say where they lie."""
-        write_atomic(self.file("samples.txt"), samples + "\n")
+        write_atomic(self.file("samples.txt"), visible(samples) + "\n")
         self.write_record(finished=True)
         self.done()
 
     def done(self):
-        files = ", ".join(self.file(ending).name for ending in self.other_files())
+        lock.release(self.folder, self.name)
+        files = [self.file(ending) for ending in self.other_files()]
+        files = ", ".join(file.name for file in files if file.exists())
         print(wrapped(f"\n{self.name}: {time.time() - self.clock:.0f} s. In {self.folder}: {self.path.name}, "
                       f"{files}"), flush=True)
 
@@ -398,7 +436,7 @@ class Stage:
         if self.collection:
             lines.append("  more of it: a larger --questions")
         else:
-            lines.append(f"  try it: python model.py {self.path}")
+            lines.append(f"  try it: {shown_command(['model.py', str(self.path)])}")
         return "\n".join([*lines, "  again from the beginning: --overwrite"])
 
 

@@ -23,7 +23,8 @@ from data import (
     UserError,
     decode_response,
     encode_prompt,
-    load_encoding,
+    encode_response,
+    fit,
     load_prompts,
     of_split,
     pad_rows,
@@ -32,6 +33,7 @@ from data import (
 from lab.cli import Help, Parser, did_you_mean
 from lab.measure import agreement, full_kl_and_entropy, wilson, win_rate
 from lab.records import load_checkpoint, pick_device
+from lab.tokens import encoding_of
 from model import GPT, generate, join, load_model, response_hidden
 from world.labelers import Human, Quit, RankingFile, Undo
 from world.reward import score_texts
@@ -142,10 +144,7 @@ def speaker(path, device, label):
         raise UserError(f"{path}: no such checkpoint" + others(path))
     load_checkpoint(path)  # raises UserError for what is no checkpoint
     model, checkpoint = load_model(path, device)
-    if not (path.parent / "tokenizer.json").exists():
-        raise UserError(f"{path.parent}: there is no tokenizer.json beside the checkpoint; "
-                        "keep them together")
-    return Speaker(label, path, model, load_encoding(path.parent / "tokenizer.json"), checkpoint)
+    return Speaker(label, path, model, encoding_of(path.parent, [checkpoint]), checkpoint)
 
 
 def others(path):
@@ -198,6 +197,13 @@ def wrapped(text, indent=""):
     return "\n".join(textwrap.fill(line, width, subsequent_indent=indent) for line in text.split("\n"))
 
 
+def is_cut(judge, prompt, response):
+    """Whether a reward model reads only the beginning of an answer."""
+    ids = encode_response(judge.enc, response)
+    prompt_ids = encode_prompt(judge.enc, prompt)
+    return len(fit(prompt_ids, ids, judge.model.config.block_size)[1]) < len(ids)
+
+
 def score_line(judges, tiny_world, prompt, response):
     """What reward models, and in the tiny world the gold score, say of an answer; "" where there is neither.
 
@@ -208,6 +214,8 @@ def score_line(judges, tiny_world, prompt, response):
         parts.append(f"{name}score {score_texts(judge.model, judge.enc, [prompt], [response])[0]:+.2f}")
     if parts:
         parts = [", ".join(parts) + " (log-odds; 0 is an average demonstration)"]
+    if any(is_cut(judge, prompt, response) for judge in judges):
+        parts.append("of the beginning of the answer only: all of it does not fit the context")
     if tiny_world and prompt in PROMPTS:
         best = BEST[PROMPTS[prompt].unsafe]
         parts.append(f"gold {gold_score(prompt, response):g} of at most {best}")

@@ -233,7 +233,8 @@ PROBLEMS = [
          "oracle": "ppo_finds_the_best_policy_there_is"},
         """
         The steps have the numbers that they have at the top of `train_ppo.py`. `rollout`: 1. sample an answer
-        to each prompt; 2. score the answers by `scorer.raw` and whiten the scores by `whiten_scores`, with
+        to each prompt; 2. score the answers by `scorer.raw`, those that were cut off with an EOS behind them
+        (not in the batch), and whiten the scores by `whiten_scores`, with
         the scorer's own mean and deviation or, if `cfg.score_scale` is "batch", with those of the batch; an
         answer without an EOS gets minus `cfg.eos_penalty` where that is not 0; 3. subtract the price of the
         KL; 4. advantages, whitened if `cfg.whiten_advantages` says so (the returns are not). All of it goes

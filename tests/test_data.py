@@ -300,8 +300,9 @@ def test_each_loader_reads_its_file(tmp_path):
     readers = {"sft": data.load_sft, "prompts": data.load_prompts, "preferences": data.load_preferences}
     for name, load in readers.items():
         assert load(tmp_path) == []
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": name}) + "\n")
-        assert load(tmp_path) == [{"prompt": name}]
+        row = {"prompt": name, "response": "yes", "split": "train"}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+        assert load(tmp_path) == [row]
     (tmp_path / "pretrain.txt").write_text("one")
     (tmp_path / "pretrain.held_out.txt").write_text("two")
     assert data.load_text(tmp_path) == ("one", "two")

@@ -20,6 +20,8 @@ from lab.explain import (
     token_lines,
 )
 from lab.explain_words import in_words, obedient, ratio_in_words, score_in_words
+from lab.records import fingerprint
+from model import GPT, GPTConfig
 from train_ppo import gae, ppo_policy_loss, whiten
 from world.reward import Scorer
 
@@ -239,12 +241,16 @@ def test_only_what_is_given_differs_from_the_checkpoint():
 
 @pytest.fixture
 def saved(tmp_path):
-    """saved(stage, **knobs) writes a checkpoint without a model and gives its path."""
+    """saved(stage, **knobs) writes a checkpoint with a small model and gives its path."""
+    model = GPT(GPTConfig(5, 8, 0, 1, 4))
+
     def save(stage, **knobs):
         path = tmp_path / f"{stage}.pt"
-        about = {"stage": stage, "command": "train_ppo.py", "knobs": knobs, "fingerprint": "abc", "state": {}}
-        about |= {"parents": {"sft.pt": "abc"}, "step": 3, "steps": 3, "finished": True, "random": {}}
-        torch.save({**about, "model_config": {}, "model": {}}, path)
+        about = {"stage": stage, "command": "train_ppo.py", "knobs": knobs, "state": {}}
+        about |= {"fingerprint": fingerprint(model), "model_config": vars(model.config)}
+        about |= {"parents": {"sft.pt": fingerprint(model)}, "step": 3, "steps": 3}
+        about |= {"finished": True, "random": {}}
+        torch.save({**about, "model": model.state_dict()}, path)
         return path
 
     return save

@@ -392,7 +392,7 @@ def test_a_question_that_comes_twice_is_asked_once(server):
     [("http://127.0.0.1:1/a b", ""), ("127.0.0.1:8000/v1", ""), ("http://127.0.0.1:1/v1", "\u20ac")],
 )
 def test_what_no_request_can_be_made_of(url, key):
-    with pytest.raises(UserError, match="cannot be reached|--judge_url is http"):
+    with pytest.raises(UserError, match="cannot be reached|--judge_url is http|JUDGE_API_KEY"):
         Server(url, "m", key, wait=0.01, tries=1).next_token(["Which?"], "12")
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 import lab.measure
 from data import sft_batch
@@ -34,9 +35,11 @@ from lab.measure import (
     split_like,
     text_windows,
     threshold,
+    warnings_of,
     wilson,
     win_rate,
 )
+from lab.report_ppo import CHAPTER, warn
 from lab.talk import Answer
 from model import generate, join, response_hidden, token_logprobs
 from world.taste import gold_score
@@ -396,3 +399,54 @@ def test_only_32_answers_are_looked_at_twice(make_gpt):
     policy.hidden = lambda tokens, *rest: rows.append(len(tokens)) or hidden(tokens, *rest)
     look_at_step(policy, policy, batch, ["?"] * 40, cfg, 0, 0.1, k1, k3)
     assert rows == [32, 32]
+
+
+# ------------------------------------------------------------------------------------------------
+# PPO: warnings
+# ------------------------------------------------------------------------------------------------
+
+HEALTHY = {"score": 0.0, "kl": 0.0, "kl_coef": 0.15, "entropy": 0.33, "ends": 0.99, "explained_variance": 0.8}
+
+
+@pytest.mark.parametrize("steps, now, kinds", [
+    (80, {"score": 1.3, "kl": 2.0, "entropy": 0.17}, []),
+    (80, {"entropy": 0.01}, ["entropy"]),
+    (80, {"kl": 64.0, "score": 2.0}, ["kl"]),  # 9.6 for 2 deviations
+    (80, {"kl": 64.0, "score": 9.5}, []),
+    (80, {"kl": 64.0, "kl_coef": 0.0}, []),  # beta 0 asks for no price
+    (80, {"ends": 0.0}, ["ends"]),
+    (80, {"explained_variance": 0.0}, ["critic"]),
+    (10, {"explained_variance": 0.0}, []),  # too early
+    (4, {"ends": 0.0}, []),
+    (80, {"entropy": 0.0, "kl": 9e3, "ends": 0.0, "explained_variance": -1.0},
+     ["entropy", "kl", "ends", "critic"])])
+def test_what_goes_wrong_in_a_run_is_told(steps, now, kinds):
+    rows = [HEALTHY] + [HEALTHY | now] * (steps - 1)
+    assert list(warnings_of(rows)) == kinds
+    assert warnings_of([*rows, *[HEALTHY] * 5]) == {}, "judged are the last rows"
+
+
+def test_a_warning_is_said_once_and_names_a_chapter_that_exists():
+    said, rows = [], [HEALTHY] + [HEALTHY | {"ends": 0.0}] * 9
+    stage = SimpleNamespace(state={}, rows=rows, say=said.append)
+    warn(stage)
+    warn(stage)
+    assert len(said) == 1 and "no answer ends" in said[0] and CHAPTER in " ".join(said[0].split())
+    assert f"## {CHAPTER}" in (ROOT / "docs/3-ppo.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("bad", [
+    {"drift": math.nan}, {"k1": math.inf}, {"rewards": torch.tensor([[math.nan]])}])
+def test_numbers_that_are_none_are_a_divergence(bad):
+    with pytest.raises(InvariantError, match="diverged"):
+        check_step(**{**GOOD_STEP, **bad})
+
+
+def test_a_large_beta_only_enlarges_the_rounding():
+    scores, d = torch.randn(64), torch.randn(64, 20)
+    rewards = -1e6 * d
+    rewards[:, -1] += scores
+    good = {**GOOD_STEP, "step": 1, "rewards": rewards, "scores": scores, "kl_coef": 1e6}
+    check_step(**{**good, "k1": d.sum(1).mean().item()})
+    with pytest.raises(InvariantError, match="do not add up"):
+        check_step(**{**good, "k1": d.sum(1).mean().item() + 0.1})

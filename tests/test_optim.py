@@ -21,6 +21,15 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
     assert set_lr(optimizer, 0, 10, 0) == pytest.approx(1.0), "no warm-up: the peak at once"
 
 
+@pytest.mark.parametrize("steps, reached", [(1, 0), (3, 0), (4, 0), (8, 1), (160, 39)])
+def test_a_short_training_reaches_its_peak_too(steps, reached):
+    """The warm-up takes a quarter of the steps at most; 40 of 160 steps are what was asked for."""
+    optimizer = adam((torch.nn.Linear(1, 1), 1.0))
+    rates = [set_lr(optimizer, step, steps, 40) for step in range(steps)]
+    assert max(rates) == pytest.approx(1.0) and rates.index(max(rates)) == reached
+    assert rates[reached:] == sorted(rates[reached:], reverse=True)
+
+
 def test_the_optimizer_holds_every_parameter_once():
     a = GPT(GPTConfig(5, 8, 1, 1, 4, value_head=True))
     b = GPT(GPTConfig(5, 8, 1, 1, 4, reward_head=True))

@@ -67,8 +67,7 @@ class Scores:
         self.score_of = score_of
 
     def raw(self, tokens, lengths, prompts, texts):
-        rows = zip(tokens.tolist(), lengths.tolist(), strict=True)
-        return torch.tensor([self.score_of[tuple(row[1:n])] for row, n in rows])
+        return torch.tensor([self.score_of[text] for text in texts])
 
 
 def ppo_finds(seed, iterations=200, B=512):
@@ -78,7 +77,8 @@ def ppo_finds(seed, iterations=200, B=512):
     logits = 0.7 * torch.randn(OVER + 1, 6)
     logits[:, PAD] = -1e9
     scores = torch.randn(len(ANSWERS))
-    scorer = Scores(dict(zip(ANSWERS, scores.tolist(), strict=True)))
+    texts = [ENC.decode([i for i in answer if i != EOS]) for answer in ANSWERS]
+    scorer = Scores(dict(zip(texts, scores.tolist(), strict=True)))
     reference, policy = table_model(logits), table_model(logits)
     agent = Agent(policy, table_model(torch.randn(OVER + 1, 1)))
     tables = [policy.table, agent.critic.table]

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import matplotlib
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lab.measure import held_out_loss, text_windows
 from lab.report import compare, draw_panel, picture, table, terminal_width, truth_about, wrapped
@@ -138,10 +139,13 @@ def test_what_was_not_measured_is_not_drawn(axis):
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 6])
 def test_a_picture_has_all_panels_and_no_empty_place(tmp_path, monkeypatch, n):
-    import matplotlib.pyplot as plt
+    drawn, kept = [], FigureCanvasAgg.print_figure
 
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
+    def keep(canvas, *args, **options):
+        drawn.append(canvas.figure)
+        kept(canvas, *args, **options)
+
+    monkeypatch.setattr(FigureCanvasAgg, "print_figure", keep)
     panels = [("Title", {"score": "score"}, "SD"), ("Title", {"g": "gold"}, "points", "round", {"log": True}),
               ("Right", {"score": "score"}, "SD", "step", {"right": ({"gold": "gold"}, "points")})] * 2
     picture(tmp_path / "shown.png", ROWS, panels[:n], "What to look for. " * 12)
@@ -152,7 +156,6 @@ def test_a_picture_has_all_panels_and_no_empty_place(tmp_path, monkeypatch, n):
     assert taken == {(line, column) for line in range(places[0].get_gridspec().nrows)
                      for column in range(places[0].get_gridspec().ncols)}
     assert len({(place.num1, place.num2) for place in places}) == n
-    plt.close(drawn[0])
 
 
 # ------------------------------------------------------------------------------------------------

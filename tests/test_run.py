@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import data
 import lab.run
 from data import UserError, encode_prompt
 from lab.cli import Common, knob, parse
 from lab.commands import STAGES, command_of, recipe_of
 from lab.optim import muon, set_lr
-from lab.records import RECORD
 from lab.run import (
     Stage,
     fingerprint,
@@ -132,12 +132,13 @@ def test_a_checkpoint_of_an_earlier_version_is_one_sentence(here, change):
     toy_training("--overwrite")
 
 
-def test_a_knob_that_has_another_name_now_is_still_known(tmp_path):
-    old = {key: {} for key in RECORD} | {"model": {}, "model_config": {}}
+def test_a_knob_that_has_another_name_now_is_still_known(here):
+    stage = saved(new_stage())
     for then, now in (("frozen", "sft"), ("batch", "batch")):
-        about = {"knobs": {"whitening": then}, "state": {"whitening": [0.5, 2.0]}}
-        torch.save(old | about, tmp_path / "a.pt")
-        found = load_checkpoint(tmp_path / "a.pt")
+        old = torch.load(stage.path, weights_only=True)
+        old |= {"knobs": {"whitening": then}, "state": {"whitening": [0.5, 2.0]}}
+        torch.save(old, here / "a.pt")
+        found = load_checkpoint(here / "a.pt")
         assert found["knobs"] == {"score_scale": now} and found["state"] == {"sft_scale": [0.5, 2.0]}
 
 
@@ -218,6 +219,7 @@ def saved(stage, finished=True, step=1):
     """Save that stage as it is, with some model."""
     stage.track(model=GPT(GPTConfig(5, 8, 1, 1, 4)))
     stage.file("jsonl").write_text('{"step": 0}\n')
+    stage.total = step
     stage.save(step, finished)
     return stage
 
@@ -323,16 +325,14 @@ def test_an_unfinished_stage_goes_on_with_its_own_knobs_only(here):
     assert new_stage("--steps", "7", "--overwrite").start == 0
 
 
-def test_who_is_stopped_while_drawing_repeats_only_the_end(here, monkeypatch):
+def test_who_is_stopped_while_drawing_has_a_finished_stage(here, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(lab.run, "picture", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            toy_training()
-    assert load_checkpoint("runs/tiny/pretrain.pt")["step"] == 6
-    assert len(toy_training().rows) == 6 and (here / "runs/tiny/pretrain.png").exists()
+    monkeypatch.setattr(lab.run, "picture", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        toy_training()
+    assert load_checkpoint("runs/tiny/pretrain.pt")["finished"]
 
 
 def test_the_same_seed_gives_the_same_weights(here):
@@ -559,7 +559,7 @@ def test_an_answer_must_leave_room_for_a_prompt(here, enc, make_gpt, capsys):
     with pytest.raises(UserError, match="--max_new_tokens 24 leaves no room for a prompt"):
         stage.check_room(24, model)
     prompts = ["a", "What is a dog? " * 9]
-    short, long = stage.check_room(12, model, prompts, enc)
+    short, long = stage.check_room(11, model, prompts, enc)  # 11, an EOS and 12 are 24
     assert "1 of 2 prompts are longer than the 12 tokens" in capsys.readouterr().out
     assert short == encode_prompt(enc, "a"), "whole"
     assert long == encode_prompt(enc, prompts[1])[-12:], "without its beginning"
@@ -572,6 +572,74 @@ def test_models_that_read_each_others_answers_see_equally_much(here):
     stage.check_contexts(["pretrain", "sft"])
     other = new_stage("--overwrite", stage="sft")
     other.track(model=GPT(GPTConfig(5, 16, 1, 1, 4)))
+    other.total = 1
     other.save(1, True)
     with pytest.raises(UserError, match="pretrain 8, sft 16 tokens"):
         stage.check_contexts(["pretrain", "sft"])
+
+
+# ------------------------------------------------------------------------------------------------
+# What goes wrong
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_that_cannot_be_drawn_costs_nothing(here, monkeypatch, capsys):
+    def broken(*_):
+        raise ValueError("no such backend")
+
+    monkeypatch.setattr(lab.run, "picture", broken)
+    toy_training()
+    assert "no picture (ValueError: no such backend)" in capsys.readouterr().out
+    assert load_checkpoint("runs/tiny/pretrain.pt")["finished"]
+
+
+def test_a_training_that_diverges_ends_in_a_sentence(here):
+    stage = new_stage()
+    stage.track(model=GPT(GPTConfig(5, 8, 1, 1, 4)))
+    with pytest.raises(UserError, match="step 0: loss is nan.*diverged.*--lr"):
+        for step in stage.steps(3):
+            stage.log(step, loss=float("nan"))
+    assert not load_checkpoint(stage.path)["finished"]
+
+
+def test_who_is_killed_before_the_first_step_begins_as_if_new(here, capsys):
+    """--overwrite does not leave the old finished model beside new metrics."""
+    toy_training("--run", "straight")
+    toy_training()
+    stage = new_stage("--steps", "6", "--overwrite")
+    stage.track(model=GPT(GPTConfig(5, 8, 1, 1, 4)))
+    next(stage.steps(6))
+    assert load_checkpoint(stage.path)["step"] == 0
+    lab.run.lock.release(stage.folder, stage.name)
+    toy_training()
+    straight, again = (load_checkpoint(f"runs/{run}/pretrain.pt") for run in ("straight", "tiny"))
+    assert straight["fingerprint"] == again["fingerprint"]
+
+
+def test_a_foreign_or_damaged_tokenizer_is_told(here, enc):
+    stage = new_stage()
+    stage.words = data.dump_encoding(enc)
+    path = stage.folder / "tokenizer.json"
+    assert not path.exists()
+    saved(stage)
+    assert path.read_text() == data.dump_encoding(enc)
+    child = new_stage(stage="sft")
+    child.parent("pretrain")
+    assert child.encoding().n_vocab == enc.n_vocab
+    path.write_text(data.dump_encoding(data.make_encoding(data.train_bpe("another text " * 9, 260))))
+    with pytest.raises(UserError, match="not the one that the stage pretrain was trained with"):
+        child.encoding()
+    for content in ("", "[]", '{"tokens": 5}', '{"tokens": ["%"]}'):
+        path.write_text(content)
+        with pytest.raises(UserError, match="tokenizer.json is damaged"):
+            lab.run.encoding_of(stage.folder)
+    path.unlink()
+    with pytest.raises(UserError, match="there is no tokenizer.json"):
+        child.encoding()
+
+
+
+@pytest.mark.parametrize("run", ["../x", "/tmp/x", "x" * 300])
+def test_a_run_lies_in_runs(here, run):
+    with pytest.raises(UserError, match="choose a short name"):
+        new_stage("--run", run)

@@ -9,6 +9,7 @@ import torch
 import data
 from data import UserError, dump_encoding
 from lab import talk
+from lab.records import fingerprint
 from lab.talk import Answer, answer, answer_kl
 from model import generate, log_softmax
 
@@ -142,7 +143,7 @@ def run(tmp_path, make_gpt, enc, monkeypatch):
 
 
 def save(path, stage, model, **knobs):
-    about = {"stage": stage, "command": "", "knobs": {"data": "", **knobs}, "fingerprint": path.stem}
+    about = {"stage": stage, "command": "", "knobs": {"data": "", **knobs}, "fingerprint": fingerprint(model)}
     about |= {"step": 1, "steps": 1, "finished": True, "state": {}, "parents": {}, "random": {}}
     torch.save({**about, "model_config": asdict(model.config), "model": model.state_dict()}, path)
 
@@ -305,3 +306,10 @@ def test_you_judge_two_models_blind_and_nothing_is_lost(run, capsys, typed):
     typed()
     talk.main([*command, "--seed", "1"])
     assert "Nothing was judged" in said(capsys), "other answers are another comparison"
+
+
+def test_a_score_of_a_part_of_an_answer_is_said_to_be_one(make_gpt, enc):
+    model = make_gpt(reward_head=True, vocab_size=enc.n_vocab, block_size=24)
+    judge = talk.Speaker("rm", None, model, enc, {})
+    assert "only" not in talk.score_line([judge], False, "A dog is", "a cat.")
+    assert "of the beginning of the answer only" in talk.score_line([judge], False, "A dog", "a cat. " * 30)

@@ -33,7 +33,7 @@ from train_ppo import (
     whiten,
 )
 from train_pretrain import lm_loss
-from world.reward import score_texts
+from world.reward import Scorer, score_texts
 
 EOS, PAD = 10, 11
 
@@ -671,13 +671,13 @@ def some_answers_end(model, enc):
     return model
 
 
-def rolled_out(make_gpt, enc, prompts=PROMPTS, reference=None, kl_coef=0.1, **changes):
+def rolled_out(make_gpt, enc, prompts=PROMPTS, reference=None, kl_coef=0.1, scorer=None, **changes):
     """A batch of a random policy, with its config and its agent."""
     shape = {"std": 0.2, "vocab_size": enc.n_vocab, "block_size": 64}
     cfg, policy = config(**changes), some_answers_end(make_gpt(**shape), enc)
     agent = Agent(policy, make_gpt(seed=5, value_head=True, **shape))
     ids = [data.encode_prompt(enc, prompt) for prompt in prompts]
-    batch = rollout(agent, reference or policy, Lengths(), enc, prompts, ids, cfg, kl_coef)
+    batch = rollout(agent, reference or policy, scorer or Lengths(), enc, prompts, ids, cfg, kl_coef)
     assert 0 < batch.ended.sum() < len(prompts), "these tests need answers of both kinds"
     return batch, cfg, agent
 
@@ -686,9 +686,8 @@ def test_a_batch_holds_what_the_formulas_give(make_gpt, enc):
     """Scores in deviations measured before, rewards from them, advantages and returns from these."""
     other = make_gpt(seed=9, std=0.2, vocab_size=enc.n_vocab, block_size=64)
     b, cfg, agent = rolled_out(make_gpt, enc, reference=other, kl_coef=0.3, gamma=0.9, lam=0.7)
-    lengths = b.prompt_lengths + b.mask.sum(1)
-    close(b.raw, lengths)
-    close(b.scores, (lengths - 3) / 2, 1e-4)
+    close(b.raw, b.prompt_lengths + b.mask.sum(1) + ~b.ended)
+    close(b.scores, (b.raw - 3) / 2, 1e-4)
     for row, n, r, m in zip(b.tokens.tolist(), b.prompt_lengths, b.responses, b.mask, strict=True):
         answer = r[m.bool()].tolist()
         assert row[n : n + len(answer)] == answer
@@ -723,6 +722,19 @@ def test_scores_are_in_deviations_of_sft_answers_or_of_the_batch(make_gpt, enc):
 def test_an_answer_that_was_cut_off_has_the_penalty_as_its_score(make_gpt, enc):
     batch, _, _ = rolled_out(make_gpt, enc, eos_penalty=700.0)
     close(batch.scores, torch.where(batch.ended, (batch.raw - 3) / 2, -700.0), 1e-4)
+
+
+def test_a_score_is_read_at_an_eos(make_gpt, enc):
+    """Also where an answer was cut off, as in tables, which score texts: at another token no reward model has
+    learned to say a score. The batch that is learned from does not get that EOS."""
+    model = make_gpt(seed=3, reward_head=True, vocab_size=enc.n_vocab, block_size=64)
+    batch, _, _ = rolled_out(make_gpt, enc, scorer=Scorer("overall", [model]))
+    lengths = (batch.prompt_lengths + batch.mask.sum(1)).long()
+    for row, n, score in zip(batch.tokens.tolist(), lengths.tolist(), batch.raw, strict=True):
+        ids = row[:n] if row[n - 1] == enc.eot_token else [*row[:n], enc.eot_token]
+        close(score, model.score(torch.tensor([ids]), torch.tensor([len(ids)]))[0].detach(), 1e-4)
+    cut_off = batch.responses[~batch.ended]
+    assert not (cut_off == enc.eot_token).any() and batch.mask[~batch.ended].all()
 
 
 def test_a_step_has_one_temperature(make_gpt, enc):

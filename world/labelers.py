@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from data import load_rows, prompt_text, ranking_to_pairs, wins_to_tiers
+from data import is_example, load_rows, prompt_text, ranking_to_pairs, wins_to_tiers
 from world.taste import TASTE
 
 
@@ -173,8 +173,9 @@ class Human(Labeler):
 
     def show(self, prompt, responses, aspect):
         """A question on the terminal: how far you are, the prompt, the answers with their numbers."""
-        width = min(100, shutil.get_terminal_size().columns)
-        bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+        width = max(40, min(100, shutil.get_terminal_size().columns))
+        styled = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        bold, plain = ("\033[1m", "\033[0m") if styled else ("", "")
         left = ""
         if self.done > self.first:
             pace = (time.time() - self.began) / (self.done - self.first)
@@ -190,6 +191,20 @@ class Human(Labeler):
 # ------------------------------------------------------------------------------------------------
 
 
+def is_ranking(row):
+    """Whether an example has answers, and tiers, pairs or a label that are about them."""
+    try:
+        answers, places = row["responses"], [i for tier in row["tiers"] for i in tier]
+        pairs, known = row.get("pairs", []), list(range(len(answers)))
+        named = places + [i for pair in pairs for i in pair[:2]]
+        return (is_example(row) and isinstance(answers, list) and all(isinstance(a, str) for a in answers)
+                and len(set(places)) == len(places) and all(type(i) is int and i in known for i in named)
+                and all(0 <= p <= 1 and i in places and j in places for i, j, p, *_ in pairs)
+                and 0 <= row.get("margin", 0) <= 3 and isinstance(row.get("label", True), bool))
+    except (TypeError, ValueError, LookupError):
+        return False
+
+
 class RankingFile:
     """The rankings of a file, a row each: what is added is on disk before the next question is asked.
 
@@ -198,7 +213,7 @@ class RankingFile:
 
     def __init__(self, path, part=lambda row: True):
         drop_half_a_line(path)
-        self.path, self.rows = path, [row for row in load_rows(path) if part(row)]
+        self.path, self.rows = path, [row for row in load_rows(path, is_ranking) if part(row)]
 
     def add(self, questions, labeler, aspect="overall"):
         """Have questions {"prompt", "responses", "split"} labelled, and keep the rows: each with "tiers"

@@ -59,16 +59,22 @@ class Scorer:
         self.mean, self.std = 0.0, 1.0
 
     def raw(self, tokens, lengths, prompts, texts):
-        """Scores before whitening, (B,). tokens (B, T), lengths (B,): prompts and answers; texts: answers."""
+        """Scores before whitening, (B,). tokens (B, T), lengths (B,): prompts and answers, each up to an EOS,
+        for only there have reward models learned to score; texts: answers."""
         if self.judge:
             return torch.tensor(self.judge.rate(prompts, texts), device=tokens.device)
         return self.combine([model.score(tokens, lengths) for model in self.models], prompts)
 
-    def raw_texts(self, enc, prompts, texts):
-        """The same of texts alone. Returns (B,)."""
+    def parts(self, enc, prompts, texts):
+        """The same of texts alone, which get an EOS each: what every reward model, or the AI, gives them, a
+        list of (B,)."""
         if self.judge:
-            return torch.tensor(self.judge.rate(prompts, texts))
-        return self.combine([torch.tensor(score_texts(m, enc, prompts, texts)) for m in self.models], prompts)
+            return [torch.tensor(self.judge.rate(prompts, texts))]
+        return [torch.tensor(score_texts(model, enc, prompts, texts)) for model in self.models]
+
+    def raw_texts(self, enc, prompts, texts):
+        """Scores of texts before whitening, (B,)."""
+        return self.combine(self.parts(enc, prompts, texts), prompts)
 
     def combine(self, scores, prompts):
         """scores: a tensor (B,) of log-odds for each model; of two, Llama 2's choice. Returns (B,)."""

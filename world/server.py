@@ -4,7 +4,9 @@ import contextlib
 import http.client
 import json
 import math
+import re
 import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -18,6 +20,32 @@ class Busy(Exception):
     def __init__(self, problem, wait=None):
         super().__init__(problem)
         self.wait = wait
+
+
+MOST = 2**22  # bytes of an answer
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The key is for one host: nobody follows to another. (The redirect is an HTTP error, then.)"""
+
+    def redirect_request(self, *args):
+        return None
+
+
+OPENER = urllib.request.build_opener(NoRedirect)
+
+
+def read_all(reply, deadline):
+    """The bytes of a reply. Raises TimeoutError where they are not there by the deadline (drop by drop is no
+    answer), ValueError where they are too many."""
+    read = b""
+    while part := reply.read1(65536):
+        read += part
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        if len(read) > MOST:
+            raise ValueError(f"answers with more than {MOST / 2**20:.0f} MB")
+    return read
 
 
 class Server:
@@ -34,11 +62,13 @@ class Server:
         self.url, self.key, self.path = url.rstrip("/"), key, path
         self.timeout, self.tries, self.wait, self.parallel = timeout, tries, wait, parallel
         self.lock, self.stop = threading.Lock(), threading.Event()
+        if not re.fullmatch(r"[!-~]*", key):
+            raise UserError("JUDGE_API_KEY: expected one line of plain characters without blanks")
         self.name = model or self.first_model()  # what another model has answered is no answer of this one
         self.bought = {}
         if path:
             drop_half_a_line(path)
-            self.bought = {json.dumps(row["asked"]): row["choice"] for row in load_rows(path)}
+            self.bought = {json.dumps(row["asked"]): row["choice"] for row in load_rows(path, is_call)}
 
     # One request
 
@@ -50,10 +80,21 @@ class Server:
         """The first model that the server lists, or "" where it has no list."""
         request = urllib.request.Request(f"{self.url}/models", headers=self.headers())
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                return str(json.load(reply)["data"][0]["id"])
-        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+            listed = json.loads(self.read(request))
+            return str(listed["data"][0]["id"])
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, RecursionError):
             return ""
+
+    def read(self, request):
+        """What the server answers, within `timeout` seconds in all."""
+        deadline = time.monotonic() + self.timeout
+        with OPENER.open(request, timeout=self.timeout) as reply:
+            return read_all(reply, deadline)
+
+    def shown(self, text):
+        """What a server says, fit to be printed: short, without control characters, without the key."""
+        text = text.replace(self.key, "(key)") if self.key else text
+        return re.sub(r"[^ -~\u00a1-\uffff]", " ", text)[:300]
 
     def request(self, asked):
         """The bytes that the server sends back. Raises Busy where it may be asked again, UserError where
@@ -61,25 +102,28 @@ class Server:
         body = json.dumps({k: v for k, v in asked.items() if k != "url"}).encode()
         try:
             request = urllib.request.Request(f"{self.url}/completions", body, self.headers())
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                return reply.read()
+            return self.read(request)
         except urllib.error.HTTPError as error:
             raise self.refusal(error) from None
         except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
             reason = getattr(error, "reason", None)
             if isinstance(error, TimeoutError) or isinstance(reason, TimeoutError):
                 raise Busy(f"gave no answer within {self.timeout:g} s") from None
-            raise Busy(f"cannot be reached ({reason or error!r}): is the server running?") from None
-        except ValueError as error:  # what no request can be made of
-            raise UserError(f"{self.url}: {error}; --judge_url is http://HOST:PORT/v1, "
-                            "JUDGE_API_KEY a line of plain characters") from None
+            problem = self.shown(str(reason or repr(error)))
+            raise Busy(f"cannot be reached ({problem}): is the server running?") from None
+        except ValueError as error:  # what no request can be made of, or an answer without end
+            raise UserError(f"{self.url}: {self.shown(str(error))}; --judge_url is http://HOST:PORT/v1"
+                            ) from None
 
     def refusal(self, error):
         """What an HTTP error means: Busy or UserError."""
         said = ""
         with contextlib.suppress(OSError, http.client.HTTPException):
-            said = error.read().decode("utf-8", "replace")[:300]
+            said = self.shown(error.read1(4096).decode("utf-8", "replace"))
         code = error.code
+        if 300 <= code < 400:
+            return UserError(f"{self.url} sends us on to another address (HTTP {code}), where the key does "
+                             "not go: give the final address as --judge_url")
         if code in (401, 403):
             return UserError(f"{self.url} refuses the key (HTTP {code}): "
                              "set the environment variable JUDGE_API_KEY")
@@ -116,9 +160,11 @@ class Server:
         raw = self.patiently(asked)
         try:
             choice = json.loads(raw)["choices"][0]
-            choice = {"text": str(choice["text"]), "logprobs": choice.get("logprobs")}
-        except (ValueError, LookupError, TypeError):
-            beginning = raw[:200].decode("utf-8", "replace")
+            choice = {"text": choice["text"], "logprobs": choice.get("logprobs")}
+            if not is_call({"asked": asked, "choice": choice}):
+                raise ValueError
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            beginning = self.shown(raw[:500].decode("utf-8", "replace"))[:200]
             raise UserError(f"{self.url} answered something that is no completion: {beginning!r}") from None
         with self.lock:
             self.bought[key] = choice
@@ -147,8 +193,8 @@ class Server:
         for choice in self.ask_all([{"prompt": text, "max_tokens": 1, "logprobs": 5} for text in texts]):
             try:
                 top = dict(choice["logprobs"]["top_logprobs"][0])
-                found.append({str(token): float(logprob) for token, logprob in top.items()})
-            except (TypeError, LookupError, ValueError):
+                found.append({token: min(0.0, log_probability(value)) for token, value in top.items()})
+            except (TypeError, LookupError, ValueError, OverflowError):
                 raise UserError(f"{self.url} gives no log-probabilities with its completions, and a soft "
                                 "label is made of them: choose a server that gives them") from None
         return found
@@ -169,6 +215,20 @@ class Server:
         one."""
         choices = self.ask_all([{"prompt": text, "max_tokens": max_new_tokens} for text in texts])
         return [" ".join(choice["text"].strip().partition("\n")[0].split()) for choice in choices]
+
+
+def is_call(row):
+    """Whether a row of the file is a question and the choice that answered it."""
+    choice = row.get("choice")
+    return (isinstance(row.get("asked"), dict) and isinstance(choice, dict)
+            and isinstance(choice.get("text"), str) and isinstance(choice.get("logprobs"), dict | None))
+
+
+def log_probability(value):
+    """A number that is one, up to rounding. Raises ValueError for another."""
+    if isinstance(value, bool) or not -math.inf < float(value) < 0.01:
+        raise ValueError
+    return float(value)
 
 
 def words_in(top, words):

@@ -1,0 +1,40 @@
+"""One process at a time makes a stage of a run. The operating system lets go of a lock when its process ends,
+however it ends: none is left behind."""
+import os
+
+from data import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked
+    fcntl = None
+
+held = {}  # {path: open file} of this process, which may take a lock again: parents are trained inside it
+
+
+def take(folder, name):
+    """Raises UserError where another process is at the stage `name` of a run folder."""
+    path = (folder / f".{name}.lock").resolve()
+    if fcntl is None or path in held:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = path.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"another process is at {folder / name} at this moment: wait for it, or give "
+                            "yours a --name of its own") from None
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            held[path] = file
+            return
+        file.close()  # whoever had it has just removed it
+
+
+def release(folder, name):
+    """Let others in; the file goes while it is still held."""
+    path = (folder / f".{name}.lock").resolve()
+    if path in held:
+        path.unlink(missing_ok=True)
+        held.pop(path).close()
