@@ -95,13 +95,9 @@ def dump_encoding(enc):
 
 
 def load_encoding(path):
-    """A tokenizer.json -> tiktoken.Encoding."""
-    return parse_encoding(path.read_text(encoding="utf-8"))
-
-
-def parse_encoding(words):
-    """The content of a tokenizer.json -> tiktoken.Encoding. Raises ValueError where it is damaged."""
-    tokens = [base64.b64decode(token, validate=True) for token in json.loads(words)["tokens"]]
+    """A tokenizer.json -> tiktoken.Encoding. Raises ValueError where it is damaged."""
+    tokens = json.loads(path.read_text(encoding="utf-8"))["tokens"]
+    tokens = [base64.b64decode(token, validate=True) for token in tokens]
     if {bytes([i]) for i in range(256)} != set(tokens[:256]) or len(set(tokens)) < len(tokens):
         raise ValueError("not the 256 bytes and different tokens behind them")
     return make_encoding({token: i for i, token in enumerate(tokens)})

@@ -163,15 +163,6 @@ def with_heads(model, **heads):
     return new
 
 
-def load_model(path, device="cpu", dropout=0.0):
-    """(GPT in eval mode, its checkpoint, a dict). The model's shape comes from the checkpoint alone; only
-    dropout, which is a matter of training, is the caller's."""
-    checkpoint = torch.load(path, map_location=device, weights_only=True)
-    model = GPT(GPTConfig(**{**checkpoint["model_config"], "dropout": dropout})).to(device)
-    model.load_state_dict(checkpoint["model"])
-    return model.eval(), checkpoint
-
-
 def log_softmax(logits, temperature=1.0):
     """Log-probabilities of the distribution that is sampled from: the one place where a temperature enters.
     Temperature 0 means greedy: its log-probabilities are those at temperature 1. Shapes as given."""

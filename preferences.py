@@ -26,11 +26,11 @@ from tqdm import tqdm
 from data import UserError, load_prompts, ranking_to_pairs
 from lab.cli import JudgeKnobs, knob, parse, run_main
 from lab.judges import judge_rules, load_judge
-from lab.report import wrapped
+from lab.records import load_model
 from lab.report_rankings import remarks, shown, summary
 from lab.run import STAGES, Stage, knobs_of, other_knobs, record_of, run_folder, write_atomic
 from lab.talk import answer
-from model import load_model
+from lab.terminal import wrapped
 from world.judge import read_preamble
 from world.labelers import Human, Quit, RankingFile, SimulatedHuman, Undo
 from world.taste import TASTE

@@ -25,11 +25,11 @@ from lab.best_of_n import best_of_n_log_ratio, log_probability
 from lab.cli import Common, knob, parse, run_main
 from lab.commands import shown_command
 from lab.optim import clip_gradients, muon, set_lr
+from lab.records import load_model
 from lab.report_rounds import report
 from lab.run import Stage, finished, knobs_of, other_knobs, record_of, run_folder, train_if_missing
 from lab.scorers import check_reward, count_from_sft, load_scorer, reward_models
 from lab.talk import answer
-from model import load_model
 from preferences import Config as CollectionConfig
 from train_sft import sft_loss
 from world.taste import gold_score

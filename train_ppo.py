@@ -23,10 +23,11 @@ from lab.cli import JudgeKnobs, knob, parse, run_main
 from lab.judges import judge_rules
 from lab.measure import check, look_at_step
 from lab.optim import adam, set_lr
+from lab.records import load_model
 from lab.report_ppo import report, show_answers
 from lab.run import Stage, fingerprint
 from lab.scorers import check_reward, count_from_sft, load_scorer, reward_models
-from model import generate, join, load_model, response_hidden, token_logprobs, with_heads
+from model import generate, join, response_hidden, token_logprobs, with_heads
 from world.reward import whiten_scores
 from world.tiny import leave_out_names, left_out
 

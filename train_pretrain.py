@@ -14,26 +14,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from data import (
-    SPECIAL,
-    UserError,
-    dump_encoding,
-    load_text,
-    make_encoding,
-    parse_encoding,
-    text_batch,
-    tokens_of,
-    train_bpe,
-)
+from data import SPECIAL, UserError, dump_encoding, load_text, make_encoding, text_batch, tokens_of, train_bpe
 from lab.cli import Common, knob, parse, run_main
 from lab.formats import enough
 from lab.measure import held_out_loss, text_windows
 from lab.optim import clip_gradients, muon, set_lr
-from lab.report import table, wrapped
-from lab.run import Stage, load_checkpoint
+from lab.records import load_model, record_in
+from lab.report import table
+from lab.run import Stage
 from lab.talk import answer
+from lab.terminal import wrapped
 from lab.tokens import encoding_of
-from model import GPT, GPTConfig, load_model
+from model import GPT, GPTConfig
 
 # ------------------------------------------------------------------------------------------------
 # Knobs
@@ -99,30 +91,27 @@ def check_init(path, folder):
     if path.resolve().parent == folder.resolve():
         raise UserError("--init names a checkpoint of this same run; give the model that goes on a folder of "
                         "its own with --run NAME")
-    stage = load_checkpoint(path)["stage"]
+    stage = record_in(path)["stage"]
     if stage != "pretrain":
         raise UserError("--init takes a pretrained language model, such as runs/tiny/pretrain.pt; "
                         f"{path} is a checkpoint of the stage {stage}")
-    if not path.with_name("tokenizer.json").is_file():
-        raise UserError(f"{path.with_name('tokenizer.json')} is missing; a checkpoint needs the tokenizer of "
-                        "its run beside it")
+    encoding_of(path.parent, [record_in(path)])  # its tokenizer lies beside it
 
 
 def make_tokenizer(stage, cfg, text):
     """The run's tokenizer: that of --init, that of a training that goes on, or one trained on the text."""
     path = stage.folder / "tokenizer.json"
     if cfg.init:
-        words = Path(cfg.init).with_name("tokenizer.json").read_text(encoding="utf-8")
+        enc = encoding_of(Path(cfg.init).parent, [record_in(Path(cfg.init))])
     elif stage.start:
-        encoding_of(stage.folder, [stage.checkpoint])  # a foreign one is told
-        words = path.read_text(encoding="utf-8")
+        enc = encoding_of(stage.folder, [stage.checkpoint])
     else:
-        words = dump_encoding(make_encoding(train_bpe(text, cfg.vocab_size - len(SPECIAL))))
-    if cfg.name and path.exists() and path.read_text(encoding="utf-8") != words:
+        enc = make_encoding(train_bpe(text, cfg.vocab_size - len(SPECIAL)))
+    stage.words = dump_encoding(enc)  # written together with the first checkpoint
+    if cfg.name and path.exists() and path.read_text(encoding="utf-8") != stage.words:
         raise UserError(f"a run folder has one tokenizer, and {path} is another one; name a folder of its "
                         "own with --run NAME")
-    stage.words = words  # written together with the first checkpoint
-    return parse_encoding(words)
+    return enc
 
 
 def load_start(stage, cfg, enc):

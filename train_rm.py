@@ -26,9 +26,10 @@ from lab.cli import Common, knob, parse, run_main
 from lab.measure import accuracy, calibration_slope, differences, evaluate, scores_of
 from lab.optim import clip_gradients, muon, set_lr
 from lab.rankings import check_names, earlier_rankings, rankings_of, replayed, usable
+from lab.records import load_model
 from lab.report_rm import report
 from lab.run import Stage, record_of, run_folder, train_if_missing
-from model import load_model, with_heads
+from model import with_heads
 from preferences import elo_scores
 from train_pretrain import lm_loss
 from world.damage import damaged_copies

@@ -28,10 +28,11 @@ from data import (
 from lab.cli import Common, knob, parse, run_main
 from lab.measure import held_out_loss, sft_batches
 from lab.optim import clip_gradients, muon, set_lr
-from lab.report import compare, wrapped
+from lab.records import load_model
+from lab.report import compare
 from lab.run import Stage
 from lab.school import by_length, report_on_reviews, reviews_of, with_context
-from model import load_model
+from lab.terminal import wrapped
 
 # ------------------------------------------------------------------------------------------------
 # Knobs

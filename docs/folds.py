@@ -2,7 +2,6 @@
 import json
 
 import torch
-from runs import command, logged, standard
 from tqdm import tqdm
 
 import data
@@ -10,8 +9,11 @@ from data import UserError, epoch_order, has_pairs, is_thumb, load_encoding, ste
 from lab.commands import run_folder
 from lab.measure import accuracy, wilson
 from lab.optim import clip_gradients, muon, set_lr
-from lab.report import table, wrapped
-from model import load_model, with_heads
+from lab.records import load_model
+from lab.report import table
+from lab.terminal import wrapped
+from model import with_heads
+from runs import command, logged, standard
 from train_rm import PRESETS, Config, add_text_gradient, bradley_terry_loss, group_scores, ranking_loss
 
 

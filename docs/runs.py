@@ -7,8 +7,7 @@ from pathlib import Path
 
 import data
 from lab.commands import STAGES
-from lab.records import load_checkpoint
-from model import load_model
+from lab.records import load_checkpoint, load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 

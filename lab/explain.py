@@ -20,12 +20,12 @@ import data
 from lab.cli import Help, Parser, convert, run_main
 from lab.explain_words import branch_in_words, in_words, obedient, score_in_words, what_is_learned
 from lab.optim import adam, set_lr
-from lab.records import fingerprint_of, load_checkpoint, pick_device, restore, set_random_state
-from lab.report import COLORS, terminal_width, wrapped
+from lab.records import fingerprint_of, load_checkpoint, load_model, pick_device, restore, set_random_state
+from lab.report import COLORS
 from lab.scorers import load_scorer, reward_models
-from lab.terminal import colors
+from lab.terminal import colors, terminal_width, wrapped
 from lab.tokens import encoding_of
-from model import load_model, response_hidden, token_logprobs
+from model import response_hidden, token_logprobs
 from world.tiny import leave_out_names, left_out
 
 # What may be given anew for the step that is shown; every other knob is the checkpoint's.

@@ -25,8 +25,8 @@ from pathlib import Path
 
 from data import UserError, hold_out, is_thumb, prompt_text, split_of
 from lab.records import write_atomic
-from lab.report import wrapped
 from lab.rows import SPLITS, check_text, field, preference_row, prompt_row, sft_row
+from lab.terminal import wrapped
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
 SIGNS = {  # the kind of a file that is given alone, by the keys of its first row

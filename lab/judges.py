@@ -5,8 +5,8 @@ import re
 
 from data import UserError
 from lab.cli import JudgeKnobs, judge_is_asked
+from lab.records import load_model
 from lab.run import STAGES, load_checkpoint
-from model import load_model
 from world.judge import AI, OwnModel, is_preamble, preambles
 from world.server import Server
 

@@ -3,8 +3,8 @@ import json
 import random
 
 from data import UserError, encode_prompt, has_pairs, is_thumb, lay_out, load_rows, of_split
-from lab.report import wrapped
 from lab.run import record_of
+from lab.terminal import wrapped
 from world.labelers import is_ranking
 from world.tiny import leave_out_names, left_out
 
@@ -115,10 +115,11 @@ def drop_cut(rows, enc, block_size):
     if len(kept) < len(rows):
         print(wrapped(f"{len(rows) - len(kept)} of {len(rows)} rankings dropped: within a context of "
                       f"{block_size} tokens their answers are the same"))
-    if prompts or ends:
-        n = sum(len(row["responses"]) for row in rows)
-        print(wrapped(f"within a context of {block_size} tokens {prompts} of {len(rows)} prompts lose their "
-                      f"beginning and {ends} of {n} answers their end"))
+    said = [f"{prompts} of {len(rows)} prompts lose their beginning"] if prompts else []
+    if ends:
+        said.append(f"{ends} of {sum(len(row['responses']) for row in rows)} answers lose their end")
+    if said:
+        print(wrapped(f"within a context of {block_size} tokens {' and '.join(said)}"))
     return kept
 
 

@@ -2,7 +2,6 @@
 import json
 import math
 import os
-import shutil
 import statistics
 import textwrap
 import warnings
@@ -22,6 +21,7 @@ from lab.measure import (
     win_rate,
 )
 from lab.talk import answer
+from lab.terminal import terminal_width, visible, wrapped
 from world.labelers import SimulatedHuman
 from world.taste import gold_score
 from world.tiny import PROMPTS
@@ -30,27 +30,15 @@ COLORS = ("#2a6fdb", "#d9662b", "#2f9e62", "#9b59b6")  # legible on white, also 
 
 
 # ------------------------------------------------------------------------------------------------
-# Text that fits the terminal
+# Tables
 # ------------------------------------------------------------------------------------------------
-
-
-def terminal_width():
-    """Columns to print in: those of the terminal or of COLUMNS, at most 100, and 100 where there is none."""
-    return max(40, min(100, shutil.get_terminal_size((100, 24)).columns))
-
-
-def wrapped(text, indent="", width=None):
-    """Text in lines of the terminal's width; lines after the first of a paragraph begin with `indent`."""
-    width = width or terminal_width()
-    return "\n".join(textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)
-                     for line in text.split("\n"))
 
 
 def shown(x):
     """A cell as text: None is a dash, a float has two decimals."""
     if x is None:
         return "-"
-    return f"{x:.2f}" if isinstance(x, float) else str(x)
+    return f"{x:.2f}" if isinstance(x, float) else visible(str(x))
 
 
 def table(header, rows, width=None):

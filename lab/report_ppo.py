@@ -2,10 +2,11 @@
 import data
 from lab.commands import shown_command
 from lab.measure import warnings_of
-from lab.report import compare, truth_about, wrapped
+from lab.records import load_model
+from lab.report import compare, truth_about
 from lab.run import random_state, set_random_state
 from lab.talk import answer
-from model import load_model
+from lab.terminal import wrapped
 from world.tiny import PROMPTS
 
 CHAPTER = "When it looks wrong"  # of docs/3-ppo.md

@@ -3,7 +3,7 @@ import textwrap
 
 from data import comparisons, prompt_text
 from lab.measure import agreement
-from lab.report import wrapped
+from lab.terminal import wrapped
 
 
 def summary(rows, K):

@@ -2,7 +2,8 @@
 from data import is_thumb, load_sft, prompt_text
 from lab.measure import chance_corrected, evaluate, is_below, threshold
 from lab.rankings import usable
-from lab.report import table, wrapped
+from lab.report import table
+from lab.terminal import wrapped
 from world.reward import score_texts
 from world.tiny import PROMPTS, leave_out_names, left_out
 

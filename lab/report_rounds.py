@@ -2,7 +2,8 @@
 import data
 from lab.commands import shown_command
 from lab.measure import chance_corrected
-from lab.report import compare, on_own_answers, table, wrapped
+from lab.report import compare, on_own_answers, table
+from lab.terminal import wrapped
 
 
 def report(stage, cfg, enc, rows, models, scorer, curve, before):

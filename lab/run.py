@@ -38,8 +38,8 @@ from lab.records import (
     steady_arithmetic,
     write_atomic,
 )
-from lab.report import picture, wrapped
-from lab.terminal import visible
+from lab.report import picture
+from lab.terminal import visible, wrapped
 from lab.tokens import FILE, encoding_of, tokenizer_print
 from world.tiny import write_world
 

@@ -5,7 +5,8 @@ import random
 import torch
 
 from data import fit, load_rows, steps_per_epoch
-from lab.report import table, wrapped
+from lab.report import table
+from lab.terminal import wrapped
 from model import GPT, GPTConfig
 from world.judge import OwnModel
 from world.reviews import BEST, RATING, REASONS, write_reviews

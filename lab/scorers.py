@@ -5,10 +5,10 @@ import json
 import data
 from lab.cli import JudgeKnobs
 from lab.judges import load_judge
-from lab.report import wrapped
+from lab.records import load_model
 from lab.run import STAGES, run_folder
 from lab.talk import answer
-from model import load_model
+from lab.terminal import wrapped
 from world.reward import Scorer
 
 KINDS = {"overall": ("rm",), "helpful": ("rm_helpful",), "safety": ("rm_safety",),

@@ -13,7 +13,6 @@ from data import (
     encode_prompt,
     encode_response,
     is_thumb,
-    load_encoding,
     load_preferences,
     load_prompts,
     load_rows,
@@ -28,7 +27,8 @@ from data import (
 from lab.cli import Which, parse
 from lab.commands import run_folder
 from lab.formats import check_unchanged, convert
-from lab.report import terminal_width, wrapped
+from lab.terminal import terminal_width, wrapped
+from lab.tokens import encoding_of
 from world.tiny import write_world
 
 MARGIN = 12  # columns in front of every text
@@ -208,7 +208,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as temporary:
         folder = data_folder(cfg, run, Path(temporary) / "data")
         if tokenizer.exists():
-            enc, origin = load_encoding(tokenizer), f"from {tokenizer}"
+            enc, origin = encoding_of(run), f"from {tokenizer}"
         else:
             size = pretraining.PRESETS[cfg.config].get("vocab_size", pretraining.Config.vocab_size)
             enc = make_encoding(train_bpe(load_text(folder)[0], size - len(SPECIAL)))

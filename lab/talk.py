@@ -10,8 +10,6 @@ import contextlib
 import math
 import random
 import re
-import shutil
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -32,9 +30,10 @@ from data import (
 )
 from lab.cli import Help, Parser, did_you_mean
 from lab.measure import agreement, full_kl_and_entropy, wilson, win_rate
-from lab.records import load_checkpoint, pick_device
+from lab.records import load_checkpoint, load_model, pick_device
+from lab.terminal import wrapped
 from lab.tokens import encoding_of
-from model import GPT, generate, join, load_model, response_hidden
+from model import GPT, generate, join, response_hidden
 from world.labelers import Human, Quit, RankingFile, Undo
 from world.reward import score_texts
 from world.taste import gold_score
@@ -189,12 +188,6 @@ def remark(prompt):
 # ------------------------------------------------------------------------------------------------
 # Answers and scores on the terminal
 # ------------------------------------------------------------------------------------------------
-
-
-def wrapped(text, indent=""):
-    """Text in lines of the terminal's width, at most 100 columns, broken between words."""
-    width = max(40, min(100, shutil.get_terminal_size((100, 24)).columns))
-    return "\n".join(textwrap.fill(line, width, subsequent_indent=indent) for line in text.split("\n"))
 
 
 def is_cut(judge, prompt, response):

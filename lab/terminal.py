@@ -2,8 +2,10 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 
 # What could move the cursor, clear the screen or turn text round: controls but tab and line end, DEL, C1,
@@ -24,6 +26,18 @@ def visible_but(own, text):
     parts = re.split(own, text)
     parts[::2] = map(visible, parts[::2])
     return "".join(parts)
+
+
+def terminal_width():
+    """Columns to print in: those of the terminal or of COLUMNS, at most 100, and 100 where there is none."""
+    return max(40, min(100, shutil.get_terminal_size((100, 24)).columns))
+
+
+def wrapped(text, indent="", width=None):
+    """Text in lines of the terminal's width; lines after the first of a paragraph begin with `indent`."""
+    width = width or terminal_width()
+    return "\n".join(textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)
+                     for line in visible(text).split("\n"))
 
 
 def colors(stream=None):

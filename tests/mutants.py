@@ -622,16 +622,16 @@ MUTANTS = [
     # --------------------------------------------------------------------------------------------
     # The run
     # --------------------------------------------------------------------------------------------
-    Mutant("run-1", "lab/run.py", "A run that goes on draws its random numbers from the beginning again.",
-           'set_random_state(self.checkpoint["random"])',
-           "torch.manual_seed(self.cfg.seed)",
+    Mutant("run-1", "lab/records.py", "A run that goes on draws its random numbers from the beginning again.",
+           'set_random_state(checkpoint["random"])',
+           'torch.manual_seed(checkpoint["knobs"]["seed"])',
            RUN + "the_same_command_goes_on_and_the_result_is_that_of_a_straight_run",
            "None in a straight run. One that was stopped and went on has other numbers from there on than "
            "one that was not."),
-    Mutant("run-2", "lab/run.py", "A run that goes on has lost the optimizer's memory.",
-           "                for name, thing in objects.items():\n"
-           "                    thing.load_state_dict(self.checkpoint[name])",
-           '                objects["model"].load_state_dict(self.checkpoint["model"])',
+    Mutant("run-2", "lab/records.py", "A run that goes on has lost the optimizer's memory.",
+           "        for name, thing in objects.items():\n"
+           "            thing.load_state_dict(checkpoint[name])",
+           '        objects["model"].load_state_dict(checkpoint["model"])',
            RUN + "the_same_command_goes_on_and_the_result_is_that_of_a_straight_run",
            "None in a straight run. One that was stopped and went on has other numbers from there on than "
            "one that was not."),

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
+from lab.records import fingerprint, load_model
 from model import (
     GPT,
     GPTConfig,
     draw,
     generate,
     join,
-    load_model,
     log_softmax,
     response_hidden,
     token_logprobs,
@@ -357,7 +357,9 @@ def test_a_checkpoint_alone_says_what_the_model_is_like(tmp_path, make_gpt):
     """Shape, heads and the scale of the scores; only dropout is the caller's."""
     model = make_gpt(n_layer=1, n_embd=8, reward_head=True, dropout=0.3)
     model.set_scale(3.0, 1.0)
-    saved = {"model": model.state_dict(), "model_config": vars(model.config), "step": 7}
+    about = {"stage": "rm", "command": "", "knobs": {}, "parents": {}, "step": 7, "steps": 7,
+             "finished": True, "state": {}, "fingerprint": fingerprint(model)}
+    saved = {**about, "model": model.state_dict(), "model_config": vars(model.config)}
     torch.save(saved, tmp_path / "rm.pt")
     again, checkpoint = load_model(tmp_path / "rm.pt")
     tokens, lengths = padded([[1, 2, 3], [4]])

@@ -47,7 +47,7 @@ def test_what_is_found_derived_dropped_or_cut_is_said(mine):
     for words in ("preferences.jsonl: 40 preferences (train 33, dev 0, test 7)", "1 of 41 rows dropped",
                   "no sft file; the 40 chosen answers", "no prompts file", "no pretrain file",
                   "longer than the context of 64 tokens: prompts cut from the left",
-                  "longer than the 56 tokens that an answer leaves them"):
+                  "longer than the 55 tokens that an answer leaves them"):
         assert words in said, words
 
 
@@ -214,7 +214,7 @@ def test_a_judge_behind_a_server_labels_a_users_answers(user, done, server):
         if not answers:
             return completion({}, "Well")[1]
         one, two = map(len, answers.groups())
-        return completion({"1": -1.0, "2": -1.0 + 0.1 * (two - one)})[1]
+        return completion({"1": -2.0, "2": min(0.0, -2.0 + 0.1 * (two - one))})[1]
 
     server.script, run = [(200, the_longer_one, {})], user / "runs/tiny-mine"
     ask = f"preferences.py --data mine {ASK} --labeler ai --questions 6 --judge_url {server.url}"
@@ -252,7 +252,7 @@ def test_an_answer_about_which_the_judge_is_silent_has_no_place(tmp_path, done, 
         one, two = map(len, answers.groups())
         if one % 3 == 0 or two % 3 == 0:
             return completion({"so": -0.1})[1]
-        return completion({"1": -1.0, "2": -1.0 + 0.1 * (two - one)})[1]
+        return completion({"1": -2.0, "2": min(0.0, -2.0 + 0.1 * (two - one))})[1]
 
     server.script = [(200, silent_about_some, {})]
     (tmp_path / "mine").mkdir()

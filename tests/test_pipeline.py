@@ -49,8 +49,7 @@ import lab.report
 import train_ppo
 import world.reward
 from lab.cli import OLD_FLAGS
-from lab.records import fingerprint, load_checkpoint
-from model import load_model
+from lab.records import fingerprint, load_checkpoint, load_model
 
 # ------------------------------------------------------------------------------------------------
 # Stage by stage
@@ -441,9 +440,9 @@ def test_gradients_are_clipped_but_not_with_0(copy, done, stage):
     fewer_prompts(copy, 20)
     if stage == "pretrain":  # whose tokenizer is that of the whole text
         (copy / "runs/tiny/tokenizer.json").unlink()
-    for limit in ("0", "1e9", "1e-4"):
+    for limit in ("0", "100", "1e-4"):
         done(copy, f"{SMALL[stage]} --clip_grad {limit} --name clip{limit}")
-    free, far, near = (copy / f"runs/tiny/clip{limit}.pt" for limit in ("0", "1e9", "1e-4"))
+    free, far, near = (copy / f"runs/tiny/clip{limit}.pt" for limit in ("0", "100", "1e-4"))
     assert same(free, far) and not same(free, near)
 
 
@@ -561,7 +560,7 @@ def test_the_data_are_shown_as_the_model_sees_them(tiny, done, tmp_path):
 
 def too_wide(out, columns):
     """The lines that do not fit, but for progress bars and commands, which are to be copied."""
-    wide = [line for line in out.replace("\r", "\n").split("\n") if len(line) > columns]
+    wide = [line for line in out.replace("\r", "\n").split("\n") if len(line.rstrip()) > columns]
     return [line for line in wide if not re.search(r"^python |\d+%\||\d+/\d+ \[", line)]
 
 

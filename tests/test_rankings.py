@@ -46,8 +46,7 @@ import data
 import world.judge
 from lab.commands import STAGES
 from lab.measure import calibration_slope, differences, scores_of
-from lab.records import load_checkpoint, record_of
-from model import load_model
+from lab.records import load_checkpoint, load_model, record_of
 from world.reward import score_texts
 from world.taste import gold_score
 from world.tiny import PROMPTS

@@ -171,7 +171,8 @@ def test_any_damage_is_one_sentence_or_changes_nothing(here):  # noqa: F811
     """A seeded loop: cut off, bytes turned, zeroed, doubled, or the fields of a checkpoint replaced."""
     path, chance = saved(new_stage()).path, random.Random(1)
     whole, weights = path.read_bytes(), load_checkpoint(path)["model"]
-    fields, odd = list(torch.load(path, weights_only=True)), [None, -1, "x", [], {}, {"a": 1}, math.nan, 2**70]
+    fields = list(torch.load(path, weights_only=True))
+    odd = [None, -1, "x", [], {}, {"a": 1}, math.nan, 2**70]
     refused = 0
     for n in range(300):
         start, end = sorted(chance.choices(range(len(whole)), k=2))

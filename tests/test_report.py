@@ -8,8 +8,9 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lab.measure import held_out_loss, text_windows
-from lab.report import compare, draw_panel, picture, table, terminal_width, truth_about, wrapped
+from lab.report import compare, draw_panel, picture, table, truth_about
 from lab.talk import answer
+from lab.terminal import terminal_width, wrapped
 from world.taste import gold_score
 
 matplotlib.use("Agg")

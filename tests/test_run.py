@@ -16,6 +16,7 @@ from data import UserError, encode_prompt
 from lab.cli import Common, knob, parse
 from lab.commands import STAGES, command_of, recipe_of
 from lab.optim import muon, set_lr
+from lab.records import load_model
 from lab.run import (
     Stage,
     fingerprint,
@@ -28,7 +29,7 @@ from lab.run import (
     train_if_missing,
     write_atomic,
 )
-from model import GPT, GPTConfig, load_model
+from model import GPT, GPTConfig
 
 
 @dataclass

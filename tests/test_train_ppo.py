@@ -14,8 +14,9 @@ import data
 import lab.run
 import lab.scorers
 import train_ppo
+from lab.records import load_model
 from lab.run import Stage
-from model import generate, join, load_model, token_logprobs
+from model import generate, join, token_logprobs
 from train_ppo import (
     Agent,
     Batch,
@@ -787,7 +788,7 @@ def loop(tmp_path, monkeypatch, make_gpt, enc):
         model = make_gpt(seed, 0.2, vocab_size=enc.n_vocab, block_size=64, reward_head=name == "rm")
         parent = Stage(train_ppo.Config(data="mine", device="cpu"), name)
         parent.track(model=some_answers_end(model, enc))
-        parent.save(1, True)
+        parent.save(0, True)
     (tmp_path / "runs/tiny-mine/tokenizer.json").write_text(data.dump_encoding(enc))
     calls = {name: watch(monkeypatch, name) for name in FORMULAS}
 
@@ -866,10 +867,11 @@ def test_beta_moves_by_the_kl_of_each_iteration(loop):
 
 
 def test_each_network_has_its_learning_rate_and_both_warm_up(loop):
-    rows, _ = loop("--steps 2 --lr 0.01 --critic_lr 0.02 --warmup 2")
-    assert [row["lr"] for row in rows] == pytest.approx([0.005, 0.01])
+    rows, _ = loop("--steps 8 --lr 0.01 --critic_lr 0.02 --warmup 2")
+    rates = [row["lr"] for row in rows]
+    assert rates[:3] == pytest.approx([0.005, 0.01, 0.01])
     groups = lab.run.load_checkpoint("runs/tiny-mine/ppo.pt")["optimizer"]["param_groups"]
-    assert [group["lr"] for group in groups] == pytest.approx([0.01, 0.02])
+    assert [group["lr"] for group in groups] == pytest.approx([rates[-1], 2 * rates[-1]])
 
 
 def test_scores_count_from_the_answers_of_the_sft_model(loop, enc, monkeypatch):

@@ -12,9 +12,8 @@ import train_rm
 from data import UserError, batch_pairs, dump_encoding, load_rows
 from lab.measure import accuracy, scores_of
 from lab.rankings import drop_cut, earlier_rankings, rankings_of, replayed, usable
-from lab.records import fingerprint
+from lab.records import fingerprint, load_model
 from lab.report_rm import loss_panels, one_question, parts_of
-from model import load_model
 from train_rm import (
     Config,
     bradley_terry_loss,
@@ -412,8 +411,9 @@ def test_answers_that_the_context_cuts_to_the_same_tokens(enc, capsys):
     rows = [{**ranked("?"), "responses": [long + "x", long + "y"]}, ranked("What is a dog?"),
             {**ranked("?"), "responses": [long], "label": True}]
     assert drop_cut(rows, enc, 32) == rows[1:]
-    assert "1 of 3 rankings dropped" in capsys.readouterr().out
-    assert drop_cut(rows[1:], enc, 32) == rows[1:] and capsys.readouterr().out == ""
+    said = capsys.readouterr().out
+    assert "1 of 3 rankings dropped" in said and "3 of 5 answers lose their end" in said
+    assert drop_cut(rows[1:2], enc, 32) == rows[1:2] and capsys.readouterr().out == ""
 
 
 def test_earlier_rankings_are_those_of_all_models_before(tmp_path, monkeypatch):
