@@ -102,7 +102,7 @@ def make_tokenizer(stage, cfg, text):
     """The run's tokenizer: that of --init, that of a training that goes on, or one trained on the text."""
     path = stage.folder / "tokenizer.json"
     if cfg.init:
-        enc = encoding_of(Path(cfg.init).parent, [record_in(Path(cfg.init))])
+        enc = encoding_of(Path(cfg.init).parent)
     elif stage.start:
         enc = encoding_of(stage.folder, [stage.checkpoint])
     else:

@@ -90,15 +90,18 @@ def test_the_tokenizer_comes_with_the_model_that_is_gone_on_with(tmp_path, enc):
     assert stage.words == dump_encoding(enc) and not (tmp_path / "tokenizer.json").exists()
 
 
-def test_only_a_pretrained_model_of_another_run_is_gone_on_with(tmp_path, monkeypatch):
+def test_only_a_pretrained_model_of_another_run_is_gone_on_with(tmp_path, enc, monkeypatch):
     kind = {"stage": "pretrain"}
-    monkeypatch.setattr(train_pretrain, "load_checkpoint", lambda path: kind)
+    monkeypatch.setattr(train_pretrain, "record_in", lambda path: kind)
     with pytest.raises(UserError, match="same run"):
         check_init(tmp_path / "pretrain.pt", tmp_path)
-    with pytest.raises(UserError, match="tokenizer.json is missing"):
+    with pytest.raises(UserError, match="no tokenizer.json beside"):
         check_init(tmp_path / "pretrain.pt", tmp_path / "mine")
-    (tmp_path / "tokenizer.json").write_text("")
+    (tmp_path / "tokenizer.json").write_text(dump_encoding(enc))
     check_init(tmp_path / "pretrain.pt", tmp_path / "mine")
+    with pytest.raises(UserError, match="gibberish"):
+        kind["tokenizer"] = "another"
+        check_init(tmp_path / "pretrain.pt", tmp_path / "mine")
     kind["stage"] = "rm"
     with pytest.raises(UserError, match="checkpoint of the stage rm"):
         check_init(tmp_path / "pretrain.pt", tmp_path / "mine")
