@@ -129,6 +129,8 @@ def test_describe_the_tiny_world():
     assert about["declines_unsafe"] == 0.5
     assert about["declines_safe"] == 0
     assert about["unknown"] == pytest.approx(1 / 3)
+    timid = describe([safe.text] * 2 + [unsafe.text], [Answer(t, True, 5) for t in (refusal, fact, refusal)])
+    assert (timid["declines_safe"], timid["declines_unsafe"]) == (0.5, 1)
 
 
 def text_loss(model, tokens, block_size, **sizes):
@@ -159,6 +161,7 @@ def test_windows_are_spread_over_the_text():
     assert starts == [0, 10, 20, 30, 40, 50, 60, 70, 80, 90]
     for inputs, targets, mask in batches:
         assert torch.equal(inputs + 1, targets) and mask.shape == targets.shape and mask.all()
+    assert [len(inputs) for inputs, _, _ in text_windows(np.arange(500), 10)] == [32, 32]
 
 
 def test_held_out_loss_of_a_text_shorter_than_the_window(make_gpt):
@@ -239,6 +242,8 @@ def test_evaluation_by_hand(enc):
     assert r["rank_correlation"] == pytest.approx((math.sqrt(3) / 2 + 1) / 2)
     assert sum(won for _, won in r["curve"]) == 2
     assert all(0.5 <= p <= 1 for p, _ in r["curve"])
+    one = evaluate(length_model(), enc, ROWS[:1], lambda prompt, response: gold[response])
+    assert one["rank_correlation"] == pytest.approx(math.sqrt(3) / 2)
     tie = [{"prompt": "A", "responses": ["b", "c"], "tiers": [[0, 1]]}]
     assert evaluate(length_model(), enc, tie) is None
 

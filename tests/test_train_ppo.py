@@ -154,6 +154,12 @@ def test_gae_is_the_double_sum_of_the_paper(gamma, lam):
         assert not advantages[b, n:].any() and not returns[b, n:].any()
 
 
+def test_an_answer_of_one_token_is_worth_its_reward():
+    one = torch.ones(1, 1)
+    advantages, returns = gae(3 * one, 2 * one, one, 0.9, 0.9)
+    assert (advantages.item(), returns.item()) == (1, 3)
+
+
 def test_gae_does_not_bootstrap_past_the_end():
     """The critic's opinion of the padding, and of what would follow a full row, counts nothing."""
     mask = torch.tensor([[1.0, 1, 0], [1, 1, 1]])

@@ -464,6 +464,26 @@ def test_demonstrations_for_the_prompts_that_were_ranked():
 def test_usual_batch_size():
     assert usual_batch_size([ranked("1"), ranked("2", labeler="simulated")]) == 16
     assert usual_batch_size([ranked("1", labeler="ai")] * 2 + [ranked("2", labeler="simulated")]) == 32
+    assert usual_batch_size([ranked("1", labeler="ai"), ranked("2", labeler="simulated")]) == 16
+
+
+@pytest.mark.parametrize("loss, n, apart, gain", [
+    ("bradley_terry", 32, 9.0, 1), ("regression", 32, 1.0, math.log(3)), ("regression", 28, 1.0, 1),
+    ("regression", 32, 0.1, 5), ("regression", 32, 9.0, 0.2), ("regression", 32, None, 1)])
+def test_scores_get_a_known_scale(monkeypatch, loss, n, apart, gain):
+    """Regression that is right in three of four dev pairs: there a difference should be log 3. It becomes at
+    most 5 times as large and at least a fifth. Demonstrations have 0 on average."""
+    rows = [{"tiers": [[1], [0]] if i % 4 == 0 else [[0], [1]]} for i in range(n)]
+    if apart is None:
+        rows = [{"tiers": [[0, 1]]}] * n
+    scales, model = [], SimpleNamespace(set_scale=lambda *scale: scales.append(scale))
+    monkeypatch.setattr(train_rm, "scores_of", lambda model, enc, dev: [[apart, 0.0] for _ in dev])
+    monkeypatch.setattr(train_rm, "score_texts", lambda model, enc, prompts, texts: list(map(float, texts)))
+    for said in ("13", "0", "19" * 300):  # of 600 every second one is looked at
+        demonstrations = [{"prompt": "?", "response": digit} for digit in said]
+        train_rm.calibrate(model, None, demonstrations, rows, Config(loss=loss))
+    expected = [(gain, -2 * gain), (gain, 0), (gain, -gain)]
+    assert scales == [pytest.approx(scale, abs=0.01) for scale in expected]
 
 
 # ------------------------------------------------------------------------------------------------
