@@ -139,6 +139,7 @@ def test_an_order_as_it_is_typed(typed, K, tiers):
     ("2", 4, "answers 1, 3 and 4 are missing"),
     ("1>2>2>3", 3, "answer 2 is named twice"),
     ("1>1>2", 3, "answer 1 is named twice"),
+    ("3>2>1>2>1", 3, "answer 1 is named twice: an order names each of the 3 once"),
     ("1>2>4", 3, "'4' is none of the answers"),
     ("7>1>8", 3, "'7' is none of the answers 1 to 3; an order looks like 1>2>3"),
     ("1>>2", 3, "'' is none"),

@@ -347,6 +347,7 @@ def test_what_cannot_be_in_a_step(bad, words):
 def test_what_may_be_in_a_later_step():
     check_step(**{**GOOD_STEP, "step": 1, "kl_full": 0.5})  # the policy may have moved
     check_step(**{**GOOD_STEP, "drift": 0.001, "temperature": 0.01})  # rounding, a hundred times enlarged
+    check_step(**{**GOOD_STEP, "entropy": 0.0})  # one token is certain
     with pytest.raises(InvariantError):
         check_step(**{**GOOD_STEP, "step": 1, "drift": 0.001})
 
@@ -421,7 +422,9 @@ HEALTHY = {"score": 0.0, "kl": 0.0, "kl_coef": 0.15, "entropy": 0.33, "ends": 0.
     (80, {"kl": 64.0, "kl_coef": 0.0}, []),  # beta 0 asks for no price
     (80, {"ends": 0.0}, ["ends"]),
     (80, {"explained_variance": 0.0}, ["critic"]),
-    (10, {"explained_variance": 0.0}, []),  # too early
+    (20, {"explained_variance": 0.0}, ["critic"]),
+    (19, {"explained_variance": 0.0}, []),  # too early
+    (6, {"ends": 0.0}, ["ends"]),
     (4, {"ends": 0.0}, []),
     (80, {"entropy": 0.0, "kl": 9e3, "ends": 0.0, "explained_variance": -1.0},
      ["entropy", "kl", "ends", "critic"])])

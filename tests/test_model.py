@@ -321,6 +321,11 @@ def test_an_impossible_token_is_never_sampled(monkeypatch, uniform, expected):
     assert draw(logprobs, 1.0).tolist() == [expected] * 3
 
 
+def test_a_number_that_is_rounded_to_the_end_of_the_line_draws_the_last_token(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *size, **named: torch.ones(size))
+    assert draw(torch.tensor([[0.5, 0.5], [0.1, 0.9]]).log(), 1.0).tolist() == [1, 1]
+
+
 def test_sampling_is_free_of_dropout_and_leaves_the_mode_alone(make_gpt):
     model = make_gpt(dropout=0.5)
     prompts, lengths = ragged_prompts()

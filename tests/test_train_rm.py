@@ -4,8 +4,10 @@ import math
 from dataclasses import asdict
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import lab.run
 import train_rm
@@ -465,6 +467,17 @@ def test_usual_batch_size():
     assert usual_batch_size([ranked("1"), ranked("2", labeler="simulated")]) == 16
     assert usual_batch_size([ranked("1", labeler="ai")] * 2 + [ranked("2", labeler="simulated")]) == 32
     assert usual_batch_size([ranked("1", labeler="ai"), ranked("2", labeler="simulated")]) == 16
+
+
+def test_the_loss_on_text_has_its_weight(scorer):
+    """The text has room for one window alone."""
+    corpus = np.arange(65) % 50
+    train_rm.add_text_gradient(scorer, corpus, 3.0)
+    seen = scorer.wpe.weight.grad.clone()
+    scorer.zero_grad()
+    logits = scorer(torch.tensor(corpus[None, :64]))
+    F.cross_entropy(logits[0], torch.tensor(corpus[1:])).backward()
+    torch.testing.assert_close(seen, 3 * scorer.wpe.weight.grad)
 
 
 @pytest.mark.parametrize("loss, n, apart, gain", [
