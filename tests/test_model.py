@@ -135,6 +135,7 @@ def test_with_heads_copies_the_trunk_and_only_the_heads_asked_for(make_gpt):
         critic.wte.weight.zero_()
     assert model.wte.weight.abs().sum() > 0, "the copy shares memory with the original"
     assert model.config.reward_head and not model.config.value_head
+    assert not hasattr(with_heads(critic), "value_head")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -344,6 +345,7 @@ def test_the_same_seed_gives_the_same_answers(make_gpt):
         torch.manual_seed(seed)
         runs.append(generate(model, prompts, lengths, 10, 1.0, EOS, PAD)[0].tolist())
     assert runs[0] == runs[1] != runs[2]
+    assert not generate(model, prompts, lengths, 2, 1.0, EOS, PAD)[2].requires_grad, "samples keep no graph"
 
 
 def test_an_answer_that_cannot_fit_is_an_error_in_words(make_gpt):

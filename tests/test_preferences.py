@@ -286,6 +286,8 @@ def test_the_simulated_human_is_the_seeds_and_another_collection_has_noise_of_it
         assert labeler is examiner
         seeds[name] = labeler.seed
     assert seeds["rankings"] == 7 and len(set(seeds.values())) == 3
+    usual, _ = labelers(stage, None, Config(labeler="simulated", seed=7, name="rankings"))
+    assert vars(usual) == vars(SimulatedHuman(7)), "its usual failings are those of the flags"
 
 
 def test_who_labels_the_held_out_questions(tmp_path, monkeypatch):

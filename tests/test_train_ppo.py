@@ -632,6 +632,12 @@ def moves(make_gpt, **changes):
     return policy, critic, numbers
 
 
+def test_the_numbers_of_a_step_are_those_of_its_whole_minibatch(make_gpt):
+    """However many parts it is cut into."""
+    whole, parts = (moves(make_gpt, micro_batch_size=size)[2] for size in (8, 3))
+    assert parts == pytest.approx(whole, rel=1e-3, abs=1e-6) and whole["value_loss"] > 0.1
+
+
 def test_gradients_are_clipped_for_each_network_by_itself(make_gpt):
     *free, numbers = moves(make_gpt)
     *clipped, _ = moves(make_gpt, clip_grad=1e-3)
