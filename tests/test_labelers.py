@@ -231,8 +231,9 @@ QUESTIONS = [{"prompt": f"question {i}", "responses": ["a", "b"], "split": "trai
     ({"pairs": [[0, 1, -0.5]]}, False), ({"pairs": [[0, 7, 0.5]]}, False), ({"pairs": [[7, 0, 0.5]]}, False),
     ({"pairs": [[0, 1, 0.5]], "tiers": [[0]]}, False), ({"pairs": [[0]]}, False),
     ({"pairs": [[0, []]]}, False), ({"tiers": [[0], [0]]}, False), ({"tiers": [[0], [2]]}, False),
-    ({"tiers": [[0], ["1"]]}, False), ({"tiers": None}, False), ({"responses": "ab"}, False), ({"responses": ["a", 1]}, False),
-    ({"label": "up"}, False), ({"prompt": 5}, False), ({"split": None}, False)])
+    ({"tiers": [[0], ["1"]]}, False), ({"tiers": None}, False), ({"responses": "ab"}, False),
+    ({"responses": ["a", 1]}, False), ({"label": "up"}, False),
+    ({"prompt": 5}, False), ({"split": None}, False)])
 def test_what_a_row_of_rankings_is(change, holds):
     row = {**QUESTIONS[0], "tiers": [[1], [0]], **change}
     assert is_ranking(row) == holds
