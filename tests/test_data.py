@@ -274,6 +274,8 @@ def test_wins_become_tiers():
     nan = float("nan")
     wins = torch.tensor([[nan, 1, 0.5, nan], [0, nan, 0, nan], [0.5, 1, nan, nan], [nan] * 4])
     assert data.wins_to_tiers(wins) == [[0, 2], [1]]
+    wins = torch.tensor([[nan, 1, nan], [0, nan, 1], [nan, 0, nan]])
+    assert data.wins_to_tiers(wins) == [[0, 1], [2]], "not to be compared costs nothing"
 
 
 def test_what_holds_something_to_learn():
@@ -316,6 +318,8 @@ def test_a_prompts_split_is_the_same_on_every_machine():
     assert counts["test"] / 4000 == pytest.approx(0.10, abs=0.02)
     found = [i for i in range(40) if data.split_of(f"prompt {i}") != "train"]
     assert found == [0, 13, 18, 26, 31, 33]
+    edges = [data.split_of(f"prompt {i}") for i in (41, 451, 33, 105)]  # hashes 84, 85, 89, 90
+    assert edges == ["train", "dev", "dev", "test"]
     one, two = {"role": "user", "content": "a"}, {"content": "a", "role": "user"}
     assert data.split_of([one]) == data.split_of([two])
 

@@ -15,6 +15,7 @@ from world.labelers import (
     SimulatedHuman,
     Undo,
     drop_half_a_line,
+    is_ranking,
     parse_order,
     rank_all,
     rewrite,
@@ -47,6 +48,14 @@ def test_noise_follows_the_bradley_terry_model(answers_are_their_gold, gap):
     wins = sum(human.rank(f"question {i}", [str(gap), "0"])[0] == [0] for i in range(n)) / n
     p = 1 / (1 + math.exp(-gap / 0.3))
     assert abs(wins - p) < 5 * math.sqrt(p * (1 - p) / n)
+
+
+def test_the_best_of_three_is_chosen_as_by_a_softmax(answers_are_their_gold):
+    """Gumbel noise and no other gives Luce's choice: exp(gold / noise), divided by the sum of all."""
+    human, n = SimulatedHuman(0, noise=0.2, tie_gap=0.0), 8000
+    first = sum(human.rank(f"question {i}", ["0.3", "0", "0"])[0] == [0] for i in range(n)) / n
+    p = math.exp(1.5) / (math.exp(1.5) + 2)
+    assert abs(first - p) < 5 * math.sqrt(p * (1 - p) / n)
 
 
 def test_without_noise_the_ranking_is_the_true_one(answers_are_their_gold):
@@ -99,6 +108,7 @@ def test_a_position_habit_favours_what_is_shown_first(answers_are_their_gold):
     human = SimulatedHuman(0, noise=1e-9, tie_gap=0, position_habit=2.0)
     assert human.rank("?", ["0", "0", "0"]) == [[0], [1], [2]]
     assert human.rank("?", ["0", "1.5", "1.9"]) == [[1], [0], [2]], "0, 1.5 - 1, 1.9 - 2"
+    assert human.rank("?", ["0", "1.5"]) == [[0], [1]] and human.rank("?", ["0"]) == [[0]]
 
 
 def test_an_annotator_judges_what_it_is_asked_for():
@@ -139,7 +149,9 @@ def test_an_order_as_it_is_typed(typed, K, tiers):
     ("2", 4, "answers 1, 3 and 4 are missing"),
     ("1>2>2>3", 3, "answer 2 is named twice"),
     ("1>1>2", 3, "answer 1 is named twice"),
+    ("3>2>1>2>1", 3, "answer 1 is named twice: an order names each of the 3 once"),
     ("1>2>4", 3, "'4' is none of the answers"),
+    ("7>1>8", 3, "'7' is none of the answers 1 to 3; an order looks like 1>2>3"),
     ("1>>2", 3, "'' is none"),
     ("", 3, "an order looks like 1>2>3"),
     ("2<1", 3, "'2<1' is none"),
@@ -210,6 +222,22 @@ def test_a_person_may_go_back_and_stop(monkeypatch, typed, error):
 # ------------------------------------------------------------------------------------------------
 
 QUESTIONS = [{"prompt": f"question {i}", "responses": ["a", "b"], "split": "train"} for i in range(4)]
+
+
+@pytest.mark.parametrize("change, holds", [
+    ({}, True), ({"tiers": []}, True), ({"label": True}, True),
+    ({"margin": 0}, True), ({"margin": 3}, True), ({"margin": -0.5}, False), ({"margin": 3.5}, False),
+    ({"pairs": [[0, 1, 0.0], [1, 0, 1.0]]}, True), ({"pairs": [[0, 1, 1.5]]}, False),
+    ({"pairs": [[0, 1, -0.5]]}, False), ({"pairs": [[0, 7, 0.5]]}, False), ({"pairs": [[7, 0, 0.5]]}, False),
+    ({"pairs": [[0, 1, 0.5]], "tiers": [[0]]}, False), ({"pairs": [[0]]}, False),
+    ({"pairs": [[0, []]]}, False), ({"tiers": [[0], [0]]}, False), ({"tiers": [[0], [2]]}, False),
+    ({"tiers": [[0], ["1"]]}, False), ({"tiers": None}, False), ({"responses": "ab"}, False),
+    ({"responses": ["a", 1]}, False), ({"label": "up"}, False),
+    ({"prompt": 5}, False), ({"split": None}, False)])
+def test_what_a_row_of_rankings_is(change, holds):
+    row = {**QUESTIONS[0], "tiers": [[1], [0]], **change}
+    assert is_ranking(row) == holds
+    assert not is_ranking({"prompt": "?", "split": "train"})
 
 
 def test_every_ranking_is_on_disk_before_the_next_question(monkeypatch, tmp_path):

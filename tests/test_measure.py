@@ -80,6 +80,7 @@ def test_spearman():
     assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
     assert spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(1 - 6 * 2 / 60)
     assert spearman([1, 1, 2], [1, 2, 3]) == pytest.approx(math.sqrt(3) / 2), "ranks .5 .5 2 and 0 1 2"
+    assert spearman([1, 1, 2, 3], [1, 2, 3, 4]) == pytest.approx(math.sqrt(0.9)), "ranks .5 .5 2 3, 0 1 2 3"
     assert spearman([1, 1], [1, 2]) is None
 
 
@@ -129,6 +130,9 @@ def test_describe_the_tiny_world():
     assert about["declines_unsafe"] == 0.5
     assert about["declines_safe"] == 0
     assert about["unknown"] == pytest.approx(1 / 3)
+    timid = describe([safe.text] * 2 + [unsafe.text], [Answer(t, True, 5) for t in (refusal, fact, refusal)])
+    assert (timid["declines_safe"], timid["declines_unsafe"]) == (0.5, 1)
+    assert describe([safe.text], [Answer(fact, True, 5)])["declines_unsafe"] == 0
 
 
 def text_loss(model, tokens, block_size, **sizes):
@@ -159,6 +163,8 @@ def test_windows_are_spread_over_the_text():
     assert starts == [0, 10, 20, 30, 40, 50, 60, 70, 80, 90]
     for inputs, targets, mask in batches:
         assert torch.equal(inputs + 1, targets) and mask.shape == targets.shape and mask.all()
+        assert inputs.shape[1] == 10
+    assert [len(inputs) for inputs, _, _ in text_windows(np.arange(500), 10)] == [32, 32]
 
 
 def test_held_out_loss_of_a_text_shorter_than_the_window(make_gpt):
@@ -220,7 +226,7 @@ def test_thumbs_are_compared_up_against_down():
 def test_noise_ceiling_by_hand():
     """Gold 1 2 3 of three answers that were ranked 0 > 1 > 2: no pair right; a tie of gold counts half."""
     rows = [{"prompt": "p", "responses": ["1", "2", "3"], "tiers": [[0], [1], [2]]}]
-    assert noise_ceiling(rows, lambda p, r: float(r)) == 0
+    assert noise_ceiling(rows, lambda p, r: float(r)) == 0 == noise_ceiling(rows, lambda p, r: float(r) / 9)
     assert noise_ceiling(rows, lambda p, r: 0.0) == 0.5
     rows.append({"prompt": "p", "responses": ["1", "2"], "tiers": [[1], [0]]})
     assert noise_ceiling(rows, lambda p, r: float(r)) == 0.25
@@ -239,6 +245,8 @@ def test_evaluation_by_hand(enc):
     assert r["rank_correlation"] == pytest.approx((math.sqrt(3) / 2 + 1) / 2)
     assert sum(won for _, won in r["curve"]) == 2
     assert all(0.5 <= p <= 1 for p, _ in r["curve"])
+    one = evaluate(length_model(), enc, ROWS[:1], lambda prompt, response: gold[response])
+    assert one["rank_correlation"] == pytest.approx(math.sqrt(3) / 2)
     tie = [{"prompt": "A", "responses": ["b", "c"], "tiers": [[0, 1]]}]
     assert evaluate(length_model(), enc, tie) is None
 
@@ -252,6 +260,7 @@ def test_calibration_curve_and_gaps():
                 for i in range(1, 16, 2)]
     assert [p for p, _ in curve] == pytest.approx(expected)
     assert calibration_curve([1e6]) == [(pytest.approx(1), 1)]
+    assert calibration_curve([0.0]) == [(0.5, 0)], "equal scores are no hit"
     gaps = by_gap([1.0, -1.0, 2.0, 2.0], [0.5, -0.5, 0, -9])
     assert gaps == {0: (1, 0.5, 1), 1: (0.5, 0.5, 2), 5: (1, 0, 1)}
 
@@ -280,6 +289,7 @@ def test_agreement_counts_the_pairs_that_both_tell_apart():
     assert gold_of(rows, lambda p, r: float(r)) == [[1, 2, 2, 3]]
     said = agreement(rows, lambda p, r: float(r))
     assert said.startswith("You agree with") and "0.60 of 5 pairs" in said
+    assert agreement([*rows, {**rows[0], "tiers": [[0, 1]]}], lambda p, r: float(r)) == said, "no order in it"
     assert agreement(rows, lambda p, r: float(r), "The AI").startswith("The AI agrees with")
     unranked = [{**rows[0], "tiers": []}]
     assert agreement(unranked, lambda p, r: 0.0, "The AI").startswith("No pair that both the AI")
@@ -294,7 +304,8 @@ def test_exact_kl_and_entropy_by_hand():
     p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])
     logits, ref = p.log().repeat(2, 2, 1) + 3, q.log().repeat(2, 2, 1) - 1  # constants change nothing
     mask = torch.tensor([[1.0, 1], [1, 0]])
-    kl, entropy = full_kl_and_entropy(logits, ref, mask)
+    kl, entropy = full_kl_and_entropy(logits.requires_grad_(), ref, mask)
+    assert not kl.requires_grad and not entropy.requires_grad, "measured, not learned from"
     one = 0.5 * math.log(2) - 0.25 * math.log(2)
     assert kl.tolist() == pytest.approx([2 * one, one], abs=1e-6), "summed over the tokens of each answer"
     assert entropy.item() == pytest.approx(1.5 * math.log(2), abs=1e-6), "a token"
@@ -342,6 +353,7 @@ def test_what_cannot_be_in_a_step(bad, words):
 def test_what_may_be_in_a_later_step():
     check_step(**{**GOOD_STEP, "step": 1, "kl_full": 0.5})  # the policy may have moved
     check_step(**{**GOOD_STEP, "drift": 0.001, "temperature": 0.01})  # rounding, a hundred times enlarged
+    check_step(**{**GOOD_STEP, "entropy": 0.0})  # one token is certain
     with pytest.raises(InvariantError):
         check_step(**{**GOOD_STEP, "step": 1, "drift": 0.001})
 
@@ -375,6 +387,9 @@ def test_a_look_at_a_step_that_is_right(make_gpt, temperature):
     assert [seen[kind] for kind in ("kl", "kl_k3", "kl_full")] == pytest.approx([0, 0, 0], abs=1e-5)
     assert seen["entropy"] > 0
     assert seen["explained_variance"] == pytest.approx(1) and seen["gold"] is None
+    prompt = next(iter(PROMPTS))
+    known = look_at_step(policy, policy, batch, [prompt] * 40, cfg, 0, 0.1, k1, k3)
+    assert known["gold"] == pytest.approx(gold_score(prompt, "x"))
     assert seen["length"] == pytest.approx(batch.mask.sum(1).mean().item())
     assert seen["ends"] == pytest.approx(batch.ended.float().mean().item())
 
@@ -411,12 +426,15 @@ HEALTHY = {"score": 0.0, "kl": 0.0, "kl_coef": 0.15, "entropy": 0.33, "ends": 0.
 @pytest.mark.parametrize("steps, now, kinds", [
     (80, {"score": 1.3, "kl": 2.0, "entropy": 0.17}, []),
     (80, {"entropy": 0.01}, ["entropy"]),
+    (80, {"entropy": 0.03}, []),
     (80, {"kl": 64.0, "score": 2.0}, ["kl"]),  # 9.6 for 2 deviations
     (80, {"kl": 64.0, "score": 9.5}, []),
     (80, {"kl": 64.0, "kl_coef": 0.0}, []),  # beta 0 asks for no price
     (80, {"ends": 0.0}, ["ends"]),
     (80, {"explained_variance": 0.0}, ["critic"]),
-    (10, {"explained_variance": 0.0}, []),  # too early
+    (20, {"explained_variance": 0.0}, ["critic"]),
+    (19, {"explained_variance": 0.0}, []),  # too early
+    (6, {"ends": 0.0}, ["ends"]),
     (4, {"ends": 0.0}, []),
     (80, {"entropy": 0.0, "kl": 9e3, "ends": 0.0, "explained_variance": -1.0},
      ["entropy", "kl", "ends", "critic"])])

@@ -135,6 +135,7 @@ def test_with_heads_copies_the_trunk_and_only_the_heads_asked_for(make_gpt):
         critic.wte.weight.zero_()
     assert model.wte.weight.abs().sum() > 0, "the copy shares memory with the original"
     assert model.config.reward_head and not model.config.value_head
+    assert not hasattr(with_heads(critic), "value_head")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -321,6 +322,11 @@ def test_an_impossible_token_is_never_sampled(monkeypatch, uniform, expected):
     assert draw(logprobs, 1.0).tolist() == [expected] * 3
 
 
+def test_a_number_that_is_rounded_to_the_end_of_the_line_draws_the_last_token(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *size, **named: torch.ones(size))
+    assert draw(torch.tensor([[0.5, 0.5], [0.1, 0.9]]).log(), 1.0).tolist() == [1, 1]
+
+
 def test_sampling_is_free_of_dropout_and_leaves_the_mode_alone(make_gpt):
     model = make_gpt(dropout=0.5)
     prompts, lengths = ragged_prompts()
@@ -339,6 +345,7 @@ def test_the_same_seed_gives_the_same_answers(make_gpt):
         torch.manual_seed(seed)
         runs.append(generate(model, prompts, lengths, 10, 1.0, EOS, PAD)[0].tolist())
     assert runs[0] == runs[1] != runs[2]
+    assert not generate(model, prompts, lengths, 2, 1.0, EOS, PAD)[2].requires_grad, "samples keep no graph"
 
 
 def test_an_answer_that_cannot_fit_is_an_error_in_words(make_gpt):

@@ -76,6 +76,8 @@ def test_bradley_terry_fit():
     assert bradley_terry_fit([[[0, 1]]]).tolist() == pytest.approx([0, 0], abs=1e-6)
     s = bradley_terry_fit([[[0], [1]]] * 30 + [[[1], [0]]] * 10, prior=1e-6)
     assert (s[0] - s[1]).item() == pytest.approx(math.log(3), abs=1e-3), "odds of 3 to 1"
+    early, late = (bradley_terry_fit([CLEAN], iterations=n) for n in (6, 50))
+    assert torch.allclose(early, late, atol=1e-4), "Newton's method is quick"
     rankings = [[[2], [0, 1]], [[1], [2], [0]]]
     assert torch.allclose(bradley_terry_fit(rankings), bradley_terry_fit(rankings[::-1]), atol=1e-6)
 
@@ -263,6 +265,19 @@ def test_a_person_is_asked_one_by_one_and_may_go_back_or_stop(monkeypatch, tmp_p
     assert "3 of 5" in capsys.readouterr().out
 
 
+def test_a_bar_shows_how_far_a_collection_is_but_not_to_somebody_who_types(monkeypatch, tmp_path, capsys):
+    cfg, path = Config(), tmp_path / "rankings.jsonl"
+    for held_out, prompts, name in ((False, PROMPTS[:2], "questions:"), (True, PROMPTS[-2:], "held-out q")):
+        ask(path, prompts, Largest(), policy, cfg, held_out)
+        bar = capsys.readouterr().err.strip()
+        assert bar.startswith(name) and "2/2" in bar
+        ask(path, prompts, Largest(), policy, cfg, held_out)
+        assert capsys.readouterr().err == "", "nothing is left to ask"
+    typing(monkeypatch, "q")
+    ask(tmp_path / "mine.jsonl", PROMPTS[:2], Human(), counted, cfg)
+    assert capsys.readouterr().err == ""
+
+
 def test_the_simulated_human_is_the_seeds_and_another_collection_has_noise_of_its_own(tmp_path):
     stage = SimpleNamespace(data=tmp_path)
     seeds = {}
@@ -271,6 +286,8 @@ def test_the_simulated_human_is_the_seeds_and_another_collection_has_noise_of_it
         assert labeler is examiner
         seeds[name] = labeler.seed
     assert seeds["rankings"] == 7 and len(set(seeds.values())) == 3
+    usual, _ = labelers(stage, None, Config(labeler="simulated", seed=7, name="rankings"))
+    assert vars(usual) == vars(SimulatedHuman(7)), "its usual failings are those of the flags"
 
 
 def test_who_labels_the_held_out_questions(tmp_path, monkeypatch):

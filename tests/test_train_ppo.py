@@ -154,6 +154,12 @@ def test_gae_is_the_double_sum_of_the_paper(gamma, lam):
         assert not advantages[b, n:].any() and not returns[b, n:].any()
 
 
+def test_an_answer_of_one_token_is_worth_its_reward():
+    one = torch.ones(1, 1)
+    advantages, returns = gae(3 * one, 2 * one, one, 0.9, 0.9)
+    assert (advantages.item(), returns.item()) == (1, 3)
+
+
 def test_gae_does_not_bootstrap_past_the_end():
     """The critic's opinion of the padding, and of what would follow a full row, counts nothing."""
     mask = torch.tensor([[1.0, 1, 0], [1, 1, 1]])
@@ -624,6 +630,12 @@ def moves(make_gpt, **changes):
     (numbers,) = update(agent, optimizer, batch, cfg, np.arange(400) % 10)
     policy, critic = (b - a for b, a in zip(before, weights(), strict=True))
     return policy, critic, numbers
+
+
+def test_the_numbers_of_a_step_are_those_of_its_whole_minibatch(make_gpt):
+    """However many parts it is cut into."""
+    whole, parts = (moves(make_gpt, micro_batch_size=size)[2] for size in (8, 3))
+    assert parts == pytest.approx(whole, rel=1e-3, abs=1e-6) and whole["value_loss"] > 0.1
 
 
 def test_gradients_are_clipped_for_each_network_by_itself(make_gpt):

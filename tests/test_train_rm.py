@@ -4,8 +4,10 @@ import math
 from dataclasses import asdict
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import lab.run
 import train_rm
@@ -153,6 +155,8 @@ def test_a_batch_of_regression_skips_what_nobody_compared():
     thumb = {"prompt": "A", "responses": ["b"], "tiers": [[0]], "label": True}
     loss, right = ranking_loss(torch.tensor([0.5]), [thumb], torch.tensor([1.0]), Config(loss="regression"))
     assert loss.item() == pytest.approx(0.25) and right is None
+    _, right = ranking_loss(torch.zeros(3), [row], targets, Config(loss="regression"))
+    assert right == 0, "equal scores are no hit"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -464,6 +468,37 @@ def test_demonstrations_for_the_prompts_that_were_ranked():
 def test_usual_batch_size():
     assert usual_batch_size([ranked("1"), ranked("2", labeler="simulated")]) == 16
     assert usual_batch_size([ranked("1", labeler="ai")] * 2 + [ranked("2", labeler="simulated")]) == 32
+    assert usual_batch_size([ranked("1", labeler="ai"), ranked("2", labeler="simulated")]) == 16
+
+
+def test_the_loss_on_text_has_its_weight(scorer):
+    """The text has room for one window alone."""
+    corpus = np.arange(65) % 50
+    train_rm.add_text_gradient(scorer, corpus, 3.0)
+    seen = scorer.wpe.weight.grad.clone()
+    scorer.zero_grad()
+    logits = scorer(torch.tensor(corpus[None, :64]))
+    F.cross_entropy(logits[0], torch.tensor(corpus[1:])).backward()
+    torch.testing.assert_close(seen, 3 * scorer.wpe.weight.grad)
+
+
+@pytest.mark.parametrize("loss, n, apart, gain", [
+    ("bradley_terry", 30, 9.0, 1), ("regression", 30, 1.0, math.log(2)), ("regression", 29, 1.0, 1),
+    ("regression", 30, 0.1, 5), ("regression", 30, 9.0, 0.2), ("regression", 30, None, 1)])
+def test_scores_get_a_known_scale(monkeypatch, loss, n, apart, gain):
+    """Regression that is right in two of three dev pairs: there a difference should be log 2. It becomes at
+    most 5 times as large and at least a fifth. Demonstrations have 0 on average."""
+    rows = [{"tiers": [[1], [0]] if i % 3 == 0 else [[0], [1]]} for i in range(n)]
+    if apart is None:
+        rows = [{"tiers": [[0, 1]]}] * n
+    scales, model = [], SimpleNamespace(set_scale=lambda *scale: scales.append(scale))
+    monkeypatch.setattr(train_rm, "scores_of", lambda model, enc, dev: [[apart, 0.0] for _ in dev])
+    monkeypatch.setattr(train_rm, "score_texts", lambda model, enc, prompts, texts: list(map(float, texts)))
+    for said in ("13", "0", "19" * 300):  # of 600 every second one is looked at
+        demonstrations = [{"prompt": "?", "response": digit} for digit in said]
+        train_rm.calibrate(model, None, demonstrations, rows, Config(loss=loss))
+    expected = [(gain, -2 * gain), (gain, 0), (gain, -gain)]
+    assert scales == [pytest.approx(scale, abs=0.01) for scale in expected]
 
 
 # ------------------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import rejection_sampling
 import train_ppo
 import train_rm
 import train_sft
-from data import UserError, sft_batch
+from data import UserError, lay_out, sft_batch
 from lab.measure import held_out_loss, sft_batches
 from lab.school import by_length, examine, with_context
-from train_sft import batch_loss, order_of, sft_loss
+from train_sft import batch_loss, order_of, say_what_is_cut, sft_loss
 
 EOS, PAD = 10, 11
 ROWS = [([1, 2, 3], [4, 5, EOS]), ([6], [7, EOS]), ([8, 9, 1, 2], [3, 3, 3, 3, EOS])]
@@ -115,6 +115,17 @@ def test_held_out_loss_weighs_every_token_the_same(make_gpt):
 
 def rows_of_lengths(lengths):
     return [([1] * (n - 1), [2]) for n in lengths]
+
+
+def test_what_the_context_is_too_short_for_is_told(enc, capsys):
+    """Prompt and answer count, the tokens of the template and the EOS with them."""
+    short, long = ({"prompt": "1 2", "response": text} for text in ("3 4 5", "3 4 5 6"))
+    [(prompt_ids, response_ids)] = lay_out(enc, ["1 2"], ["3 4 5"], 64)
+    n = len(prompt_ids) + len(response_ids)
+    say_what_is_cut(enc, [short, short], n)
+    assert capsys.readouterr().out == ""
+    say_what_is_cut(enc, [short, long], n)
+    assert f"1 of 2 demonstrations are longer than the context of {n} tokens" in capsys.readouterr().out
 
 
 def test_demonstrations_come_in_a_new_order_every_epoch():
