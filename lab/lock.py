@@ -18,8 +18,8 @@ def take(folder, name, wait=False):
     path = (folder / f".{name}.lock").resolve()
     if fcntl is None or path in held:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     while True:
+        folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -43,9 +43,11 @@ def release(folder, name):
 
 @contextlib.contextmanager
 def alone(folder, name):
-    """One process after the other; each waits for the one before."""
+    """One process after the other; each waits for the one before. A folder that stays empty goes."""
     take(folder, name, wait=True)
     try:
         yield
     finally:
         release(folder, name)
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -680,6 +680,16 @@ def test_who_had_to_wait_for_the_data_does_not_write_them_again(here, monkeypatc
     assert (new_stage().data / "pretrain.txt").read_text() == "world first"
 
 
+def test_data_that_are_refused_leave_no_folder(here, monkeypatch):
+    def refuse(*_):
+        raise UserError("line 1")
+
+    monkeypatch.setattr(lab.data_folder, "write_world", refuse)
+    with pytest.raises(UserError):
+        new_stage()
+    assert not Path("runs/tiny").exists()
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_stage_whose_data_were_changed_by_hand_is_told(here, finished):
     saved(new_stage(), finished)
@@ -689,7 +699,7 @@ def test_a_stage_whose_data_were_changed_by_hand_is_told(here, finished):
     with pytest.raises(UserError, match="from an earlier data/pretrain.txt, which has been changed since"):
         new_stage()
     if finished:
-        with pytest.raises(UserError, match="from an earlier data/pretrain.txt, which has been changed since"):
+        with pytest.raises(UserError, match="earlier data/pretrain.txt, which has been changed since"):
             new_stage(stage="sft").parent("pretrain")
     saved(new_stage("--overwrite"))
     assert new_stage(stage="sft").parent("pretrain").exists()
