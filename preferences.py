@@ -31,6 +31,7 @@ from lab.report_rankings import remarks, shown, summary
 from lab.run import STAGES, Stage, knobs_of, other_knobs, record_of, run_folder, write_atomic
 from lab.talk import answer
 from lab.terminal import wrapped
+from lab.tokens import encode_prompts
 from world.judge import read_preamble
 from world.labelers import Human, Quit, RankingFile, SimulatedHuman, Undo
 from world.taste import TASTE
@@ -167,7 +168,7 @@ def load_policy(path, stage, enc, cfg):
     model, checkpoint = load_model(path, stage.device)
     if model.config.reward_head:
         raise UserError(f"--answers_of {cfg.answers_of}: a reward model gives scores, no answers")
-    stage.check_room(cfg.max_new_tokens, model, [p["prompt"] for p in load_prompts(stage.data)], enc)
+    encode_prompts(enc, [p["prompt"] for p in load_prompts(stage.data)], cfg.max_new_tokens, model)
     template = checkpoint["stage"] != "pretrain"  # which knows no chat template: it goes on with plain text
     return partial(answer, model, enc, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature,
                    template=template, batch_size=512)
@@ -192,6 +193,15 @@ def sample(policy, prompts, K, seed):
     return questions
 
 
+def check_questions(path, rows, prompts, what):
+    """Raises UserError where the rankings so far are not of the first prompts: one was removed by hand, and
+    what comes behind it would be asked again as another question."""
+    for n, (row, asked) in enumerate(zip(rows, prompts, strict=False), 1):
+        if row["prompt"] != asked["prompt"]:
+            raise UserError(f"{path}: ranking {n} of the {what} is not of the prompt that is asked there: "
+                            "rows or prompts have changed; put them back, or begin anew with --overwrite")
+
+
 def ask(path, prompts, labeler, policy, cfg, held_out=False):
     """Have answers to each entry of `prompts` ranked, and kept in the file `path`; what is ranked there
     already is not asked again. Returns rows.
@@ -202,6 +212,7 @@ def ask(path, prompts, labeler, policy, cfg, held_out=False):
     K = cfg.answers_per_prompt or labeler.answers
     labeler.total, N = len(prompts), labeler.batch
     what = "held-out questions" if held_out else "questions"
+    check_questions(path, kept.rows, prompts, what)
     done = len(kept.rows)
     quiet = labeler.name == "human" or done >= len(prompts)
     with tqdm(total=len(prompts), initial=done, desc=what, disable=quiet, dynamic_ncols=True) as bar:
@@ -241,7 +252,7 @@ def reopen(cfg):
     record = None if cfg.overwrite else record_of(folder, cfg.name)
     if not record or not record["finished"] or other_knobs(record["knobs"], knobs_of(cfg)):
         return
-    if cfg.questions > record["state"]["wanted"]:
+    if cfg.questions > record["state"].get("wanted", 0):
         write_atomic(folder / f"{cfg.name}.json", json.dumps({**record, "finished": False}))
 
 

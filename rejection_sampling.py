@@ -30,6 +30,7 @@ from lab.report_rounds import report
 from lab.run import Stage, finished, knobs_of, other_knobs, record_of, run_folder, train_if_missing
 from lab.scorers import check_reward, count_from_sft, load_scorer, reward_models
 from lab.talk import answer
+from lab.tokens import room_for_prompts
 from preferences import Config as CollectionConfig
 from train_sft import sft_loss
 from world.taste import gold_score
@@ -300,7 +301,7 @@ def main(argv=None):
         enc, everything = stage.encoding(), data.load_prompts(stage.data)
         prompts = [row["prompt"] for row in data.of_split(everything, "train", stage.data)]
         scorer = load_scorer(stage, reward, enc, one)
-        stage.check_room(cfg.max_new_tokens, policy)
+        room_for_prompts(cfg.max_new_tokens, policy)
         stage.check_contexts(["sft", newest, *reward_models(reward)])
         count_from_sft(scorer, stage, sft, enc, prompts, cfg)
 

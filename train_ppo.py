@@ -27,6 +27,7 @@ from lab.records import load_model
 from lab.report_ppo import report, show_answers
 from lab.run import Stage, fingerprint
 from lab.scorers import check_reward, count_from_sft, load_scorer, reward_models
+from lab.tokens import encode_prompts
 from model import generate, join, response_hidden, token_logprobs, with_heads
 from world.reward import whiten_scores
 from world.tiny import leave_out_names, left_out
@@ -347,7 +348,7 @@ def main(argv=None):
     corpus, held_out_text = data.tokens_of(enc, data.load_text(stage.data))
     scorer = load_scorer(stage, cfg.reward, enc, cfg)
     stage.check_contexts(["pretrain", "sft", cfg.start, *reward_models(cfg.reward)])
-    prompt_ids = stage.check_room(cfg.max_new_tokens, reference, prompts, enc)
+    prompt_ids = encode_prompts(enc, prompts, cfg.max_new_tokens, reference)
     count_from_sft(scorer, stage, sft, enc, prompts, cfg)
     stage.state.setdefault("kl_coef", cfg.kl_coef)
 

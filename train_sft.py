@@ -33,6 +33,7 @@ from lab.report import compare
 from lab.run import Stage
 from lab.school import by_length, report_on_reviews, reviews_of, with_context
 from lab.terminal import wrapped
+from lab.tokens import room_for_prompts
 
 # ------------------------------------------------------------------------------------------------
 # Knobs
@@ -161,7 +162,7 @@ def main(argv=None):
     if cfg.block_size:
         model = with_context(model, cfg.block_size)
     stage.describe(model, path)
-    stage.check_room(cfg.max_new_tokens, model)
+    room_for_prompts(cfg.max_new_tokens, model)
     rows, pad = rows_of(stage, enc, cfg, model.config.block_size), special_id(enc, "pad")
     train = rows["train"]
     held_out = sft_batches(rows[cfg.eval_split][:300], pad, cfg.batch_size)

@@ -23,6 +23,8 @@ STAGES = {
     "ppo": "train_ppo.py",
     "rejection_sampling": "rejection_sampling.py",
 }
+LEARNED_FROM = {"pretrain": ["pretrain.txt"], "sft": ["sft.jsonl"], "ppo": ["prompts.jsonl"],
+                "rejection_sampling": ["prompts.jsonl"]}  # {stage: files of the run's data}; others: parents
 COLLECTOR = "preferences.py"  # the script whose stages are collections
 OTHER_FILES = ("preferences", "tokenizer", "judge_calls", "judged", "data")  # names that are no stage's
 
@@ -72,3 +74,13 @@ def command_of(cfg, stage):
 def shown_command(words):
     """A command as it can be typed again: without --overwrite."""
     return "python " + re.sub(r" --overwrite([ =](true|false))?\b", "", shlex.join(words), flags=re.I)
+
+
+def short(value):
+    """A knob's value in a sentence."""
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def again(path):
+    return "trained again" if path.suffix == ".pt" else "changed"

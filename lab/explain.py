@@ -24,7 +24,7 @@ from lab.records import fingerprint_of, load_checkpoint, load_model, pick_device
 from lab.report import COLORS
 from lab.scorers import load_scorer, reward_models
 from lab.terminal import colors, terminal_width, wrapped
-from lab.tokens import encoding_of
+from lab.tokens import encoding_of, room_for_prompts
 from model import response_hidden, token_logprobs
 from world.tiny import leave_out_names, left_out
 
@@ -310,7 +310,7 @@ def main(argv=None):
     stage = open_checkpoint(args.checkpoint, ppo.Config, given, pick_device(args.device))
     cfg, enc, beta = stage.cfg, stage.encoding(), stage.state["kl_coef"]
     reference, _ = load_model(stage.parent(cfg.start), stage.device)
-    room = reference.config.block_size - cfg.max_new_tokens - 1  # as Stage.check_room
+    room = room_for_prompts(cfg.max_new_tokens, reference)
     length = len(data.encode_prompt(enc, args.prompt))
     if length > room or not args.prompt.strip():
         raise data.UserError(f"--prompt: expected a text of at most {room} tokens, those of the template "

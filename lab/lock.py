@@ -1,5 +1,6 @@
 """One process at a time makes a stage of a run. The operating system lets go of a lock when its process ends,
 however it ends: none is left behind."""
+import contextlib
 import os
 
 from data import UserError
@@ -12,16 +13,16 @@ except ImportError:  # Windows: nothing is locked
 held = {}  # {path: open file} of this process, which may take a lock again: parents are trained inside it
 
 
-def take(folder, name):
-    """Raises UserError where another process is at the stage `name` of a run folder."""
+def take(folder, name, wait=False):
+    """Raises UserError where another process is at the stage `name` of a run folder, or waits for it."""
     path = (folder / f".{name}.lock").resolve()
     if fcntl is None or path in held:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     while True:
+        folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.close()
             raise UserError(f"another process is at {folder / name} at this moment: wait for it, or give "
@@ -38,3 +39,15 @@ def release(folder, name):
     if path in held:
         path.unlink(missing_ok=True)
         held.pop(path).close()
+
+
+@contextlib.contextmanager
+def alone(folder, name):
+    """One process after the other; each waits for the one before. A folder that stays empty goes."""
+    take(folder, name, wait=True)
+    try:
+        yield
+    finally:
+        release(folder, name)
+        with contextlib.suppress(OSError):
+            folder.rmdir()

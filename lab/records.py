@@ -77,6 +77,12 @@ def write_atomic(path, content):
         os.close(folder)
 
 
+def flush(path):
+    """What was added to a file is on the disk, should the power fail."""
+    with path.open("ab") as file:
+        os.fsync(file.fileno())
+
+
 def fingerprint(module):
     """A short hash of all weights: the same weights, the same hash."""
     return fingerprint_of_weights(module.state_dict())

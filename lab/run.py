@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import math
+import os
 import re
 import signal
 import sys
@@ -18,13 +19,25 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import UserError, encode_prompt
+from data import UserError
 from lab import lock
-from lab.commands import COLLECTOR, OTHER_FILES, STAGES, command_of, recipe_of, run_folder, shown_command
-from lab.formats import check_unchanged, convert
+from lab.commands import (
+    COLLECTOR,
+    LEARNED_FROM,
+    OTHER_FILES,
+    STAGES,
+    again,
+    command_of,
+    recipe_of,
+    run_folder,
+    short,
+    shown_command,
+)
+from lab.data_folder import fill_once
 from lab.records import (
     fingerprint,
     fingerprint_of,
+    flush,
     load_checkpoint,
     names_in,
     pick_device,
@@ -41,7 +54,6 @@ from lab.records import (
 from lab.report import picture
 from lab.terminal import visible, wrapped
 from lab.tokens import FILE, encoding_of, tokenizer_print
-from world.tiny import write_world
 
 
 def finished(cfg, name):
@@ -125,12 +137,13 @@ class Stage:
         self.checked = set()  # files whose own parents are those that they were made from
         self.start, self.total, self.clock, self.checkpoint = 0, 0, time.time(), None
         self.check_name()
-        self.prepare_data()
+        fill_once(cfg, self.folder)
         old = self.earlier()
         if old:
             self.check_knobs(old)
             self.check_parents(self.path, old)
             if old["finished"]:
+                self.draw_if_missing(old)
                 print(self.where_it_lies())
                 sys.exit(0)
         lock.take(self.folder, self.name)
@@ -138,6 +151,7 @@ class Stage:
             self.go_on(old)
         elif self.collection:
             self.begin_collection()
+        self.note_data()
         steady_arithmetic()
         torch.manual_seed(cfg.seed)
 
@@ -168,25 +182,6 @@ class Stage:
         if taken or not re.fullmatch(r"\w[\w.-]*", self.name):
             raise UserError(f"--name {self.name}: choose a word of letters, digits, _, - and . that is not "
                             "the name of another stage or of a file")
-
-    def prepare_data(self):
-        """Fill the run's data folder, once: from the user's files, or with the tiny world."""
-        source, files = self.data / "source.json", ("pretrain.txt", "pretrain.held_out.txt")
-        filled = all((self.data / name).exists() for name in files)
-        if self.cfg.data and source.exists():
-            check_unchanged(self.cfg.data, self.data)
-        elif source.exists():
-            theirs = json.loads(source.read_text(encoding="utf-8"))["source"]
-            raise UserError(f"{self.folder} is a run on your own data: add --data {theirs} (or where these "
-                            "files lie now)")
-        elif self.cfg.data:
-            if filled and any(self.folder.glob("*.pt")):
-                raise UserError(f"{self.folder} is a run in the tiny world; give your own data a folder of "
-                                "its own with --run NAME")
-            self.data.mkdir(parents=True, exist_ok=True)
-            convert(self.cfg.data, self.data)
-        elif not filled:
-            write_world(self.data, self.cfg.seed)
 
     def earlier(self):
         """The record of this stage from an earlier call, or None. Whoever overwrites has none."""
@@ -271,29 +266,24 @@ class Stage:
                 path = train_if_missing(self.cfg, name)
                 self.clock = time.time()  # what a parent took is not this stage's time
             self.check_parents(path, record_of(self.folder, name))
+        self.note(path)
+        if self.collection:
+            self.write_record(finished=False)
+        return path
+
+    def note_data(self):
+        """The files of the run's data that it learns from are parents, too."""
+        files = (self.data / name for name in LEARNED_FROM.get(self.stage, ()))
+        for path in (path for path in files if path.exists()):
+            self.note(path)
+
+    def note(self, path):
+        """Keep in mind what it is made from. Raises UserError where it was begun with another."""
         key, now = path.relative_to(self.folder).as_posix(), fingerprint_of(path)
         if self.checkpoint and self.checkpoint["parents"].get(key, now) != now:
             raise UserError(f"{self.path} was begun with an earlier {path.name}, which has been "
                             f"{again(path)} since: begin anew with --overwrite")
         self.parents[key] = now
-        if self.collection:
-            self.write_record(finished=False)
-        return path
-
-    def check_room(self, max_new_tokens, model, prompts=(), enc=None):
-        """The prompts as token ids; one that is too long for an answer of max_new_tokens behind it loses its
-        beginning, and how many do is said. Raises UserError where answers leave no room for any prompt."""
-        context = model.config.block_size
-        room = context - max_new_tokens - 1  # an EOS behind the answer, where its score is read
-        if room < 1:
-            raise UserError(f"--max_new_tokens {max_new_tokens} leaves no room for a prompt: the context is "
-                            f"{context} tokens")
-        ids = [encode_prompt(enc, prompt) for prompt in prompts]
-        cut = sum(len(row) > room for row in ids)
-        if cut:
-            print(wrapped(f"{cut} of {len(prompts)} prompts are longer than the {room} tokens that an answer "
-                          "leaves them: cut from the left"))
-        return [row[-room:] for row in ids]
 
     def check_contexts(self, names):
         """Raises UserError where models that read each other's answers see different lengths of text."""
@@ -323,11 +313,15 @@ class Stage:
         """Yield the step numbers with a progress bar, saving soon and then about once a minute. After
         Ctrl-C the step under way is completed and saved, and the way to go on is told."""
         self.total = total
+        if self.start and self.checkpoint["steps"] != total:
+            raise UserError(f"{self.path} was to have {self.checkpoint['steps']} steps, and has {total} now: "
+                            "what it learns from has changed; begin anew with --overwrite")
         if self.start == 0:
             self.save(0, False)  # before its metrics are overwritten: never the old model with new ones
         write_atomic(self.file("jsonl"), "".join(json.dumps(row) + "\n" for row in self.rows))
         stop, saved, pause = [], time.time(), min(5, save_seconds)
-        signals = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+        signals = [getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, s)]
+        signals = [s for s in signals if signal.getsignal(s) != signal.SIG_IGN]  # as nohup does
         before = {s: signal.signal(s, lambda number, frame: stop.append(number)) for s in signals}
         self.bar = tqdm(range(self.start, total), initial=self.start, total=total, desc=self.name,
                         dynamic_ncols=True, mininterval=0.5)
@@ -392,6 +386,8 @@ class Stage:
             write_atomic(self.folder / FILE, self.words)
             self.words = None
         content["tokenizer"] = tokenizer_print(self.folder)
+        if self.file("jsonl").exists():
+            flush(self.file("jsonl"))  # the rows that this checkpoint counts
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_atomic(self.path, buffer.getvalue())
@@ -407,12 +403,24 @@ class Stage:
         """Write the samples, the final checkpoint and the picture, and say where they lie.
         panels: see lab.report.picture."""
         write_atomic(self.file("samples.txt"), visible(samples) + "\n")
+        self.state["picture"] = [panels, caption]
         self.save(len(self.rows), True)  # whoever is stopped before repeats only the evaluation
+        self.draw()
+        self.done()
+
+    def draw_if_missing(self, old):
+        """The picture of a finished stage that was stopped before it was drawn."""
+        if "picture" in old["state"] and not self.file("png").exists():
+            self.state, self.rows = old["state"], rows_until(self.file("jsonl"), old["step"])
+            self.draw()
+
+    def draw(self):
+        panels, caption = self.state["picture"]
         try:
-            picture(self.file("png"), self.rows, panels, caption)
+            picture(self.file("png.tmp"), self.rows, panels, caption)
+            os.replace(self.file("png.tmp"), self.file("png"))
         except Exception as error:  # whatever a library for drawing comes up with: the training is done
             print(wrapped(f"no picture ({type(error).__name__}: {error}); the training is saved"))
-        self.done()
 
     def finish_collection(self, samples):
         """Write the samples and the record of a finished collection, and say where they lie."""
@@ -438,13 +446,3 @@ class Stage:
         else:
             lines.append(f"  try it: {shown_command(['model.py', str(self.path)])}")
         return "\n".join([*lines, "  again from the beginning: --overwrite"])
-
-
-def short(value):
-    """A knob's value in a sentence."""
-    text = str(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def again(path):
-    return "trained again" if path.suffix == ".pt" else "changed"

@@ -1,7 +1,8 @@
 """A run folder's tokenizer and the checkpoints that were trained with it belong together."""
 import hashlib
 
-from data import UserError, load_encoding
+from data import UserError, encode_prompt, load_encoding
+from lab.terminal import wrapped
 
 FILE = "tokenizer.json"
 
@@ -30,3 +31,25 @@ def encoding_of(folder, records=()):
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged: put a copy back, or train the run again from "
                         "train_pretrain.py --overwrite on") from None
+
+
+def room_for_prompts(max_new_tokens, model):
+    """How many tokens of its context an answer leaves to a prompt. Raises UserError where it leaves none."""
+    context = model.config.block_size
+    room = context - max_new_tokens - 1  # an EOS behind the answer, where its score is read
+    if room < 1:
+        raise UserError(f"--max_new_tokens {max_new_tokens} leaves no room for a prompt: the context is "
+                        f"{context} tokens")
+    return room
+
+
+def encode_prompts(enc, prompts, max_new_tokens, model):
+    """The prompts as token ids; one that is too long for an answer behind it loses its beginning, and how
+    many do is said. Raises UserError as room_for_prompts does."""
+    room = room_for_prompts(max_new_tokens, model)
+    ids = [encode_prompt(enc, prompt) for prompt in prompts]
+    cut = sum(len(row) > room for row in ids)
+    if cut:
+        print(wrapped(f"{cut} of {len(prompts)} prompts are longer than the {room} tokens that an answer "
+                      "leaves them: cut from the left"))
+    return [row[-room:] for row in ids]

@@ -20,7 +20,7 @@ from conftest import ROOMS, ROOT, run_lines
 
 import lab.run
 from lab.cli import run_main
-from lab.records import load_checkpoint
+from lab.records import fingerprint_of, load_checkpoint
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg",
                "COLUMNS": "100"}
@@ -194,6 +194,7 @@ def fewer_prompts(folder, n=60):
         some = [row for row in rows if row["split"] == split]
         kept += some[:: max(1, len(some) // n)]
     write_rows(path, kept)
+    accept_data(folder)
     return {row["prompt"]: row for row in kept}
 
 
@@ -203,6 +204,17 @@ def less_text(folder):
     path = folder / "runs/tiny/data/pretrain.txt"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join(lines[::20]), encoding="utf-8")
+    accept_data(folder)
+
+
+def accept_data(folder):
+    """The models of a run shall have learned from its data as they are now."""
+    run = folder / "runs/tiny"
+    for path in run.glob("*.pt"):
+        checkpoint = torch.load(path, weights_only=True)
+        for key in [key for key in checkpoint["parents"] if key.startswith("data/")]:
+            checkpoint["parents"][key] = fingerprint_of(run / key)
+        torch.save(checkpoint, path)
 
 
 # ------------------------------------------------------------------------------------------------

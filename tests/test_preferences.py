@@ -21,6 +21,7 @@ from preferences import (
     labelers,
     name_of,
     questions_of,
+    reopen,
     sample,
 )
 from world.judge import AI
@@ -212,6 +213,30 @@ def test_an_interrupted_collection_ends_like_one_that_was_not(tmp_path):
     assert ask(path, prompts, rest, policy, cfg) == whole
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert rest.asked == [p["prompt"] for p in prompts[2:]], "nothing is asked twice"
+
+
+def test_a_ranking_that_was_removed_by_hand_is_told(tmp_path):
+    """What comes behind it would be asked again, as another question."""
+    path, prompts = tmp_path / "rankings.jsonl", PROMPTS[:8]
+    ask(path, prompts[:6], Largest(), policy, Config())
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2] + lines[3:]))
+    with pytest.raises(UserError, match="ranking 3 of the questions is not of the prompt"):
+        ask(path, prompts, Largest(), policy, Config())
+    path.write_text("".join(lines[:2]))
+    assert len(ask(path, prompts, Largest(), policy, Config())) == 8, "the last ones may go"
+
+
+def test_a_record_without_the_number_of_questions_is_reopened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = Config(questions=5, name="rankings")
+    record = {"stage": "preferences", "command": "python preferences.py", "knobs": {}, "parents": {},
+              "step": 2, "steps": 0, "finished": True, "state": {}, "fingerprint": "x"}
+    path = tmp_path / "runs/tiny/rankings.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(record))
+    reopen(cfg)
+    assert not json.loads(path.read_text())["finished"]
 
 
 def test_two_parts_of_a_collection_share_a_file_and_more_questions_go_on(tmp_path):

@@ -1,4 +1,5 @@
 """Run folder, checkpoints, going on after a stop, parents, collections."""
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 import data
+import lab.data_folder
+import lab.lock
 import lab.run
 from data import UserError, encode_prompt
 from lab.cli import Common, knob, parse
@@ -29,6 +32,7 @@ from lab.run import (
     train_if_missing,
     write_atomic,
 )
+from lab.tokens import encode_prompts, room_for_prompts
 from model import GPT, GPTConfig
 
 
@@ -206,9 +210,9 @@ def fake_convert(source, folder):
 def here(tmp_path, monkeypatch):
     """Runs of a test go to an empty directory; their data are two words."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lab.run, "write_world", fake_world)
-    monkeypatch.setattr(lab.run, "convert", fake_convert)
-    monkeypatch.setattr(lab.run, "check_unchanged", lambda source, folder: None)
+    monkeypatch.setattr(lab.data_folder, "write_world", fake_world)
+    monkeypatch.setattr(lab.data_folder, "convert", fake_convert)
+    monkeypatch.setattr(lab.data_folder, "check_unchanged", lambda source, folder: None)
     return tmp_path
 
 
@@ -362,7 +366,7 @@ def test_data_are_written_once(here, monkeypatch):
     assert path.read_text() == "world 0"
     seen = []
     new_stage("--data", "letters")
-    monkeypatch.setattr(lab.run, "check_unchanged", lambda source, folder: seen.append((source, folder)))
+    monkeypatch.setattr(lab.data_folder, "check_unchanged", lambda *both: seen.append(both))
     new_stage("--data", "letters")
     assert seen == [("letters", Path("runs/tiny-letters/data"))]
 
@@ -555,12 +559,12 @@ def test_one_name_is_one_kind_of_stage(here):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_must_leave_room_for_a_prompt(here, enc, make_gpt, capsys):
-    stage, model = new_stage(), make_gpt(vocab_size=enc.n_vocab)
+def test_an_answer_must_leave_room_for_a_prompt(enc, make_gpt, capsys):
+    model = make_gpt(vocab_size=enc.n_vocab)
     with pytest.raises(UserError, match="--max_new_tokens 24 leaves no room for a prompt"):
-        stage.check_room(24, model)
+        room_for_prompts(24, model)
     prompts = ["a", "What is a dog? " * 9]
-    short, long = stage.check_room(11, model, prompts, enc)  # 11, an EOS and 12 are 24
+    short, long = encode_prompts(enc, prompts, 11, model)  # 11, an EOS and 12 are 24
     assert "1 of 2 prompts are longer than the 12 tokens" in capsys.readouterr().out
     assert short == encode_prompt(enc, "a"), "whole"
     assert long == encode_prompt(enc, prompts[1])[-12:], "without its beginning"
@@ -644,3 +648,110 @@ def test_a_foreign_or_damaged_tokenizer_is_told(here, enc):
 def test_a_run_lies_in_runs(here, run):
     with pytest.raises(UserError, match="choose a short name"):
         new_stage("--run", run)
+
+
+# ------------------------------------------------------------------------------------------------
+# Stopped at a bad moment
+# ------------------------------------------------------------------------------------------------
+
+
+def test_one_process_fills_the_data_folder_while_others_wait(here, monkeypatch):
+    seen = []
+
+    def write(folder, seed):
+        with open("runs/tiny/.data.lock") as file, pytest.raises(BlockingIOError):
+            lab.lock.fcntl.flock(file, lab.lock.fcntl.LOCK_EX | lab.lock.fcntl.LOCK_NB)
+        seen.append(folder)
+        fake_world(folder, seed)
+
+    monkeypatch.setattr(lab.data_folder, "write_world", write)
+    new_stage()
+    new_stage("--name", "other")
+    assert len(seen) == 1 and not Path("runs/tiny/.data.lock").exists()
+
+
+def test_who_had_to_wait_for_the_data_does_not_write_them_again(here, monkeypatch):
+    @contextlib.contextmanager
+    def after_another(run, name):
+        fake_world(run / "data", "first")
+        yield
+
+    monkeypatch.setattr(lab.lock, "alone", after_another)
+    assert (new_stage().data / "pretrain.txt").read_text() == "world first"
+
+
+def test_data_that_are_refused_leave_no_folder(here, monkeypatch):
+    def refuse(*_):
+        raise UserError("line 1")
+
+    monkeypatch.setattr(lab.data_folder, "write_world", refuse)
+    with pytest.raises(UserError):
+        new_stage()
+    assert not Path("runs/tiny").exists()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_stage_whose_data_were_changed_by_hand_is_told(here, finished):
+    saved(new_stage(), finished)
+    new_stage("--overwrite")
+    path = Path("runs/tiny/data/pretrain.txt")
+    path.write_text("edited")
+    with pytest.raises(UserError, match="from an earlier data/pretrain.txt, which has been changed since"):
+        new_stage()
+    if finished:
+        with pytest.raises(UserError, match="earlier data/pretrain.txt, which has been changed since"):
+            new_stage(stage="sft").parent("pretrain")
+    saved(new_stage("--overwrite"))
+    assert new_stage(stage="sft").parent("pretrain").exists()
+
+
+def test_another_number_of_steps_is_told(here):
+    saved(new_stage(), finished=False)
+    again = new_stage()
+    again.track(model=GPT(GPTConfig(5, 8, 1, 1, 4)))
+    with pytest.raises(UserError, match="was to have 1 steps, and has 2 now"):
+        next(again.steps(2))
+
+
+def test_metrics_are_on_the_disk_before_the_checkpoint_that_counts_them(here, monkeypatch):
+    done = []
+    monkeypatch.setattr(lab.run, "flush", lambda path: done.append(path.name))
+    monkeypatch.setattr(lab.run, "write_atomic", lambda path, _: done.append(path.name))
+    saved(new_stage())
+    assert done == ["pretrain.jsonl", "pretrain.pt"]
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
+def test_a_signal_ends_a_training_after_a_save(here, monkeypatch, name):
+    monkeypatch.setattr(signal, "SIGINT", getattr(signal, name))  # what toy_training sends itself
+    with pytest.raises(SystemExit) as stop:
+        toy_training(stop_at=1)
+    assert stop.value.code == 130 and load_checkpoint("runs/tiny/pretrain.pt")["step"] == 2
+
+
+def test_a_signal_that_is_ignored_stops_nothing(here, monkeypatch):
+    """As nohup has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(signal, "SIGINT", signal.SIGHUP)
+            toy_training(stop_at=1)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert load_checkpoint("runs/tiny/pretrain.pt")["finished"]
+
+
+def test_a_picture_that_was_not_drawn_any_more_is_drawn_by_the_same_command(here, monkeypatch):
+    def killed(path, *_):
+        path.write_bytes(b"half a picture")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(lab.run, "picture", killed)
+        toy_training()
+    path = Path("runs/tiny/pretrain.png")
+    assert not path.exists()
+    with pytest.raises(SystemExit) as stop:
+        toy_training()
+    assert stop.value.code == 0 and path.read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,38 @@
+"""The data folder of a run: filled once, by whichever command is the first, and then never changed."""
+import json
+from contextlib import nullcontext
+
+from data import UserError
+from lab import lock
+from lab.formats import check_unchanged, convert
+from world.tiny import write_world
+
+
+def fill_once(cfg, run):
+    """Fill the data folder of a run folder; of two commands that begin at once the second waits. Raises
+    UserError where it holds other data than those that cfg asks for."""
+    ready = is_filled(run) and not cfg.data or (run / "data/source.json").exists()
+    with nullcontext() if ready else lock.alone(run, "data"):
+        fill(cfg, run)
+
+
+def is_filled(run):
+    return all((run / "data" / name).exists() for name in ("pretrain.txt", "pretrain.held_out.txt"))
+
+
+def fill(cfg, run):
+    """From the user's files, or with the tiny world. source.json says from which files of the user."""
+    folder, source = run / "data", run / "data/source.json"
+    if cfg.data and source.exists():
+        check_unchanged(cfg.data, folder)
+    elif source.exists():
+        theirs = json.loads(source.read_text(encoding="utf-8"))["source"]
+        raise UserError(f"{run} is a run on your own data: add --data {theirs} (or where they lie now)")
+    elif cfg.data:
+        if is_filled(run) and any(run.glob("*.pt")):
+            raise UserError(f"{run} is a run in the tiny world; give your own data a folder of its own with "
+                            "--run NAME")
+        folder.mkdir(parents=True, exist_ok=True)
+        convert(cfg.data, folder)
+    elif not is_filled(run):
+        write_world(folder, cfg.seed)
