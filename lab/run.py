@@ -8,7 +8,6 @@ import importlib
 import io
 import json
 import math
-import re
 import signal
 import sys
 import time
@@ -20,8 +19,8 @@ from tqdm import tqdm
 
 from data import UserError, encode_prompt
 from lab import lock
-from lab.commands import COLLECTOR, OTHER_FILES, STAGES, command_of, recipe_of, run_folder, shown_command
-from lab.formats import check_unchanged, convert
+from lab.commands import COLLECTOR, STAGES, command_of, is_name, recipe_of, run_folder, shown_command
+from lab.formats import check_unchanged, convert, source_of
 from lab.records import (
     fingerprint,
     fingerprint_of,
@@ -130,7 +129,8 @@ class Stage:
         if old:
             self.check_knobs(old)
             self.check_parents(self.path, old)
-            if old["finished"]:
+            more = self.collection and cfg.questions > old["state"].get("wanted", 0)
+            if old["finished"] and not more:
                 print(self.where_it_lies())
                 sys.exit(0)
         lock.take(self.folder, self.name)
@@ -164,10 +164,9 @@ class Stage:
     def check_name(self):
         """A name belongs to one script."""
         recipe = recipe_of(self.name)
-        taken = self.name in OTHER_FILES or (recipe and recipe.split()[0] != self.script)
-        if taken or not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise UserError(f"--name {self.name}: choose a word of letters, digits, _, - and . that is not "
-                            "the name of another stage or of a file")
+        if not is_name(self.name) or (recipe and recipe.split()[0] != self.script):
+            raise UserError(f"--name {self.name[:60]}: choose a short word of letters, digits, _, - and . "
+                            "that is not the name of another stage or of a file")
 
     def prepare_data(self):
         """Fill the run's data folder, once: from the user's files, or with the tiny world."""
@@ -176,7 +175,7 @@ class Stage:
         if self.cfg.data and source.exists():
             check_unchanged(self.cfg.data, self.data)
         elif source.exists():
-            theirs = json.loads(source.read_text(encoding="utf-8"))["source"]
+            theirs = source_of(self.data)["source"]
             raise UserError(f"{self.folder} is a run on your own data: add --data {theirs} (or where these "
                             "files lie now)")
         elif self.cfg.data:
