@@ -2,7 +2,6 @@
 import json
 
 import torch
-from runs import command, logged, standard
 from tqdm import tqdm
 
 import data
@@ -14,6 +13,7 @@ from lab.records import load_model
 from lab.report import table
 from lab.terminal import wrapped
 from model import with_heads
+from runs import command, logged, standard
 from train_rm import PRESETS, Config, add_text_gradient, bradley_terry_loss, group_scores, ranking_loss
 
 
