@@ -151,10 +151,8 @@ def encode_prompt(enc, prompt, template=True):
     ids = []
     for m in messages(prompt):
         ids.append(special_id(enc, m["role"]))
-        if m["role"] == "user":
-            ids += encode(enc, m["content"])
-        else:
-            ids += encode_response(enc, m["content"])
+        encode_turn = encode if m["role"] == "user" else encode_response
+        ids += encode_turn(enc, m["content"])
     return ids + [special_id(enc, "assistant")]
 
 
@@ -210,8 +208,7 @@ def text_batch(tokens, batch_size, block_size, generator=None):
     """Random windows of a token stream (1-D numpy array) -> inputs, targets (shifted by one), both (B, T)."""
     last = max(1, len(tokens) - block_size)
     starts = torch.randint(0, last, (batch_size,), generator=generator).tolist()
-    windows = [torch.from_numpy(tokens[s : s + block_size + 1].astype(np.int64)) for s in starts]
-    windows = torch.stack(windows)
+    windows = torch.from_numpy(np.stack([tokens[s : s + block_size + 1] for s in starts]).astype(np.int64))
     return windows[:, :-1], windows[:, 1:]
 
 
@@ -318,19 +315,23 @@ def wins_to_tiers(wins):
 
 def load_text(folder):
     """(text to pretrain on, held-out text) of a data folder."""
-    names = ("pretrain.txt", "pretrain.held_out.txt")
-    return tuple((Path(folder) / name).read_text(encoding="utf-8") for name in names)
+    return tuple(read_text(Path(folder) / name) for name in ("pretrain.txt", "pretrain.held_out.txt"))
 
 
-def load_rows(path, right=None):
-    """The rows of a .jsonl file, [] where there is none; half a last line, of a process that died while it
-    wrote, is no row. right: a function that says whether a row is as it must be. Raises UserError with the
-    line of one that is damaged."""
+def read_text(path):
+    """Text of a file. Raises UserError where there is none (a pipe has no end and is none) or no UTF-8."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; put it back, or begin another run with --run NAME")
     try:
-        text = path.read_text(encoding="utf-8-sig") if path.exists() else ""
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: damaged at byte {error.start}, which is no UTF-8 text") from None
-    rows = []
+
+
+def load_rows(path, right=None, needed=False):
+    """The rows of a .jsonl file, [] where there is none, unless it is needed; half a last line, of a process
+    that died, is no row. right: whether a row is as it must be. Raises UserError with a damaged line."""
+    text, rows = read_text(path) if needed or path.exists() else "", []
     for n, line in enumerate(text.split("\n")[:-1], 1):
         if line.strip():
             try:
@@ -359,12 +360,12 @@ def is_example(row):
 
 def load_sft(folder):
     """Demonstrations: rows {"prompt", "response", "split"}."""
-    return load_rows(Path(folder) / "sft.jsonl", lambda row: "response" in row and is_example(row))
+    return load_rows(Path(folder) / "sft.jsonl", lambda row: "response" in row and is_example(row), True)
 
 
 def load_prompts(folder):
     """Prompts to sample answers to: rows {"prompt", "split", "unsafe"}, each prompt once."""
-    return load_rows(Path(folder) / "prompts.jsonl", is_example)
+    return load_rows(Path(folder) / "prompts.jsonl", lambda row: "unsafe" in row and is_example(row), True)
 
 
 def load_preferences(folder):
@@ -394,8 +395,8 @@ def of_split(rows, split, where):
     """The rows of a split. Raises UserError if there is nothing to train on; where nothing is held out, says
     so and takes all rows."""
     chosen = [row for row in rows if row["split"] == split]
-    if not chosen and split == "train":
-        raise UserError(f"{where}: no row is in the split train, so there is nothing to train on")
+    if not chosen and (split == "train" or not rows):
+        raise UserError(f"{where}: no row is in the split {split}, so there is nothing to train on")
     if not chosen:
         say_once(f"{where}: no row is in the split {split}; the figures at the end are measured on rows that "
                  "were trained on")

@@ -14,7 +14,6 @@ the tiny world it also holds held-out questions, which the simulated human ranks
 rest: so all figures are measured on the same taste. The same command goes on with a collection that
 was interrupted, and a larger --questions with a finished one.
 """
-import json
 import random
 import zlib
 from dataclasses import dataclass
@@ -23,17 +22,17 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
-from data import UserError, load_prompts, ranking_to_pairs
+from data import UserError, load_prompts, load_rows, ranking_to_pairs
 from lab.cli import JudgeKnobs, knob, parse, run_main
 from lab.judges import judge_rules, load_judge
 from lab.records import load_model
 from lab.report_rankings import remarks, shown, summary
-from lab.run import STAGES, Stage, knobs_of, other_knobs, record_of, run_folder, write_atomic
+from lab.run import STAGES, Stage
 from lab.talk import answer
 from lab.terminal import wrapped
 from lab.tokens import encode_prompts
 from world.judge import read_preamble
-from world.labelers import Human, Quit, RankingFile, SimulatedHuman, Undo
+from world.labelers import Human, Quit, RankingFile, SimulatedHuman, Undo, is_ranking
 from world.taste import TASTE
 
 # ------------------------------------------------------------------------------------------------
@@ -58,7 +57,7 @@ class Config(JudgeKnobs):
     questions: int = knob(
         0, "training questions in all, spread over the prompts; a larger number goes on with a collection. "
         "0: simulated 6 a prompt (helpful 8, safety 5, of another model than sft 1), ai 2500, human 20",
-        low=0, learned=False)
+        low=0, high=10**6, learned=False)
     held_out_rankings: int = knob(3, "rankings of a test prompt: the more, the steadier the figures", low=1,
                                   high=1000)
     temperature: float = knob(1.0, "sampling temperature of the answers", low=0.01)
@@ -246,16 +245,6 @@ def name_of(cfg):
     return f"rankings{aspect}{labeler}{model}"
 
 
-def reopen(cfg):
-    """A finished collection goes on where --questions asks for more than it was made with."""
-    folder = run_folder(cfg)
-    record = None if cfg.overwrite else record_of(folder, cfg.name)
-    if not record or not record["finished"] or other_knobs(record["knobs"], knobs_of(cfg)):
-        return
-    if cfg.questions > record["state"].get("wanted", 0):
-        write_atomic(folder / f"{cfg.name}.json", json.dumps({**record, "finished": False}))
-
-
 def labelers(stage, enc, cfg):
     """(who labels the training questions, who the held-out ones, or None)."""
     # A collection with a name of its own has noise of its own.
@@ -281,8 +270,8 @@ def main(argv=None):
     cfg.name = cfg.name or name_of(cfg)
     if cfg.name != name_of(cfg) and cfg.name in STAGES:
         raise UserError(f"--name {cfg.name} is another collection: choose a name of its own for this one")
-    reopen(cfg)
     stage = Stage(cfg, "preferences")
+    load_rows(stage.path, is_ranking)  # raises UserError for one that is damaged, before anything is written
     training, held_out = questions_of(load_prompts(stage.data), cfg)
     path = stage.parent(cfg.answers_of)
     enc = stage.encoding()

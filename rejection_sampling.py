@@ -244,7 +244,8 @@ def best_of_n_curve(policy, enc, scorer, prompts, cfg):
         if gold is not None:
             gain = best_of_n(scores, gold, n) - gold.mean(1)
             row["gold"] = best_of_n(scores, gold, n).mean().item()
-            row["gold_gain_low"] = gain.mean().item() - 1.96 * standard_error(gain)
+            error = standard_error(gain)
+            row["gold_gain_low"] = None if error is None else gain.mean().item() - 1.96 * error
         curve.append(row)
     return curve
 
@@ -255,8 +256,8 @@ def as_matrix(values, like):
 
 
 def standard_error(x):
-    """Of the mean of (N,) numbers; 0 for a single one."""
-    return x.std().item() / len(x) ** 0.5 if len(x) > 1 else 0.0
+    """Of the mean of (N,) numbers; None for a single one."""
+    return x.std().item() / len(x) ** 0.5 if len(x) > 1 else None
 
 
 # ------------------------------------------------------------------------------------------------

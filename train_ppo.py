@@ -42,7 +42,8 @@ class Config(JudgeKnobs):
     leave_out: str = knob("", "subjects or topics (cake,why) that no training prompt has")
 
     steps: int = knob(80, "iterations", low=1, heading="Sampling")
-    batch_size: int = knob(128, "answers sampled in an iteration", low=1)
+    batch_size: int = knob(128, "answers sampled in an iteration", low=1,
+                           high=10**6)
     max_new_tokens: int = knob(48, "longest answer", low=1)
     temperature: float = knob(1.0, "of sampling, and of every log-probability", low=0.01)
 
@@ -53,8 +54,8 @@ class Config(JudgeKnobs):
     kl_horizon: int = knob(5000, "answers in which the adaptive beta moves by at most 20 %", low=1)
     eos_penalty: float = knob(1.0, "an answer without EOS scores minus this (0: off)", low=0)
 
-    gamma: float = knob(1.0, "discount of later rewards", low=0, heading="Advantages")
-    lam: float = knob(0.95, "lambda of GAE: 0 trusts the critic, 1 the rewards alone", low=0)
+    gamma: float = knob(1.0, "discount of later rewards", low=0, high=1, heading="Advantages")
+    lam: float = knob(0.95, "lambda of GAE: 0 trusts the critic, 1 the rewards alone", low=0, high=1)
     whiten_advantages: bool = knob(True, "advantages with mean 0 and deviation 1")
 
     ppo_epochs: int = knob(1, "passes over the sampled answers", low=1, heading="Updates")
@@ -70,7 +71,7 @@ class Config(JudgeKnobs):
     clip_grad: float = knob(1.0, "largest gradient norm (0: no clipping)", low=0)
 
     eval_every: int = knob(10, "iterations between printed answers", low=1, heading="Looking at it")
-    eval_answers: int = knob(4, "answers to each prompt in the final table", low=1)
+    eval_answers: int = knob(4, "answers to each prompt in the final table", low=1, high=10**4)
     eval_split: str = knob("test", "prompts of that table: dev while tuning", choices=("dev", "test"))
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 import data
 from data import UserError, batch_pairs, epoch_order, is_thumb
-from lab.cli import Common, knob, parse, run_main
+from lab.cli import Common, knob, knobs_from, parse, run_main
 from lab.measure import accuracy, calibration_slope, differences, evaluate, scores_of
 from lab.optim import clip_gradients, muon, set_lr
 from lab.rankings import check_names, earlier_rankings, rankings_of, replayed, usable
@@ -65,11 +65,13 @@ class Config(Common):
         "none", "Llama 2's, larger the further two answers are apart (at most 3 tiers): "
         "0, a third a tier, or 1 a tier", choices=("none", "small", "large"))
     lm_coef: float = knob(
-        1.0, "weight of the next-token loss on text: keeps alive what new answers are judged by", low=0)
+        1.0, "weight of the next-token loss on text: keeps alive what new answers are judged by", low=0,
+        high=10)
 
     epochs: int = knob(2, "passes over the rankings", low=1, heading="Updates")
     batch_size: int = knob(
-        0, "rankings in a step, each with all its answers (0: 16; 32 for an AI's, of fewer answers)", low=0)
+        0, "rankings in a step, each with all its answers (0: 16; 32 for an AI's, of fewer answers)", low=0,
+        high=10**6)
     lr: float = knob(3e-3, "peak learning rate", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
@@ -206,14 +208,15 @@ def inherit(cfg):
         return
     if not cfg.rankings:
         raise UserError(f"--start {cfg.start} goes on with a reward model: name new rankings with --rankings")
+    old = knobs_from(Config, record["knobs"], cfg.start)
     given = {word.split("=")[0] for word in cfg.argv}
     common = {f.name for f in fields(Common)}
     for f in fields(Config):
         own = f.name not in common and f.name not in ("start", "rankings", "limit")
-        if own and f"--{f.name}" not in given:
-            setattr(cfg, f.name, record["knobs"][f.name])
-    if cfg.aspect != record["knobs"]["aspect"]:
-        raise UserError(f"--start {cfg.start} was asked for {record['knobs']['aspect']}, not {cfg.aspect}")
+        if own and f.name in old and f"--{f.name}" not in given:
+            setattr(cfg, f.name, old[f.name])
+    if cfg.aspect != old.get("aspect", cfg.aspect):
+        raise UserError(f"--start {cfg.start} was asked for {old['aspect']}, not {cfg.aspect}")
 
 
 def demonstrations_about(training, demonstrations):

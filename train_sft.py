@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from data import (
     UserError,
     encode_prompt,
-    encode_response,
     epoch_order,
     lay_out,
     load_prompts,
@@ -28,11 +27,11 @@ from data import (
 from lab.cli import Common, knob, parse, run_main
 from lab.measure import held_out_loss, sft_batches
 from lab.optim import clip_gradients, muon, set_lr
+from lab.rankings import say_cut
 from lab.records import load_model
 from lab.report import compare
 from lab.run import Stage
 from lab.school import by_length, report_on_reviews, reviews_of, with_context
-from lab.terminal import wrapped
 from lab.tokens import room_for_prompts
 
 # ------------------------------------------------------------------------------------------------
@@ -121,20 +120,25 @@ def rows_of(stage, enc, cfg, block_size):
 
 
 def check_demonstrations(stage, cfg):
-    """Raises UserError where there are none: to be told at once, for pretraining takes minutes."""
-    if not cfg.reviews and not load_sft(stage.data):
-        raise UserError(f"{cfg.data} has no demonstrations, and text alone is for train_pretrain.py: add "
+    """Raises UserError where there are none, or no prompts for the table at the end: to be told at once, for
+    pretraining takes minutes."""
+    if cfg.reviews:
+        return
+    if not load_sft(stage.data):
+        source = cfg.data or stage.data
+        raise UserError(f"{source} has no demonstrations, and text alone is for train_pretrain.py: add "
                         f"sft.jsonl or preferences.jsonl, then delete {stage.folder} or name another --run")
+    of_split(load_prompts(stage.data), cfg.eval_split, stage.data)
 
 
 def say_what_is_cut(enc, rows, block_size):
     """Tell how many demonstrations the context is too short for."""
-    lengths = [len(encode_prompt(enc, d["prompt"])) + len(encode_response(enc, d["response"])) for d in rows]
-    cut = sum(length > block_size for length in lengths)
-    if cut:
-        print(wrapped(f"{cut} of {len(rows)} demonstrations are longer than the context of {block_size} "
-                      "tokens: prompts cut from the left, answers that are too long by themselves from the "
-                      "right"))
+    prompts, responses = ([d[key] for d in rows] for key in ("prompt", "response"))
+    laid_out = lay_out(enc, prompts, responses, block_size)
+    pairs = zip(prompts, laid_out, strict=True)
+    n_prompts = sum(len(ids) < len(encode_prompt(enc, prompt)) for prompt, (ids, _) in pairs)
+    n_answers = sum(ids[-1] != enc.eot_token for _, ids in laid_out)
+    say_cut(block_size, (n_prompts, len(rows)), (n_answers, len(rows)))
 
 
 def order_of(rows, cfg):

@@ -24,6 +24,16 @@ sys.path.insert(0, str(ROOT))
 
 import pictures
 from folds import folds
+
+import data
+from lab.best_of_n import log_probability
+from lab.cli import Help, Parser, run_main
+from lab.measure import scores_of, spearman
+from lab.report import table
+from lab.talk import answer
+from lab.terminal import wrapped
+from preferences import bradley_terry_fit, elo_scores
+from rejection_sampling import best_of_n, best_of_n_kl, best_of_n_kl_bound
 from runs import (
     DISTINCT,
     GOLD,
@@ -50,16 +60,6 @@ from runs import (
     state,
     win_rate,
 )
-
-import data
-from lab.best_of_n import log_probability
-from lab.cli import Help, Parser, run_main
-from lab.measure import scores_of, spearman
-from lab.report import table
-from lab.talk import answer
-from lab.terminal import wrapped
-from preferences import bradley_terry_fit, elo_scores
-from rejection_sampling import best_of_n, best_of_n_kl, best_of_n_kl_bound
 from world.judge import AI, OwnModel, preambles
 from world.reviews import DETAILED, preamble_of
 from world.reward import score_texts

@@ -2,7 +2,6 @@
 import json
 
 import torch
-from runs import command, logged, standard
 from tqdm import tqdm
 
 import data
@@ -14,6 +13,7 @@ from lab.records import load_model
 from lab.report import table
 from lab.terminal import wrapped
 from model import with_heads
+from runs import command, logged, standard
 from train_rm import PRESETS, Config, add_text_gradient, bradley_terry_loss, group_scores, ranking_loss
 
 
@@ -112,7 +112,7 @@ def counts_of(enc, pairs):
     x = torch.zeros(len(pairs), enc.n_vocab)
     for row, texts in zip(x, pairs, strict=True):
         for text, sign in zip(texts, (1.0, -1.0), strict=True):
-            ids = torch.tensor(enc.encode_ordinary(text), dtype=torch.long)  # of an empty answer none
+            ids = torch.tensor(data.encode(enc, text), dtype=torch.long)  # of an empty answer none
             row.index_add_(0, ids, torch.full((len(ids),), sign))
     return x.sign() * x.abs().log1p()
 

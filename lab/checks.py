@@ -9,6 +9,7 @@ from dataclasses import astuple, fields
 
 import torch
 
+from data import is_prompt
 from lab.optim import Muon
 from model import GPT, GPTConfig
 
@@ -16,6 +17,7 @@ KINDS = {"stage": str, "command": str, "knobs": dict, "parents": dict, "step": i
          "finished": bool, "state": dict, "fingerprint": str}
 STATE = {"kl_coef": float, "sft_scale": list, "wanted": int, "results": dict, "winners": list, "left": list,
          "picture": list}
+KNOBS = {"start": str, "rankings": list, "limit": int, "labeler": str, "aspect": str, "data": str}
 MOST = {"n_layer": 1000}  # blocks; any other size of a model is at most:
 SIZE = 2**20
 MOMENTS = {Muon: {"momentum"}, torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
@@ -46,9 +48,12 @@ def wrong_record(record):
     for key, kind in KINDS.items():
         if type(record[key]) is not kind:
             return f"{key} is no {kind.__name__}"
-    for key, kind in STATE.items():
-        if not isinstance(record["state"].get(key, kind()), kind):
-            return f"{key} of its state is no {kind.__name__}"
+    for part, kinds in (("state", STATE), ("knobs", KNOBS)):
+        for key, kind in kinds.items():
+            if not isinstance(record[part].get(key, kind()), kind):
+                return f"{key} of its {part} is no {kind.__name__}"
+    if wrong := wrong_state(record["state"]):
+        return f"{wrong} of its state is not what a stage writes"
     if record["step"] < 0 or record["steps"] < 0:
         return "its steps are negative"
     if not re.fullmatch(r"\w[\w.-]*", record["stage"]) or CONTROL.search(record["command"]):
@@ -60,6 +65,28 @@ def wrong_record(record):
     if not all(is_plain(part) for part in record["knobs"].items()):
         return "a knob is no number or text"
     return None
+
+
+def wrong_state(state):
+    """Which of the values that a stage goes on with is not as it must be, or None."""
+    scale = state.get("sft_scale") or state.get("whitening") or [0.0, 1.0]
+    rounds = state.get("winners", [])
+    if not is_plain(state.get("kl_coef", 0.0)):
+        return "kl_coef"
+    two = isinstance(scale, list) and [*map(type, scale)] == [float, float]
+    if not two or not is_plain(scale) or scale[1] <= 0:
+        return "sft_scale"
+    if not all(isinstance(rows, list) and rows and all(map(is_winner, rows)) for rows in rounds):
+        return "winners"
+    if not all(isinstance(row, dict) and is_plain(list(row.values())) for row in state.get("left", [])):
+        return "left"
+    return None
+
+
+def is_winner(row):
+    """Whether a row is what rejection sampling fine-tunes on."""
+    return (isinstance(row, dict) and is_prompt(row.get("prompt")) and isinstance(row.get("response"), str)
+            and is_plain(row.get("score")))
 
 
 def is_plain(value):

@@ -108,6 +108,14 @@ OLD_FLAGS = {
 class Parser(argparse.ArgumentParser):
     """argparse, whose complaint is one line."""
 
+    def parse_known_args(self, args=None, namespace=None):
+        for word in args or ():
+            if re.fullmatch("--\\w+=--", word):  # which argparse takes for no value at all
+                self.error(f"argument {word[:-3]}: expected a value, got --")
+            if re.search("[\ud800-\udfff]", word):  # bytes that no file could keep as text
+                self.error(f"expected text in UTF-8, got {word[:60]!r}")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message):
         self.exit(2, visible(f"{self.prog}: {message} (-h lists every knob)") + "\n")
 
@@ -231,6 +239,21 @@ def convert(f, text):
     if complaint:
         raise argparse.ArgumentTypeError(complaint)
     return value
+
+
+def knobs_from(config_class, knobs, where):
+    """{name: value} of those of the knobs of a stage, a dict, that a Config has. Raises UserError where one
+    has a value that no flag could have given it."""
+    known = {f.name: f for f in fields(config_class) if f.name in knobs}
+    try:
+        return {name: value_of(f, knobs[name]) for name, f in known.items()}
+    except (argparse.ArgumentTypeError, TypeError) as error:
+        raise UserError(f"{where} is damaged (a knob: {error}): make it again with --overwrite") from None
+
+
+def value_of(f, value):
+    """What was kept of the value of field f, as a Config has it."""
+    return tuple(convert(f, part) for part in value) if f.type is tuple else convert(f, str(value))
 
 
 # ------------------------------------------------------------------------------------------------

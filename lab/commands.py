@@ -1,4 +1,5 @@
 """The stages of a run, the commands that make them, and the folder that they share."""
+import os
 import re
 import shlex
 from pathlib import Path
@@ -26,6 +27,7 @@ STAGES = {
 LEARNED_FROM = {"pretrain": ["pretrain.txt"], "sft": ["sft.jsonl"], "ppo": ["prompts.jsonl"],
                 "rejection_sampling": ["prompts.jsonl"]}  # {stage: files of the run's data}; others: parents
 COLLECTOR = "preferences.py"  # the script whose stages are collections
+LONGEST = 100  # bytes of a name
 OTHER_FILES = ("preferences", "tokenizer", "judge_calls", "judged", "data")  # names that are no stage's
 
 
@@ -34,15 +36,25 @@ def run_folder(cfg):
     behind it."""
     if cfg.config != "tiny" and not cfg.data:
         raise UserError(f"--config {cfg.config} trains on your own text: name its folder with --data FOLDER")
-    run = Path(cfg.run)
-    if run.is_absolute() or ".." in run.parts or max(map(len, run.parts), default=0) > 100:
-        raise UserError(f"--run {cfg.run[:60]}: choose a short name; the folder lies in runs/")
     parts = [cfg.config]
     if cfg.data:
         parts.append(Path(cfg.data).resolve().name)
     if cfg.seed:
         parts.append(f"seed{cfg.seed}")
-    return Path("runs") / (cfg.run or "-".join(parts))
+    run = cfg.run or "-".join(parts)
+    if is_long(run) or Path(run).is_absolute() or ".." in Path(run).parts:
+        raise UserError(f"--run {run[:60]}: choose a short name; the folder lies in runs/")
+    return Path("runs") / run
+
+
+def is_long(name):
+    """Whether a name, with an ending behind it, might be too long for a file system."""
+    return len(os.fsencode(name)) > LONGEST
+
+
+def is_name(name):
+    """Whether a stage may have that name: a short word, and no file has it that is no stage's."""
+    return re.fullmatch(r"\w[\w.-]*", name) and not is_long(name) and name not in OTHER_FILES
 
 
 def recipe_of(name):
@@ -66,7 +78,9 @@ def command_of(cfg, stage):
     words[1:1] = ["--config", cfg.config]
     for flag in ("run", "seed", "data", "device"):
         value = getattr(cfg, flag)
-        if value and value != "auto":
+        if str(value).startswith("-"):
+            words.append(f"--{flag}={value}")  # it is no flag
+        elif value and value != "auto":
             words += [f"--{flag}", str(value)]
     return words
 

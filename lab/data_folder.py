@@ -1,10 +1,9 @@
 """The data folder of a run: filled once, by whichever command is the first, and then never changed."""
-import json
 from contextlib import nullcontext
 
 from data import UserError
 from lab import lock
-from lab.formats import check_unchanged, convert
+from lab.formats import check_unchanged, convert, source_of
 from world.tiny import write_world
 
 
@@ -26,7 +25,7 @@ def fill(cfg, run):
     if cfg.data and source.exists():
         check_unchanged(cfg.data, folder)
     elif source.exists():
-        theirs = json.loads(source.read_text(encoding="utf-8"))["source"]
+        theirs = source_of(folder)["source"]
         raise UserError(f"{run} is a run on your own data: add --data {theirs} (or where they lie now)")
     elif cfg.data:
         if is_filled(run) and any(run.glob("*.pt")):

@@ -17,10 +17,18 @@ from pathlib import Path
 import torch
 
 import data
-from lab.cli import Help, Parser, convert, run_main
+from lab.cli import Help, Parser, convert, knobs_from, run_main
 from lab.explain_words import branch_in_words, in_words, obedient, score_in_words, what_is_learned
 from lab.optim import adam, set_lr
-from lab.records import fingerprint_of, load_checkpoint, load_model, pick_device, restore, set_random_state
+from lab.records import (
+    damaged,
+    fingerprint_of,
+    load_checkpoint,
+    load_model,
+    pick_device,
+    restore,
+    set_random_state,
+)
 from lab.report import COLORS
 from lab.scorers import load_scorer, reward_models
 from lab.terminal import colors, terminal_width, wrapped
@@ -236,8 +244,9 @@ def open_checkpoint(path, config_class, given, device):
     if checkpoint["stage"] != "ppo":
         raise data.UserError(f"{path} is a checkpoint of the stage {checkpoint['stage']}; a PPO step needs "
                              "one of train_ppo.py, such as runs/tiny/ppo.pt")
-    known = {f.name for f in fields(config_class)}
-    knobs = {name: value for name, value in checkpoint["knobs"].items() if name in known}
+    if not {"kl_coef", "sft_scale"} <= checkpoint["state"].keys():
+        raise damaged(path, "a part of its state is missing")
+    knobs = knobs_from(config_class, checkpoint["knobs"], path)
     cfg = config_class(**{**knobs, **given, "run": path.parent.name, "name": path.stem})
     return Opened(path, checkpoint, cfg, device)
 

@@ -23,7 +23,7 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-from data import UserError, hold_out, is_thumb, prompt_text, split_of
+from data import UserError, hold_out, is_thumb, prompt_text, read_text, split_of
 from lab.records import write_atomic
 from lab.rows import SPLITS, check_text, field, preference_row, prompt_row, sft_row
 from lab.terminal import wrapped
@@ -375,11 +375,25 @@ def hashes(files):
     return found
 
 
+def source_of(folder):
+    """What source.json says of a data folder: {"source": path, "files": {name: sha256}}. Raises UserError
+    where it is damaged."""
+    path = Path(folder) / "source.json"
+    try:
+        record = json.loads(read_text(path))
+        whole = all(isinstance(x, str) for x in (record["source"], *record["files"].values()))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} is damaged: put a copy back, or train with another --run NAME")
+    return record
+
+
 def check_unchanged(source, folder):
     """Raises UserError where a data folder was made from other files, or these have changed. Where they lie
     does not matter: a project may be moved with its runs."""
     run = Path(folder).parent
-    record = json.loads((Path(folder) / "source.json").read_text(encoding="utf-8"))
+    record = source_of(folder)
     advice = f"train with another --run NAME, or delete {run}"
     then, now = record["files"], hashes(files_of(source))
     if then != now and str(Path(source).resolve()) != record["source"]:

@@ -115,12 +115,16 @@ def drop_cut(rows, enc, block_size):
     if len(kept) < len(rows):
         print(wrapped(f"{len(rows) - len(kept)} of {len(rows)} rankings dropped: within a context of "
                       f"{block_size} tokens their answers are the same"))
-    said = [f"{prompts} of {len(rows)} prompts lose their beginning"] if prompts else []
-    if ends:
-        said.append(f"{ends} of {sum(len(row['responses']) for row in rows)} answers lose their end")
+    say_cut(block_size, (prompts, len(rows)), (ends, sum(len(row["responses"]) for row in rows)))
+    return kept
+
+
+def say_cut(block_size, prompts, answers):
+    """Tell what a context is too short for. prompts, answers: (how many are cut, of how many)."""
+    parts = ((prompts, "prompts lose their beginning"), (answers, "answers lose their end"))
+    said = [f"{cut} of {n} {what}" for (cut, n), what in parts if cut]
     if said:
         print(wrapped(f"within a context of {block_size} tokens {' and '.join(said)}"))
-    return kept
 
 
 def first_of_training(rows, limit):
@@ -146,10 +150,10 @@ def earlier_rankings(stage, cfg, enc, block_size, new):
     earlier, name = [], cfg.start
     record = record_of(stage.folder, name)
     while record and record["stage"] == "rm":
-        names, limit = record["knobs"]["rankings"], record["knobs"]["limit"]
+        names, limit = record["knobs"].get("rankings", ()), record["knobs"].get("limit", 0)
         rows, others = rankings_of(stage, cfg, enc, block_size, names, limit)
         earlier += rows + others
-        name = record["knobs"]["start"]
+        name = record["knobs"].get("start", "pretrain")
         record = record_of(stage.folder, name)
     if cfg.replay:
         check_thumbs(earlier + new, [*cfg.rankings, f"what {cfg.start} has learned"], cfg.loss)

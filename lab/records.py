@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from data import UserError
+from data import UserError, read_text
 from lab.checks import fits, stored_whole, wrong_model, wrong_record
 from model import GPT, GPTConfig
 
@@ -100,6 +100,8 @@ def fingerprint_of(path):
     """The fingerprint of a file that a stage was made from: the model's, or a short hash of its content."""
     if path.suffix == ".pt":
         return record_in(path)["fingerprint"]
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; put it back, or make it again")
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
@@ -180,7 +182,7 @@ def with_new_names(checkpoint):
     """What an earlier version called otherwise, under its name of now."""
     knobs, state = checkpoint["knobs"], checkpoint["state"]
     if "whitening" in knobs:
-        knobs["score_scale"] = knobs.pop("whitening").replace("frozen", "sft")
+        knobs["score_scale"] = str(knobs.pop("whitening")).replace("frozen", "sft")
     if "whitening" in state:
         state["sft_scale"] = state.pop("whitening")
     return checkpoint
@@ -209,7 +211,7 @@ def record_of(folder, name):
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path))
         ours = record.keys() >= RECORD and not wrong_record(record)
     except OSError as error:
         raise UserError(f"{path} may not be read ({error.strerror})") from None
@@ -223,9 +225,9 @@ def record_of(folder, name):
 def rows_until(path, step):
     """The metrics of the steps before that one. Raises UserError where a row is missing or another's."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:step]]
+        rows = [json.loads(line) for line in read_text(path).splitlines()[:step]]
         whole = [row["step"] for row in rows] == list(range(step))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (UserError, ValueError, TypeError, KeyError, RecursionError):
         whole = False
     if not whole:
         raise UserError(f"{path} does not hold the rows of the {step} steps so far; put it back, or begin "

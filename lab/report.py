@@ -35,8 +35,8 @@ COLORS = ("#2a6fdb", "#d9662b", "#2f9e62", "#9b59b6")  # legible on white, also 
 
 
 def shown(x):
-    """A cell as text: None is a dash, a float has two decimals."""
-    if x is None:
+    """A cell as text: what nobody knows (None, or a mean of nothing) is a dash, a float has two decimals."""
+    if x is None or isinstance(x, float) and not math.isfinite(x):
         return "-"
     return f"{x:.2f}" if isinstance(x, float) else visible(str(x))
 

@@ -2,7 +2,7 @@
 import data
 from lab.commands import shown_command
 from lab.measure import chance_corrected
-from lab.report import compare, on_own_answers, table
+from lab.report import compare, on_own_answers, shown, table
 from lab.terminal import wrapped
 
 
@@ -32,7 +32,7 @@ def curve_in_words(curve, name):
     header = [f"best of n of {name}", "score, SD", "random one", "KL at most", "KL estimated"]
     rows = []
     for c in curve:
-        estimate = f"{c['kl']:.2f} ± {c['kl_error']:.2f}"
+        estimate = f"{shown(c['kl'])} ± {shown(c['kl_error'])}"
         rows.append([f"n = {c['n']}", c["score"], first["score"], c["kl_bound"], estimate])
     if first["gold"] is not None:
         header[3:3] = ["gold, points", "random one"]
@@ -43,9 +43,12 @@ def curve_in_words(curve, name):
         lines[0] += (" Where it is above what is possible it is wrong by at least that much, for what was "
                      "never sampled is a guess: there the KL is about as large as it can be.")
     if first["gold"] is not None:
+        low = shown(last["gold_gain_low"])
+        sure = " (of one prompt, so nobody knows how sure that is)"
+        if low != "-":
+            sure = f" (95 % interval from {low} on)"
         lines.append(f"The best of {last['n']} by the reward model beats a random one by "
-                     f"{last['gold'] - first['gold']:.2f} points of gold score (95 % interval from "
-                     f"{last['gold_gain_low']:.2f} on).")
+                     f"{last['gold'] - first['gold']:.2f} points of gold score{sure}.")
     return "\n".join([table(header, rows), *map(wrapped, lines)])
 
 

@@ -9,7 +9,6 @@ import io
 import json
 import math
 import os
-import re
 import signal
 import sys
 import time
@@ -24,10 +23,10 @@ from lab import lock
 from lab.commands import (
     COLLECTOR,
     LEARNED_FROM,
-    OTHER_FILES,
     STAGES,
     again,
     command_of,
+    is_name,
     recipe_of,
     run_folder,
     short,
@@ -142,7 +141,8 @@ class Stage:
         if old:
             self.check_knobs(old)
             self.check_parents(self.path, old)
-            if old["finished"]:
+            more = self.collection and cfg.questions > old["state"].get("wanted", 0)
+            if old["finished"] and not more:
                 self.draw_if_missing(old)
                 print(self.where_it_lies())
                 sys.exit(0)
@@ -178,10 +178,9 @@ class Stage:
     def check_name(self):
         """A name belongs to one script."""
         recipe = recipe_of(self.name)
-        taken = self.name in OTHER_FILES or (recipe and recipe.split()[0] != self.script)
-        if taken or not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise UserError(f"--name {self.name}: choose a word of letters, digits, _, - and . that is not "
-                            "the name of another stage or of a file")
+        if not is_name(self.name) or (recipe and recipe.split()[0] != self.script):
+            raise UserError(f"--name {self.name[:60]}: choose a short word of letters, digits, _, - and . "
+                            "that is not the name of another stage or of a file")
 
     def earlier(self):
         """The record of this stage from an earlier call, or None. Whoever overwrites has none."""

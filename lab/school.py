@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from data import fit, load_rows, steps_per_epoch
+from data import encode, fit, load_rows, steps_per_epoch
 from lab.report import table
 from lab.terminal import wrapped
 from model import GPT, GPTConfig
@@ -32,7 +32,7 @@ def reviews_of(folder, enc, block_size, n, seed):
     write_reviews(folder / "reviews.jsonl", seed, n)
     reviews, rows, n_cut = load_rows(folder / "reviews.jsonl"), {"train": [], "dev": []}, 0
     for row in reviews:
-        prompt, reply = enc.encode_ordinary("\n\n" + row["prompt"]), enc.encode_ordinary(row["response"])
+        prompt, reply = encode(enc, "\n\n" + row["prompt"]), encode(enc, row["response"])
         prompt, reply, cut = fit(prompt, reply, block_size)
         rows[row["split"]].append((prompt, reply))
         n_cut += cut
@@ -69,7 +69,7 @@ def report_on_reviews(stage, enc, model, panels):
     """How often the judge decides held-out reviews as the reviewer did; a few of its notes."""
     judge, room = OwnModel(model, enc), model.config.block_size - NOTE_LENGTH - 12
     reviews = [row for row in load_rows(stage.data / "reviews.jsonl") if row["split"] == "dev"]
-    reviews = [row for row in reviews if len(enc.encode_ordinary(row["prompt"])) < room]
+    reviews = [row for row in reviews if len(encode(enc, row["prompt"])) < room]
     to_note = [row for row in reviews if row["prompt"].endswith(REASONS)]
     notes = judge.write([row["prompt"] for row in to_note], NOTE_LENGTH)
     at_once = [row for row in reviews if REASONS not in row["prompt"]]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data import (
     SPECIAL,
+    encode,
     encode_prompt,
     encode_response,
     is_thumb,
@@ -104,7 +105,7 @@ def show_pretraining(folder, enc):
     print("\n" + wrapped(f"pretrain.txt: {len(text):,} characters to learn from, {len(held_out):,} held out. "
                          "Each token is predicted from those before it."))
     show_text("text", text[:150])
-    ids = enc.encode_ordinary(text[:150])
+    ids = encode(enc, text[:150])
     show_tokens(enc, (ids, " " * len(ids)))
 
 

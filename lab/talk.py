@@ -7,10 +7,9 @@
     python model.py runs/tiny/sft.pt --against runs/tiny/ppo.pt       you judge the two, blind
 """
 import contextlib
-import math
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ from data import (
     pad_rows,
     special_id,
 )
-from lab.cli import Help, Parser, did_you_mean
+from lab.cli import Help, Parser, add_flag, did_you_mean, knob
 from lab.measure import agreement, full_kl_and_entropy, wilson, win_rate
 from lab.records import load_checkpoint, load_model, pick_device
 from lab.terminal import wrapped
@@ -334,6 +333,17 @@ def in_order(row):
 # ------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Knobs:
+    """What can be said about answers."""
+
+    questions: int = knob(20, "how many, for --against", low=1, high=10**6)
+    temperature: float = knob(1.0, "0 is greedy, 1 what PPO trained", low=0)
+    max_new_tokens: int = knob(0, "longest answer (0: half of the context)", low=0, high=65536)
+    seed: int = knob(0, "the same seed gives the same answers", low=0, high=2**63 - 1)
+    device: str = knob("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
+
+
 def arguments(argv=None):
     parser = Parser(prog="model.py", description=__doc__, formatter_class=Help)
     add = parser.add_argument
@@ -341,16 +351,9 @@ def arguments(argv=None):
     add("--prompt", help="answer this one prompt and stop")
     add("--response", help="with a reward model: score this answer to --prompt")
     add("--against", type=Path, metavar="CHECKPOINT", help="you judge blind, this model or the other")
-    add("--questions", type=int, default=20, help="how many, for --against [20]")
-    add("--temperature", type=float, default=1.0, help="0 is greedy, 1 what PPO trained [1]")
-    add("--max_new_tokens", type=int, default=0, help="longest answer [half of the context]")
-    add("--seed", type=int, default=0, help="the same seed gives the same answers [0]")
-    add("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
+    for f in fields(Knobs):
+        add_flag(parser, f, f.default)
     args = parser.parse_args(argv)
-    if not 0 <= args.temperature < math.inf or args.max_new_tokens < 0:
-        raise UserError("--temperature and --max_new_tokens must be numbers of at least 0")
-    if args.questions < 1:
-        raise UserError("--questions must be at least 1")
     if args.against and len(args.checkpoint) > 1:
         raise UserError("--against compares two models: python model.py A.pt --against B.pt")
     if args.against and (args.prompt is not None or args.response is not None):

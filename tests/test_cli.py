@@ -82,6 +82,7 @@ WRONG = [
     ("--seed -1", "at least 0"), ("--whiten perhaps", "true or false"),
     ("--critic sepparate", "did you mean separate?"),
     ("--steps", "expected one argument"), ("--config", "expected one argument"),
+    ("--steps=--", "expected a value"), ("--name \udcff", "text in UTF-8"),
 ]
 
 

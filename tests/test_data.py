@@ -301,8 +301,7 @@ def test_half_a_last_line_is_no_row(tmp_path):
 def test_each_loader_reads_its_file(tmp_path):
     readers = {"sft": data.load_sft, "prompts": data.load_prompts, "preferences": data.load_preferences}
     for name, load in readers.items():
-        assert load(tmp_path) == []
-        row = {"prompt": name, "response": "yes", "split": "train"}
+        row = {"prompt": name, "response": "yes", "split": "train", "unsafe": False}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
         assert load(tmp_path) == [row]
     (tmp_path / "pretrain.txt").write_text("one")

@@ -246,7 +246,8 @@ def saved(tmp_path):
 
     def save(stage, **knobs):
         path = tmp_path / f"{stage}.pt"
-        about = {"stage": stage, "command": "train_ppo.py", "knobs": knobs, "state": {}}
+        about = {"stage": stage, "command": "train_ppo.py", "knobs": knobs}
+        about["state"] = {"kl_coef": 0.1, "sft_scale": [0.0, 1.0]}
         about |= {"fingerprint": fingerprint(model), "model_config": vars(model.config)}
         about |= {"parents": {"sft.pt": fingerprint(model)}, "step": 3, "steps": 3}
         about |= {"finished": True, "random": {}}
@@ -268,5 +269,8 @@ def test_the_knobs_are_those_of_the_checkpoint(saved):
     stage.checkpoint["parents"]["sft.pt"] = "another"
     with pytest.raises(UserError, match="trained again since"):
         stage.parent("sft")
+    for knob in ({"leave_out": "x", "lr": "fast"}, {"steps": -1}, {"critic": "both"}, {"clip": [1]}):
+        with pytest.raises(UserError, match="ppo.pt is damaged .a knob: expected"):
+            open_checkpoint(saved("ppo", **knob), train_ppo.Config, {}, "cpu")
     with pytest.raises(UserError, match="checkpoint of the stage sft; a PPO step needs one of train_ppo.py"):
         open_checkpoint(saved("sft"), train_ppo.Config, {}, "cpu")

@@ -1,19 +1,33 @@
 """What nobody sane would write: files, answers of a server and rows that must end in one sentence."""
 import gzip
+import itertools
 import json
 import math
 import os
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
 import lab.formats
-from data import UserError, decode_response, encode, encode_prompt, load_prompts, load_rows, train_bpe
-from lab.formats import convert
+from data import (
+    UserError,
+    decode_response,
+    encode,
+    encode_prompt,
+    load_preferences,
+    load_prompts,
+    load_rows,
+    load_sft,
+    load_text,
+    train_bpe,
+)
+from lab.formats import convert, source_of
 from lab.rankings import drop_cut
-from world.labelers import is_ranking
+from train_sft import check_demonstrations, say_what_is_cut
+from world.labelers import RankingFile, is_ranking
 from world.server import MOST, Server
 
 PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c", '
@@ -85,6 +99,55 @@ def test_a_damaged_ranking_is_told_with_its_line(tmp_path, change):
         load_rows(path, is_ranking)
 
 
+FILES = [("prompts.jsonl", load_prompts), ("sft.jsonl", load_sft), ("preferences.jsonl", load_preferences),
+         ("pretrain.txt", load_text), ("source.json", source_of)]
+
+
+@pytest.mark.parametrize("name, load", FILES)
+def test_a_file_of_a_run_that_is_none_is_told_by_its_name(tmp_path, name, load):
+    """Missing, where it is needed; a pipe, from which nobody would ever read an end; a folder; no text."""
+    path, optional = tmp_path / name, name == "preferences.jsonl"
+    (tmp_path / "pretrain.held_out.txt").write_text("a")
+    for make in (lambda: None, lambda: os.mkfifo(path), path.mkdir, lambda: path.write_bytes(b"a\xff\n")):
+        make()
+        if optional and not path.exists():
+            assert load(tmp_path) == []
+            continue
+        with pytest.raises(UserError, match=f"{name}: there is no such file|byte 1"):
+            load(tmp_path)
+        if path.exists():
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "5", '{"source": "x"}', '{"source": 5, "files": {}}',
+                                     '{"source": "x", "files": {"a": 5}}', "[" * 100_000])
+def test_a_damaged_record_of_the_source_is_told(tmp_path, content):
+    (tmp_path / "source.json").write_text(content)
+    with pytest.raises(UserError, match="source.json is damaged: put a copy back"):
+        source_of(tmp_path)
+
+
+def test_a_refused_file_of_rankings_stays_as_it_is(tmp_path):
+    """Also where half a line would be dropped."""
+    path = tmp_path / "rankings.jsonl"
+    path.write_text(json.dumps({**ROW, "tiers": 5}) + "\n" + '{"prompt')
+    with pytest.raises(UserError, match="line 1: the row is damaged"):
+        RankingFile(path)
+    assert path.read_text().endswith('{"prompt')
+
+
+def test_prompts_are_missed_before_anything_is_trained(tmp_path):
+    """They are for the table at the end of train_sft.py."""
+    row = {"prompt": "a", "response": "b", "split": "train"}
+    (tmp_path / "sft.jsonl").write_text(json.dumps(row) + "\n")
+    stage = SimpleNamespace(data=tmp_path, folder=tmp_path)
+    with pytest.raises(UserError, match="prompts.jsonl: there is no such file"):
+        check_demonstrations(stage, SimpleNamespace(reviews=0, data="", eval_split="test"))
+    (tmp_path / "prompts.jsonl").touch()
+    with pytest.raises(UserError, match="no row is in the split test"):
+        check_demonstrations(stage, SimpleNamespace(reviews=0, data="", eval_split="test"))
+
+
 @pytest.mark.parametrize("content, where", [
     (b"\xff\n", "byte 0"), (b"[]\n", "line 1"), (b"{\n", "line 1"), (b'{"prompt": "a"}\n', "line 1"),
     (b"[" * 100_000 + b"\n", "line 1"),
@@ -99,6 +162,9 @@ def test_what_is_cut_is_said(enc, capsys):
     row = {"prompt": "A dog is a furry mammal. " * 9, "responses": ["no", "A cat. " * 40]}
     drop_cut([row], enc, 24)
     assert "1 of 1 prompts lose their beginning and 1 of 2 answers lose their end" in capsys.readouterr().out
+    rows = [{"prompt": row["prompt"], "response": text} for text in ("no", "A cat.", "A cat. " * 40)]
+    say_what_is_cut(enc, rows, 24)
+    assert "3 of 3 prompts lose their beginning and 1 of 3 answers lose their end" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------
@@ -146,14 +212,26 @@ def test_a_key_with_a_line_end_is_not_shown():
     assert "SECRET" not in str(told.value)
 
 
-def test_an_answer_drop_by_drop_has_a_deadline():
+def test_no_part_of_a_key_is_shown_where_a_text_is_cut(server):
+    """A key that stands at the place where a long text is cut off."""
+    key = "K1" * 50
+    for status, blanks in itertools.product((200, 400), (60, 120, 250, 3600)):
+        server.script = [(status, (key * 4 + "x" * blanks + key).encode(), {})]
+        with pytest.raises(UserError) as told:
+            asked(server, key=key)
+        assert "(key)" in str(told.value) and "K1" not in str(told.value)
+
+
+@pytest.mark.parametrize("place", ["head", "body"])
+def test_an_answer_drop_by_drop_has_a_deadline(place):
     class Drip(BaseHTTPRequestHandler):
         def do_POST(self):
             self.send_response(200)
-            self.end_headers()
+            drops = b" " if place == "body" else b"X-More: 1\r\n"
             try:
-                for _ in range(100):
-                    self.wfile.write(b" ")
+                self.end_headers() if place == "body" else self.flush_headers()
+                for _ in range(50):
+                    self.wfile.write(drops)
                     time.sleep(0.1)
             except OSError:
                 pass

@@ -14,11 +14,11 @@ from world.labelers import (
     RankingFile,
     SimulatedHuman,
     Undo,
-    drop_half_a_line,
     is_ranking,
     parse_order,
     rank_all,
     rewrite,
+    rows_to_add_to,
 )
 from world.taste import TASTE
 from world.tiny import PROMPTS, SENTENCES
@@ -303,10 +303,10 @@ def test_rows_carry_what_a_labeler_has_to_say_beside_its_order(tmp_path):
 
 def test_half_a_line_is_dropped_and_a_rewrite_leaves_nothing_else_behind(tmp_path):
     path = tmp_path / "mine.ppo.jsonl"
-    drop_half_a_line(path)
+    rows_to_add_to(path)
     assert not path.exists()
     rewrite(path, [{"a": 1}, {"a": "é"}])
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"a": 2')
-    drop_half_a_line(path)
+    rows_to_add_to(path)
     assert path.read_bytes() == whole and [p.name for p in tmp_path.iterdir()] == ["mine.ppo.jsonl"]

@@ -46,7 +46,7 @@ def test_what_is_found_derived_dropped_or_cut_is_said(mine):
     said = flat(printed(mine))
     for words in ("preferences.jsonl: 40 preferences (train 33, dev 0, test 7)", "1 of 41 rows dropped",
                   "no sft file; the 40 chosen answers", "no prompts file", "no pretrain file",
-                  "longer than the context of 64 tokens: prompts cut from the left",
+                  "within a context of 64 tokens 1 of 40 prompts lose their beginning",
                   "longer than the 55 tokens that an answer leaves them"):
         assert words in said, words
 

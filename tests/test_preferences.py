@@ -11,7 +11,6 @@ import torch
 import preferences
 from data import UserError, load_rows
 from lab.report_rankings import remarks, shown, summary
-from lab.run import knobs_of
 from preferences import (
     RULES,
     Config,
@@ -21,7 +20,6 @@ from preferences import (
     labelers,
     name_of,
     questions_of,
-    reopen,
     sample,
 )
 from world.judge import AI
@@ -227,18 +225,6 @@ def test_a_ranking_that_was_removed_by_hand_is_told(tmp_path):
     assert len(ask(path, prompts, Largest(), policy, Config())) == 8, "the last ones may go"
 
 
-def test_a_record_without_the_number_of_questions_is_reopened(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    cfg = Config(questions=5, name="rankings")
-    record = {"stage": "preferences", "command": "python preferences.py", "knobs": {}, "parents": {},
-              "step": 2, "steps": 0, "finished": True, "state": {}, "fingerprint": "x"}
-    path = tmp_path / "runs/tiny/rankings.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(record))
-    reopen(cfg)
-    assert not json.loads(path.read_text())["finished"]
-
-
 def test_two_parts_of_a_collection_share_a_file_and_more_questions_go_on(tmp_path):
     cfg, path = Config(), tmp_path / "rankings.jsonl"
     training, held_out = questions_of(PROMPTS, Config(questions=5))
@@ -372,18 +358,6 @@ def test_samples_show_the_answers_in_their_order_with_the_gold_score():
     gold = TASTE["overall"]("A dog is", "a furry mammal.")
     assert f"  1{gold:+6.1f}   a furry mammal." in text
     assert "  1   a furry mammal." in shown(ROWS, None)
-
-
-def test_a_larger_number_of_rankings_opens_a_finished_collection(tmp_path, monkeypatch):
-    record = {"finished": True, "state": {"wanted": 20}, "knobs": knobs_of(Config())}
-    monkeypatch.setattr(preferences, "run_folder", lambda cfg: tmp_path)
-    monkeypatch.setattr(preferences, "record_of", lambda folder, name: record)
-    for knobs in ({}, {"questions": 10}, {"questions": 20}, {"questions": 21, "noise": 0.1},
-                  {"questions": 21, "overwrite": True}):
-        preferences.reopen(Config(name="mine", **knobs))
-        assert not list(tmp_path.iterdir())
-    preferences.reopen(Config(name="mine", questions=21))
-    assert json.loads((tmp_path / "mine.json").read_text()) == {**record, "finished": False}
 
 
 def test_a_ranking_is_a_row_of_json_that_others_can_read(tmp_path):

@@ -102,9 +102,13 @@ def test_an_interrupted_collection_goes_on_and_ends_like_a_straight_one(copy, do
 
 
 def test_a_larger_collection_goes_on_with_a_finished_one(copy, done, refused):
-    run = copy / "runs/tiny"
-    before = rows_of(run / "rankings.jsonl")
-    done(copy, f"preferences.py {ASK} --questions 150")
+    run, more = copy / "runs/tiny", f"preferences.py {ASK} --questions 150"
+    before, record = rows_of(run / "rankings.jsonl"), (run / "rankings.json").read_bytes()
+    write_rows(run / "rankings.jsonl", [{**before[0], "tiers": [[9]]}, *before[1:]])
+    assert "line 1: the row is damaged" in refused(copy, more)
+    assert (run / "rankings.json").read_bytes() == record, "what is refused changes nothing"
+    write_rows(run / "rankings.jsonl", before)
+    done(copy, more)
     rows = rows_of(run / "rankings.jsonl")
     assert rows[: len(before)] == before and len(rows) == len(before) + 30
     message = refused(copy, f"train_ppo.py {PPO} --name late")
@@ -471,3 +475,17 @@ def test_direct_rlaif_that_was_interrupted_ends_like_a_straight_one(copy, stoppe
     done(copy, f"{line} --name broken")
     done(copy, f"{line} --name straight")
     assert same(run / "broken.pt", run / "straight.pt")
+
+
+def test_a_server_rates_without_a_reward_model(copy, done, server):
+    def rates(sent):
+        top = {str(1 + len(sent["prompt"]) % 9): -0.1}
+        return {"choices": [{"text": "1", "logprobs": {"top_logprobs": [top]}}]}
+
+    fewer_prompts(copy, 10)
+    server.script = [(200, rates, {})]
+    judge = f"--reward ai --judge_url {server.url} --judge_model m"
+    out = done(copy, f"train_ppo.py {PPO} {judge} --eval_answers 1 --name served")
+    assert re.search(r"The AI judge rated \d+ different answers", out)
+    calls = rows_of(copy / "runs/tiny/judge_calls.jsonl")
+    assert 0 < len(calls) == len(server.seen), "every answer is rated once"

@@ -16,7 +16,8 @@ from test_run import here, new_stage, read, saved, toy_training  # noqa: F401  (
 import lab.run
 from data import UserError
 from lab.commands import run_folder
-from lab.records import load_checkpoint
+from lab.records import fingerprint_of, load_checkpoint, record_of, rows_until
+from world.labelers import RankingFile
 
 SIZES = [("n_layer", 10**9), ("n_layer", -1), ("n_head", 0), ("n_head", 3), ("n_embd", "4"),
          ("vocab_size", None), ("block_size", math.nan), ("block_size", 2**40), ("dropout", 7),
@@ -40,11 +41,20 @@ def test_a_size_that_is_none_is_told_before_anything_is_allocated(here, name, va
 
 
 @pytest.mark.parametrize("key, value", [
-    ("stage", 5), ("stage", "a\x1b[2J"), ("command", "a\x1bb"), ("knobs", []), ("parents", {"../x.pt": "a"}),
-    ("parents", {"x.pt": 1}), ("step", -3), ("step", "1"), ("steps", None), ("finished", "x"), ("state", 0)])
+    ("stage", 5), ("stage", "a\x1b[2J"), ("command", "a\x1bb"), ("knobs", []), ("knobs", {"rankings": 5}),
+    ("knobs", {"limit": "x"}), ("parents", {"../x.pt": "a"}), ("parents", {"x.pt": 1}),
+    ("step", -3), ("step", "1"), ("steps", None), ("finished", "x"), ("state", 0)])
 def test_a_field_that_is_none_is_told(here, key, value):  # noqa: F811
     message = changed(saved(new_stage()).path, lambda c: c.update({key: value}))
     assert message.isprintable()
+
+
+@pytest.mark.parametrize("state", [
+    {"sft_scale": [1.0]}, {"sft_scale": [math.nan, 1.0]}, {"sft_scale": [0.0, 0.0]}, {"whitening": 5},
+    {"kl_coef": math.inf}, {"winners": [5]}, {"winners": [[]]}, {"winners": [[{"prompt": 5}]]},
+    {"winners": [[{"prompt": "a", "response": "b", "score": math.nan}]]}, {"left": [{"gold": math.nan}]}])
+def test_a_state_that_nothing_could_go_on_with_is_told(here, state):  # noqa: F811
+    changed(saved(new_stage()).path, lambda c: c.update(state=state))
 
 
 @pytest.mark.parametrize("change", [
@@ -203,6 +213,17 @@ def test_a_file_that_may_not_be_read_is_said_to_be_so(here, monkeypatch):  # noq
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UserError, match="may not be read .Permission denied"):
         load_checkpoint(path)
+
+
+def test_a_pipe_in_a_run_is_no_file(tmp_path):
+    """To read one would never end."""
+    for name in ("preferences.jsonl", "rankings.json", "sft.jsonl", "judged.jsonl"):
+        os.mkfifo(tmp_path / name)
+    for read_it in (lambda: fingerprint_of(tmp_path / "preferences.jsonl"),
+                    lambda: record_of(tmp_path, "rankings"), lambda: rows_until(tmp_path / "sft.jsonl", 1),
+                    lambda: RankingFile(tmp_path / "judged.jsonl")):
+        with pytest.raises(UserError):
+            read_it()
 
 
 def test_moments_of_another_shape_are_told(here):  # noqa: F811

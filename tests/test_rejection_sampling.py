@@ -1,5 +1,6 @@
 """Rejection sampling: who is chosen, what best-of-n earns, and how far it goes."""
 import itertools
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import data
 import rejection_sampling
 from lab.best_of_n import log_probability
+from lab.report import table
 from lab.report_rounds import curve_in_words
 from rejection_sampling import (
     Config,
@@ -19,6 +21,7 @@ from rejection_sampling import (
     fresh_rankings,
     newest_reward,
     one_round,
+    standard_error,
     subset_weights,
     winners_of,
 )
@@ -148,6 +151,14 @@ def test_an_estimate_above_its_bound_is_not_left_without_a_word(monkeypatch):
     assert "1.87 ± 0.03" in said and "above what is possible" in said
     assert "beats a random one by 2.50 points of gold score (95 % interval from 2.25" in said
     assert max(map(len, impossible.split("\n"))) <= 100
+
+
+def test_of_one_prompt_nobody_knows_how_sure_a_mean_is():
+    assert standard_error(torch.ones(1)) is None and standard_error(torch.ones(4)) == 0
+    one = [{**row_of(n, 0.5, float(n)), "kl_error": None} for n in (1, 2)]
+    said = " ".join(curve_in_words(one, "rs.1").split())
+    assert "0.50 ± -" in said and "nobody knows how sure" in said and "nan" not in said
+    assert table(["a", "b", "c"], [["x", math.nan, None]]).split() == ["a", "b", "c", "-" * 7, "x", "-", "-"]
 
 
 # ------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Config(Common):
     lr: float = knob(0.5, "rate", low=0)
     timeout: float = knob(1.0, "changes nothing that is learned", learned=False)
     files: tuple = knob((), "names")
-    rankings: int = knob(0, "questions", learned=False)
+    questions: int = knob(0, "questions", learned=False)
 
 
 PRESETS = {"tiny": {}, "small": {}}
@@ -165,12 +165,14 @@ def test_commands_say_only_what_is_not_usual():
     words = " ".join(command_of(read("--seed", "3", "--run", "mine", "--device", "cpu"), "rm_weak"))
     assert words.startswith("train_rm.py --config tiny --name rm_weak --limit 659")
     assert words.endswith("--run mine --seed 3 --device cpu")
+    assert command_of(read("--run=-h"), "sft")[-1] == "--run=-h", "which is no flag"
     assert command_of(read(), "train_rm.py --name x") == ["train_rm.py", "--config", "tiny", "--name", "x"]
 
 
 @pytest.mark.parametrize("stage, name", [
     ("pretrain", "ppo"), ("ppo", "rm_weak"), ("rm", "rankings_ai"), ("sft", "rankings.ppo"),
-    ("rm", "preferences"), ("rm", "tokenizer"), ("rm", "../x"), ("rm", "a b")])
+    ("rm", "preferences"), ("rm", "tokenizer"), ("rm", "../x"), ("rm", "a b"),
+    ("rm", "x" * 101), ("rm", "狗" * 50)])
 def test_a_variant_cannot_take_a_name_that_means_something_else(here, stage, name):
     with pytest.raises(UserError, match="name of another stage"):
         new_stage("--name", name, stage=stage)
@@ -203,7 +205,7 @@ def fake_world(folder, seed):
 
 def fake_convert(source, folder):
     fake_world(folder, source)
-    (folder / "source.json").write_text(json.dumps({"source": source}))
+    (folder / "source.json").write_text(json.dumps({"source": source, "files": {}}))
 
 
 @pytest.fixture
@@ -644,7 +646,7 @@ def test_a_foreign_or_damaged_tokenizer_is_told(here, enc):
 
 
 
-@pytest.mark.parametrize("run", ["../x", "/tmp/x", "x" * 300])
+@pytest.mark.parametrize("run", ["../x", "/tmp/x", "x" * 300, "狗" * 50])
 def test_a_run_lies_in_runs(here, run):
     with pytest.raises(UserError, match="choose a short name"):
         new_stage("--run", run)

@@ -247,7 +247,6 @@ MISTAKES = [
     ("rm.pt --prompt A", "rm.pt is a reward model: give it an answer to score with --response"),
     ("rm.pt --response A", "give both"),
     ("sft.pt --prompt A --response B", "needs a reward model; .*sft.pt is a checkpoint of the stage sft"),
-    ("sft.pt --temperature -1", "at least 0"),
     ("sft.pt --against rm.pt", "a reward model only scores"),
     ("sft.pt ppo.pt --against ppo.pt", "compares two models"),
     ("sft.pt --against ppo.pt --prompt A", "leave out --prompt"),
@@ -261,6 +260,17 @@ def test_a_mistake_is_one_sentence(run, monkeypatch, line, hint):
     monkeypatch.chdir(run)
     with pytest.raises(UserError, match=hint):
         talk.main(line.split())
+
+
+@pytest.mark.parametrize("flag", ["--temperature=-1", "--temperature=nan", "--temperature=1e30",
+                                  "--max_new_tokens=-1", "--max_new_tokens=1000000", "--questions=0",
+                                  "--questions=99999999", "--seed=-1", "--seed=99999999999999999999",
+                                  "--device=gpu", "--temperature=--"])
+def test_a_value_that_nobody_can_mean_is_one_line(flag, capsys):
+    with pytest.raises(SystemExit) as stop:
+        talk.arguments(["sft.pt", flag])
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and told.count("\n") == 1 and flag.split("=")[0] in told
 
 
 # ------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_what_the_context_is_too_short_for_is_told(enc, capsys):
     say_what_is_cut(enc, [short, short], n)
     assert capsys.readouterr().out == ""
     say_what_is_cut(enc, [short, long], n)
-    assert f"1 of 2 demonstrations are longer than the context of {n} tokens" in capsys.readouterr().out
+    assert f"within a context of {n} tokens 1 of 2 answers lose their end" in capsys.readouterr().out
 
 
 def test_demonstrations_come_in_a_new_order_every_epoch():

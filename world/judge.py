@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from data import UserError, decode_response, pad_rows, prompt_text, special_id
+from data import UserError, decode_response, encode, pad_rows, prompt_text, special_id
 from model import generate
 from world.labelers import Labeler
 from world.reviews import BASE, BEST, BOTH, COMPARE, DETAILED, RATE, RATING, REASONS, preamble_of
@@ -98,7 +98,7 @@ class OwnModel:
     def batches(self, texts, room):
         """(indices, tokens (B, T), lengths (B,)) of texts of similar length. Raises UserError for one that
         is too long: cut, it would ask something else."""
-        ids = [self.enc.encode_ordinary("\n\n" + text) for text in texts]
+        ids = [encode(self.enc, "\n\n" + text) for text in texts]
         longest, context = max(map(len, ids), default=0), self.model.config.block_size
         if longest + room > context:
             raise UserError(f"a question to the judge has {longest} tokens and its answer {room}, which does "
@@ -118,7 +118,7 @@ class OwnModel:
         one token."""
         ids = {}
         for word in words:
-            tokens_of_word = self.enc.encode_ordinary(word)
+            tokens_of_word = encode(self.enc, word)
             if len(tokens_of_word) == 1:
                 ids[word] = tokens_of_word[0]
         found = [None] * len(texts)
@@ -131,7 +131,7 @@ class OwnModel:
 
     def write(self, texts, max_new_tokens):
         """The line with which each text most likely goes on (greedy), without its end."""
-        end, pad = self.enc.encode_ordinary("\n")[0], special_id(self.enc, "pad")
+        end, pad = encode(self.enc, "\n")[0], special_id(self.enc, "pad")
         written = [None] * len(texts)
         for rows, tokens, lengths in self.batches(texts, max_new_tokens):
             responses, mask, _ = generate(self.model, tokens, lengths, max_new_tokens, 0, end, pad)

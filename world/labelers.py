@@ -212,8 +212,7 @@ class RankingFile:
     where others share the file."""
 
     def __init__(self, path, part=lambda row: True):
-        drop_half_a_line(path)
-        self.path, self.rows = path, [row for row in load_rows(path, is_ranking) if part(row)]
+        self.path, self.rows = path, [row for row in rows_to_add_to(path, is_ranking) if part(row)]
 
     def add(self, questions, labeler, aspect="overall"):
         """Have questions {"prompt", "responses", "split"} labelled, and keep the rows: each with "tiers"
@@ -271,7 +270,10 @@ def rewrite(path, rows):
     os.replace(temporary, path)
 
 
-def drop_half_a_line(path):
-    """What a process wrote last before it died may be half a line; the next one must begin a new one."""
+def rows_to_add_to(path, right=None):
+    """The rows of a file that gets more of them, as load_rows gives them. What a process wrote last before it
+    died may be half a line: it is removed, for the next row must begin a line of its own."""
+    rows = load_rows(path, right)
     if path.exists() and not path.read_bytes().endswith(b"\n"):
-        rewrite(path, load_rows(path))
+        rewrite(path, rows)
+    return rows

@@ -6,12 +6,11 @@ import json
 import math
 import re
 import threading
-import time
 import urllib.error
 import urllib.request
 
-from data import UserError, load_rows
-from world.labelers import drop_half_a_line
+from data import UserError
+from world.labelers import rows_to_add_to
 
 
 class Busy(Exception):
@@ -35,14 +34,36 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
 OPENER = urllib.request.build_opener(NoRedirect)
 
 
-def read_all(reply, deadline):
-    """The bytes of a reply. Raises TimeoutError where they are not there by the deadline (drop by drop is no
-    answer), ValueError where they are too many."""
+def in_time(seconds, work, *args):
+    """work(*args), or TimeoutError where that is not there after so many seconds, whatever it waits for: a
+    name, a connection, a header that comes drop by drop. Then it is left to itself."""
+    found = concurrent.futures.Future()
+
+    def run():
+        try:
+            found.set_result(work(*args))
+        except Exception as error:  # raised again by result()
+            found.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return found.result(seconds)
+
+
+def fetch(request, seconds):
+    """(HTTP status, headers, bytes) of the answer to a request. Raises OSError, HTTPException, or ValueError
+    where it is too long."""
+    try:
+        with OPENER.open(request, timeout=seconds) as reply:
+            return reply.status, reply.headers, read_all(reply)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers, read_all(error)
+
+
+def read_all(reply):
     read = b""
     while part := reply.read1(65536):
         read += part
-        if time.monotonic() > deadline:
-            raise TimeoutError
         if len(read) > MOST:
             raise ValueError(f"answers with more than {MOST / 2**20:.0f} MB")
     return read
@@ -62,13 +83,13 @@ class Server:
         self.url, self.key, self.path = url.rstrip("/"), key, path
         self.timeout, self.tries, self.wait, self.parallel = timeout, tries, wait, parallel
         self.lock, self.stop = threading.Lock(), threading.Event()
-        if not re.fullmatch(r"[!-~]*", key):
-            raise UserError("JUDGE_API_KEY: expected one line of plain characters without blanks")
+        if not re.fullmatch(r"[\w.~+/=:@-]*", key, re.ASCII):
+            raise UserError("JUDGE_API_KEY: expected one line of letters, digits and . _ ~ + / = : @ -")
         self.name = model or self.first_model()  # what another model has answered is no answer of this one
         self.bought = {}
         if path:
-            drop_half_a_line(path)
-            self.bought = {json.dumps(row["asked"]): row["choice"] for row in load_rows(path, is_call)}
+            calls = rows_to_add_to(path, is_call)
+            self.bought = {json.dumps(row["asked"]): row["choice"] for row in calls}
 
     # One request
 
@@ -80,19 +101,16 @@ class Server:
         """The first model that the server lists, or "" where it has no list."""
         request = urllib.request.Request(f"{self.url}/models", headers=self.headers())
         try:
-            listed = json.loads(self.read(request))
-            return str(listed["data"][0]["id"])
+            _, _, listed = in_time(self.timeout, fetch, request, self.timeout)
+            return str(json.loads(listed)["data"][0]["id"])
         except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, RecursionError):
             return ""
 
-    def read(self, request):
-        """What the server answers, within `timeout` seconds in all."""
-        deadline = time.monotonic() + self.timeout
-        with OPENER.open(request, timeout=self.timeout) as reply:
-            return read_all(reply, deadline)
-
     def shown(self, text):
-        """What a server says, fit to be printed: short, without control characters, without the key."""
+        """What a server says (all of it, for a part of the key would not be found), fit to be printed: short,
+        without control characters, without the key."""
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "replace")
         text = text.replace(self.key, "(key)") if self.key else text
         return re.sub(r"[^ -~\u00a1-\uffff]", " ", text)[:300]
 
@@ -102,9 +120,7 @@ class Server:
         body = json.dumps({k: v for k, v in asked.items() if k != "url"}).encode()
         try:
             request = urllib.request.Request(f"{self.url}/completions", body, self.headers())
-            return self.read(request)
-        except urllib.error.HTTPError as error:
-            raise self.refusal(error) from None
+            code, headers, said = in_time(self.timeout, fetch, request, self.timeout)
         except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
             reason = getattr(error, "reason", None)
             if isinstance(error, TimeoutError) or isinstance(reason, TimeoutError):
@@ -114,13 +130,12 @@ class Server:
         except ValueError as error:  # what no request can be made of, or an answer without end
             raise UserError(f"{self.url}: {self.shown(str(error))}; --judge_url is http://HOST:PORT/v1"
                             ) from None
+        if code >= 300:
+            raise self.refusal(code, headers, self.shown(said))
+        return said
 
-    def refusal(self, error):
+    def refusal(self, code, headers, said):
         """What an HTTP error means: Busy or UserError."""
-        said = ""
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            said = self.shown(error.read1(4096).decode("utf-8", "replace"))
-        code = error.code
         if 300 <= code < 400:
             return UserError(f"{self.url} sends us on to another address (HTTP {code}), where the key does "
                              "not go: give the final address as --judge_url")
@@ -134,7 +149,7 @@ class Server:
             return UserError(f"{self.url} does not accept the question (HTTP {code}: {said})")
         wait = None
         with contextlib.suppress(TypeError, ValueError):
-            wait = max(0.0, min(float(error.headers.get("Retry-After")), 60.0))
+            wait = max(0.0, min(float(headers.get("Retry-After")), 60.0))
         if code == 429:
             return Busy("asks for fewer questions at a time (HTTP 429)", wait)
         return Busy(f"has trouble of its own (HTTP {code}: {said})", wait)
@@ -164,8 +179,8 @@ class Server:
             if not is_call({"asked": asked, "choice": choice}):
                 raise ValueError
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            beginning = self.shown(raw[:500].decode("utf-8", "replace"))[:200]
-            raise UserError(f"{self.url} answered something that is no completion: {beginning!r}") from None
+            said = self.shown(raw)[:200]
+            raise UserError(f"{self.url} answered something that is no completion: {said!r}") from None
         with self.lock:
             self.bought[key] = choice
             if self.path:
