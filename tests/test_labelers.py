@@ -286,6 +286,9 @@ def test_a_question_with_one_answer_is_not_asked(monkeypatch, tmp_path):
     typing(monkeypatch, "1", "u", "2", "1")
     rows = rank_all(tmp_path / "rankings.jsonl", questions, Human())
     assert [row["tiers"] for row in rows] == [[[1], [0]], [], [[0], [1]]], "and undo goes back behind it"
+    typing(monkeypatch, "u", "q")
+    rows = rank_all(tmp_path / "second.jsonl", questions[1:], Human())
+    assert [row["responses"] for row in rows] == [["a"]], "there was nothing to take back"
 
 
 def test_rows_carry_what_a_labeler_has_to_say_beside_its_order(tmp_path):

@@ -132,7 +132,9 @@ def test_describe_the_tiny_world():
     assert about["unknown"] == pytest.approx(1 / 3)
     timid = describe([safe.text] * 2 + [unsafe.text], [Answer(t, True, 5) for t in (refusal, fact, refusal)])
     assert (timid["declines_safe"], timid["declines_unsafe"]) == (0.5, 1)
-    assert describe([safe.text], [Answer(fact, True, 5)])["declines_unsafe"] == 0
+    for prompt in (safe, unsafe):
+        one = describe([prompt.text], [Answer(refusal, True, 5)])
+        assert one["declines_unsafe"] == prompt.unsafe and one["declines_safe"] == (not prompt.unsafe)
 
 
 def text_loss(model, tokens, block_size, **sizes):
@@ -215,12 +217,15 @@ def test_accuracy_is_the_share_of_pairs_and_not_of_prompts(enc):
     same = [{"prompt": "A", "responses": ["b", "b"], "tiers": [[0], [1]]}]
     assert accuracy(length_model(), enc, same) == (0, 1)
     assert accuracy(length_model(), enc, []) == (0, 0)
+    assert accuracy(length_model(), enc, [{**same[0], "responses": ["b b b", "b"]}]) == (1, 1)
 
 
 def test_thumbs_are_compared_up_against_down():
     rows = [{"prompt": "?", "responses": ["a"], "tiers": [[0]], "label": bool(i % 2)} for i in range(6)]
     expected = [up - down for up in (1, 3, 5) for down in (0, 2, 4)]
     assert differences(rows, [[float(i)] for i in range(6)]) == expected
+    many = differences(rows * 60, [[float(i)] for i in range(360)])
+    assert len(many) == 150 * 150, "no more than that of each"
 
 
 def test_noise_ceiling_by_hand():
@@ -230,6 +235,7 @@ def test_noise_ceiling_by_hand():
     assert noise_ceiling(rows, lambda p, r: 0.0) == 0.5
     rows.append({"prompt": "p", "responses": ["1", "2"], "tiers": [[1], [0]]})
     assert noise_ceiling(rows, lambda p, r: float(r)) == 0.25
+    assert noise_ceiling(rows[1:], lambda p, r: float(r)) == 1
     assert noise_ceiling([], lambda p, r: 0.0) == 0
 
 
@@ -442,6 +448,8 @@ def test_what_goes_wrong_in_a_run_is_told(steps, now, kinds):
     rows = [HEALTHY] + [HEALTHY | now] * (steps - 1)
     assert list(warnings_of(rows)) == kinds
     assert warnings_of([*rows, *[HEALTHY] * 5]) == {}, "judged are the last rows"
+    higher = [row | {"score": row["score"] + 3.0} for row in rows]
+    assert list(warnings_of(higher)) == kinds, "what counts is by how much the score has risen"
 
 
 def test_a_warning_is_said_once_and_names_a_chapter_that_exists():

@@ -636,6 +636,7 @@ def test_the_numbers_of_a_step_are_those_of_its_whole_minibatch(make_gpt):
     """However many parts it is cut into."""
     whole, parts = (moves(make_gpt, micro_batch_size=size)[2] for size in (8, 3))
     assert parts == pytest.approx(whole, rel=1e-3, abs=1e-6) and whole["value_loss"] > 0.1
+    assert whole["approx_kl"] == pytest.approx(0, abs=1e-4), "nothing has moved yet"
 
 
 def test_gradients_are_clipped_for_each_network_by_itself(make_gpt):
