@@ -42,6 +42,7 @@ import lab.explain
 import lab.formats
 import lab.lock
 import lab.run
+import lab.school
 import lab.show
 import preferences
 from data import load_preferences, load_prompts, load_sft, load_text
@@ -484,7 +485,7 @@ def main():
     kinds = {kind: n for kind, n in KINDS.items() if args.only in (None, kind.__name__)}
     make_run()
     clean, results = contents(), {}
-    lab.run.Stage.steps = preferences.sample = begin
+    lab.run.Stage.steps = preferences.sample = lab.school.write_reviews = begin
     lab.explain.draw_tokens = lambda *_: None
     lab.formats.MOST = 2**21
     world = {path.name: raw for path, raw in clean.items() if path.parts[:3] == ("runs", "tiny", "data")}
