@@ -49,7 +49,7 @@ import lab.report
 import train_ppo
 import world.reward
 from lab.cli import OLD_FLAGS
-from lab.records import fingerprint, load_checkpoint, load_model
+from lab.records import fingerprint, fingerprint_of, load_checkpoint, load_model
 
 # ------------------------------------------------------------------------------------------------
 # Stage by stage
@@ -112,6 +112,7 @@ def test_kl_is_zero_before_the_first_update_and_not_after(tiny):
 def test_ppo_changes_the_policy_and_leaves_its_parents_alone(tiny):
     run = tiny / "runs/tiny"
     now = {f"{s}.pt": fingerprint(load_model(run / f"{s}.pt")[0]) for s in ("sft", "rm", "pretrain")}
+    now["data/prompts.jsonl"] = fingerprint_of(run / "data/prompts.jsonl")
     assert load_checkpoint(run / "ppo.pt")["parents"] == now, "fingerprints are those of before the training"
     policy, sft = weights(run / "ppo.pt"), weights(run / "sft.pt")
     assert policy.keys() == sft.keys() and not same(run / "ppo.pt", run / "sft.pt")
