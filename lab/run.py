@@ -418,6 +418,7 @@ class Stage:
         panels: see lab.report.picture."""
         write_atomic(self.file("samples.txt"), visible(samples) + "\n")
         self.state["picture"] = [panels, caption]
+        self.file("png").unlink(missing_ok=True)  # that of an earlier training
         self.save(len(self.rows), True)  # whoever is stopped before repeats only the evaluation
         draw(self.folder, self.name, len(self.rows), panels, caption)
         self.done()
