@@ -22,6 +22,7 @@ from pipeline import (
     SFT,
     SMALL,
     THREE,
+    accept_data,
     assert_each_matters,
     begin,
     call,
@@ -281,6 +282,7 @@ def fewer_demonstrations(folder, n=60):
     for split, wanted in (("train", n), ("dev", 20), ("test", 20)):
         kept += [row for row in rows if row["split"] == split][:wanted]
     write_rows(path, kept)
+    accept_data(folder)
 
 
 def test_ctrl_c_in_a_missing_parent_names_the_command_that_was_typed(copy, stopped):
@@ -304,8 +306,8 @@ def test_a_round_is_trained_after_the_round_before(tiny):
     trained on."""
     run = tiny / "runs/tiny"
     first, second = (load_checkpoint(run / f"rs.{n}.pt") for n in (1, 2))
-    assert first["parents"].keys() == {"sft.pt", "rm.pt"}
-    assert second["parents"].keys() == {"sft.pt", "rs.1.pt", "rm.rs.1.pt"}
+    assert first["parents"].keys() == {"sft.pt", "rm.pt", "data/prompts.jsonl"}
+    assert second["parents"].keys() == {"sft.pt", "rs.1.pt", "rm.rs.1.pt", "data/prompts.jsonl"}
     refreshed = load_checkpoint(run / "rm.rs.1.pt")["parents"].keys()
     assert refreshed == {"rm.pt", "rankings.rs.1.jsonl", "rankings.jsonl"}, "it learns some of the old again"
     prompts = [p["prompt"] for p in data.load_prompts(run / "data") if p["split"] == "train"]
