@@ -399,7 +399,8 @@ def test_ppo_goes_on_from_rejection_sampling(copy, done, refused, monkeypatch):
     out = done(copy, line)
     assert re.search(r"dev prompts +pretrained +SFT +warm\.2 +PPO", out), out
     checkpoint = load_checkpoint(copy / "runs/tiny/warm.ppo.pt")
-    assert checkpoint["parents"].keys() == {"pretrain.pt", "sft.pt", "warm.2.pt", "rm.warm.2.pt"}
+    assert checkpoint["parents"].keys() == {
+        "pretrain.pt", "sft.pt", "warm.2.pt", "rm.warm.2.pt", "data/prompts.jsonl"}
     knobs = checkpoint["knobs"]
     assert (knobs["temperature"], knobs["max_new_tokens"]) == (0.9, 12), "the same answers as in the rounds"
     rows = rows_of(copy / "runs/tiny/warm.ppo.jsonl")
