@@ -1,6 +1,6 @@
 """Kill every script again and again, start it again each time, and see that nothing is lost.
 
-    python tests/kill.py                            20 kills of each script, about 10 minutes
+    python tests/kill.py                            20 kills of each script, some 20 minutes
     python tests/kill.py --kills 100 --seed 1 --only train_ppo
 
 A straight run of a script is the truth. Then, in a copy of the folder as it was before: the same command is
@@ -194,6 +194,7 @@ def torture(script, before, truth, seen, seconds, kills, rng):
             if progress(work / "runs/tiny", STAGES[script]) < far:
                 lost += 1
                 print(f"{script}: {far} steps or rankings were there before {told}")
+        print(f"{script}: {done.total()} kills so far", end="\r", file=sys.stderr, flush=True)
         differ = differences(work, truth)
         if differ or code != 0:
             wrong += 1
