@@ -129,16 +129,16 @@ def start(folder, line, kill=None, save_seconds=0.0):
 def content(path):
     """Of a file, in a form that can be compared; of a picture only that it is there."""
     if path.suffix == ".pt":
-        return {key: str(value) for key, value in flat(torch.load(path, weights_only=True))}
+        return dict(flat(torch.load(path, weights_only=True)))
     return path.suffix == ".png" or path.read_bytes()
 
 
 def flat(value, name=""):
-    """(name, value) of all that lies in a nested value; of a tensor all its numbers."""
+    """(name, value) of all that lies in a nested value; of a tensor its bytes."""
     if isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return [pair for key, part in items for pair in flat(part, f"{name}.{key}")]
-    return [(name, value.tolist() if isinstance(value, torch.Tensor) else value)]
+    return [(name, value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value))]
 
 
 def differences(folder, truth):
