@@ -61,8 +61,25 @@ def finished(cfg, name):
     record = record_of(folder, name)
     if record is None or not record["finished"]:
         return None
+    draw_if_missing(folder, name, record)
     path = product_of(folder, name, record["stage"] == "preferences")
     return path if path.exists() else None
+
+
+def draw_if_missing(folder, name, record):
+    """The picture of a finished stage, where the command was stopped before it was drawn."""
+    if "picture" in record["state"] and not (folder / f"{name}.png").exists():
+        draw(folder, name, record["step"], *record["state"]["picture"])
+
+
+def draw(folder, name, steps, panels, caption):
+    """A picture of so many steps, whole or not at all."""
+    unfinished = folder / f"{name}.png.tmp"
+    try:
+        picture(unfinished, rows_until(folder / f"{name}.jsonl", steps), panels, caption)
+        os.replace(unfinished, folder / f"{name}.png")
+    except Exception as error:  # whatever a library for drawing comes up with: the training is done
+        print(wrapped(f"no picture ({type(error).__name__}: {error}); the training is saved"))
 
 
 def train_if_missing(cfg, name, command=None):
@@ -112,7 +129,6 @@ def other_knobs(then, now):
 
 class Stage:
     """One stage in its run folder. In the order of use:
-
     stage = Stage(cfg, "sft")            stops here if the stage is finished; goes on with one that stopped
     parent = stage.parent("pretrain")    path of what a parent has made, which is made first if missing
     enc = stage.encoding()               the run's tokenizer; stage.data is the folder with its four files
@@ -143,7 +159,7 @@ class Stage:
             self.check_parents(self.path, old)
             more = self.collection and cfg.questions > old["state"].get("wanted", 0)
             if old["finished"] and not more:
-                self.draw_if_missing(old)
+                draw_if_missing(self.folder, self.name, old)
                 print(self.where_it_lies())
                 sys.exit(0)
         lock.take(self.folder, self.name)
@@ -249,8 +265,6 @@ class Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
         self.write_record(finished=False)
-
-    # -- What it is made from --------------------------------------------------------------------
 
     def parent(self, name):
         """Path of what a parent stage has made, a checkpoint or rankings; it is made first if it is missing.
@@ -403,23 +417,10 @@ class Stage:
         panels: see lab.report.picture."""
         write_atomic(self.file("samples.txt"), visible(samples) + "\n")
         self.state["picture"] = [panels, caption]
+        self.file("png").unlink(missing_ok=True)  # that of an earlier training
         self.save(len(self.rows), True)  # whoever is stopped before repeats only the evaluation
-        self.draw()
+        draw(self.folder, self.name, len(self.rows), panels, caption)
         self.done()
-
-    def draw_if_missing(self, old):
-        """The picture of a finished stage that was stopped before it was drawn."""
-        if "picture" in old["state"] and not self.file("png").exists():
-            self.state, self.rows = old["state"], rows_until(self.file("jsonl"), old["step"])
-            self.draw()
-
-    def draw(self):
-        panels, caption = self.state["picture"]
-        try:
-            picture(self.file("png.tmp"), self.rows, panels, caption)
-            os.replace(self.file("png.tmp"), self.file("png"))
-        except Exception as error:  # whatever a library for drawing comes up with: the training is done
-            print(wrapped(f"no picture ({type(error).__name__}: {error}); the training is saved"))
 
     def finish_collection(self, samples):
         """Write the samples and the record of a finished collection, and say where they lie."""

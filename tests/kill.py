@@ -1,6 +1,6 @@
 """Kill every script again and again, start it again each time, and see that nothing is lost.
 
-    python tests/kill.py                            20 kills of each script, about 10 minutes
+    python tests/kill.py                            20 kills of each script, some 20 minutes
     python tests/kill.py --kills 100 --seed 1 --only train_ppo
 
 A straight run of a script is the truth. Then, in a copy of the folder as it was before: the same command is
@@ -129,16 +129,16 @@ def start(folder, line, kill=None, save_seconds=0.0):
 def content(path):
     """Of a file, in a form that can be compared; of a picture only that it is there."""
     if path.suffix == ".pt":
-        return {key: str(value) for key, value in flat(torch.load(path, weights_only=True))}
+        return dict(flat(torch.load(path, weights_only=True)))
     return path.suffix == ".png" or path.read_bytes()
 
 
 def flat(value, name=""):
-    """(name, value) of all that lies in a nested value; of a tensor all its numbers."""
+    """(name, value) of all that lies in a nested value; of a tensor its bytes."""
     if isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return [pair for key, part in items for pair in flat(part, f"{name}.{key}")]
-    return [(name, value.tolist() if isinstance(value, torch.Tensor) else value)]
+    return [(name, value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value))]
 
 
 def differences(folder, truth):
@@ -194,6 +194,7 @@ def torture(script, before, truth, seen, seconds, kills, rng):
             if progress(work / "runs/tiny", STAGES[script]) < far:
                 lost += 1
                 print(f"{script}: {far} steps or rankings were there before {told}")
+        print(f"{script}: {done.total()} kills so far", end="\r", file=sys.stderr, flush=True)
         differ = differences(work, truth)
         if differ or code != 0:
             wrong += 1

@@ -22,6 +22,7 @@ from pipeline import (
     SFT,
     SMALL,
     THREE,
+    accept_data,
     assert_each_matters,
     begin,
     call,
@@ -49,7 +50,7 @@ import lab.report
 import train_ppo
 import world.reward
 from lab.cli import OLD_FLAGS
-from lab.records import fingerprint, load_checkpoint, load_model
+from lab.records import fingerprint, fingerprint_of, load_checkpoint, load_model
 
 # ------------------------------------------------------------------------------------------------
 # Stage by stage
@@ -112,6 +113,7 @@ def test_kl_is_zero_before_the_first_update_and_not_after(tiny):
 def test_ppo_changes_the_policy_and_leaves_its_parents_alone(tiny):
     run = tiny / "runs/tiny"
     now = {f"{s}.pt": fingerprint(load_model(run / f"{s}.pt")[0]) for s in ("sft", "rm", "pretrain")}
+    now["data/prompts.jsonl"] = fingerprint_of(run / "data/prompts.jsonl")
     assert load_checkpoint(run / "ppo.pt")["parents"] == now, "fingerprints are those of before the training"
     policy, sft = weights(run / "ppo.pt"), weights(run / "sft.pt")
     assert policy.keys() == sft.keys() and not same(run / "ppo.pt", run / "sft.pt")
@@ -280,6 +282,7 @@ def fewer_demonstrations(folder, n=60):
     for split, wanted in (("train", n), ("dev", 20), ("test", 20)):
         kept += [row for row in rows if row["split"] == split][:wanted]
     write_rows(path, kept)
+    accept_data(folder)
 
 
 def test_ctrl_c_in_a_missing_parent_names_the_command_that_was_typed(copy, stopped):
@@ -303,8 +306,8 @@ def test_a_round_is_trained_after_the_round_before(tiny):
     trained on."""
     run = tiny / "runs/tiny"
     first, second = (load_checkpoint(run / f"rs.{n}.pt") for n in (1, 2))
-    assert first["parents"].keys() == {"sft.pt", "rm.pt"}
-    assert second["parents"].keys() == {"sft.pt", "rs.1.pt", "rm.rs.1.pt"}
+    assert first["parents"].keys() == {"sft.pt", "rm.pt", "data/prompts.jsonl"}
+    assert second["parents"].keys() == {"sft.pt", "rs.1.pt", "rm.rs.1.pt", "data/prompts.jsonl"}
     refreshed = load_checkpoint(run / "rm.rs.1.pt")["parents"].keys()
     assert refreshed == {"rm.pt", "rankings.rs.1.jsonl", "rankings.jsonl"}, "it learns some of the old again"
     prompts = [p["prompt"] for p in data.load_prompts(run / "data") if p["split"] == "train"]
@@ -396,7 +399,8 @@ def test_ppo_goes_on_from_rejection_sampling(copy, done, refused, monkeypatch):
     out = done(copy, line)
     assert re.search(r"dev prompts +pretrained +SFT +warm\.2 +PPO", out), out
     checkpoint = load_checkpoint(copy / "runs/tiny/warm.ppo.pt")
-    assert checkpoint["parents"].keys() == {"pretrain.pt", "sft.pt", "warm.2.pt", "rm.warm.2.pt"}
+    assert checkpoint["parents"].keys() == {
+        "pretrain.pt", "sft.pt", "warm.2.pt", "rm.warm.2.pt", "data/prompts.jsonl"}
     knobs = checkpoint["knobs"]
     assert (knobs["temperature"], knobs["max_new_tokens"]) == (0.9, 12), "the same answers as in the rounds"
     rows = rows_of(copy / "runs/tiny/warm.ppo.jsonl")

@@ -280,7 +280,7 @@ def test_two_reward_models_and_llama2s_combination(two_models):
         assert {prompts[row["prompt"]]["unsafe"] for row in rows} == {aspect == "safety"}
     parents = load_checkpoint(run / "rm_safety.pt")["parents"]
     assert parents.keys() == {"pretrain.pt", "rankings_safety.jsonl", "rankings_helpful.jsonl"}
-    usual = {"pretrain.pt", "sft.pt"}
+    usual = {"pretrain.pt", "sft.pt", "data/prompts.jsonl"}
     for reward, models in (("llama2", {"rm_helpful.pt", "rm_safety.pt"}), ("safety", {"rm_safety.pt"})):
         assert load_checkpoint(run / f"with_{reward}.pt")["parents"].keys() == models | usual
     assert same(run / "with_safety.pt", run / "with_rm_safety.pt")
@@ -291,7 +291,7 @@ def test_two_reward_models_are_refreshed_apart(two_models):
     """In rejection sampling, each with rankings of its own kind of the newest answers."""
     run = two_models / "runs/tiny"
     assert load_checkpoint(run / "two.2.pt")["parents"].keys() == {
-        "sft.pt", "two.1.pt", "rm_helpful.two.1.pt", "rm_safety.two.1.pt"}
+        "data/prompts.jsonl", "sft.pt", "two.1.pt", "rm_helpful.two.1.pt", "rm_safety.two.1.pt"}
     for aspect in ("helpful", "safety"):
         assert load_checkpoint(run / f"rm_{aspect}.two.1.pt")["knobs"]["aspect"] == aspect
         assert {row["aspect"] for row in rows_of(run / f"rankings_{aspect}.two.1.jsonl")} == {aspect}
@@ -411,7 +411,8 @@ def test_an_ai_labels_in_the_humans_place(copy, done):
     assert STAGES["rm_ai"] == "train_rm.py --rankings rankings_ai --name rm_ai"
     out = flat(done(copy, f"train_ppo.py {THREE} --reward rm_ai"))
     assert "rm_ai.pt is not there yet; first:" in out, "what train_ppo.py --reward rm_ai trains first"
-    assert load_checkpoint(run / "rlaif.pt")["parents"].keys() == {"pretrain.pt", "sft.pt", "rm_ai.pt"}
+    assert load_checkpoint(run / "rlaif.pt")["parents"].keys() == {
+        "pretrain.pt", "sft.pt", "rm_ai.pt", "data/prompts.jsonl"}
     assert load_checkpoint(run / "rm_ai.pt")["parents"].keys() == {"pretrain.pt", "rankings_ai.jsonl"}
 
 
@@ -452,7 +453,7 @@ def test_an_ai_rates_without_a_reward_model(copy, done, refused, monkeypatch):
     out = done(copy, f"train_ppo.py {THREE} --reward ai")
     checkpoint = load_checkpoint(run / "direct.pt")
     assert re.search(r"The AI judge rated \d+ different answers", out)
-    assert checkpoint["parents"].keys() == {"pretrain.pt", "sft.pt", "judge.pt"}
+    assert checkpoint["parents"].keys() == {"pretrain.pt", "sft.pt", "judge.pt", "data/prompts.jsonl"}
     assert all(-1 <= r <= 1 for r in told.values())
     mean, std = checkpoint["state"]["sft_scale"]
     found = re.search(r"score ([+-][\d.]+) SD, KL [-\d.]+ nats: (.*?) -> (.*?)\n  score", out, re.S)

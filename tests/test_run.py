@@ -749,11 +749,15 @@ def test_a_picture_that_was_not_drawn_any_more_is_drawn_by_the_same_command(here
         path.write_bytes(b"half a picture")
         raise KeyboardInterrupt
 
+    path = here / "runs/tiny/pretrain.png"
+    path.parent.mkdir(parents=True)
+    path.write_text("of an earlier training")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(lab.run, "picture", killed)
         toy_training()
-    path = Path("runs/tiny/pretrain.png")
     assert not path.exists()
+    assert finished(read(), "pretrain") and path.exists(), "whoever asks for it as a parent draws it"
+    path.unlink()
     with pytest.raises(SystemExit) as stop:
         toy_training()
     assert stop.value.code == 0 and path.read_bytes().startswith(b"\x89PNG")
