@@ -69,7 +69,7 @@ def wrong_record(record):
 
 def wrong_state(state):
     """Which of the values that a stage goes on with is not as it must be, or None."""
-    scale = state.get("sft_scale") or state.get("whitening") or [0.0, 1.0]
+    scale = state.get("sft_scale") or [0.0, 1.0]
     rounds = state.get("winners", [])
     if not is_plain(state.get("kl_coef", 0.0)):
         return "kl_coef"

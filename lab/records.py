@@ -121,8 +121,8 @@ def load_checkpoint(path, device="cpu"):
     if not isinstance(checkpoint, dict) or not ours <= checkpoint.keys():
         raise UserError(f"{path}: not a checkpoint of this project "
                         "(expected a .pt file that one of its scripts wrote)")
-    shape, weights = checkpoint["model_config"], checkpoint["model"]
-    if not checkpoint.keys() >= RECORD or isinstance(weights, dict) and "reward_gain" in weights:
+    shape, weights, knobs = (checkpoint[key] for key in ("model_config", "model", "knobs"))
+    if not checkpoint.keys() >= RECORD or has(weights, "reward_gain") or has(knobs, "whitening"):
         raise UserError(f"{path} was trained by an earlier version of these scripts; train it again with "
                         "--overwrite, or in another folder with --run NAME")
     wrong = wrong_record(checkpoint) or wrong_model(shape, weights, size)
@@ -132,7 +132,7 @@ def load_checkpoint(path, device="cpu"):
         wrong = "its weights have changed since they were written"
     if wrong:
         raise damaged(path, wrong)
-    return with_new_names(checkpoint)
+    return checkpoint
 
 
 def read_archive(path, file, device):
@@ -178,14 +178,9 @@ def damaged(path, what):
     return UserError(f"{path} is damaged ({what}): put a copy back, or make it again with --overwrite")
 
 
-def with_new_names(checkpoint):
-    """What an earlier version called otherwise, under its name of now."""
-    knobs, state = checkpoint["knobs"], checkpoint["state"]
-    if "whitening" in knobs:
-        knobs["score_scale"] = str(knobs.pop("whitening")).replace("frozen", "sft")
-    if "whitening" in state:
-        state["sft_scale"] = state.pop("whitening")
-    return checkpoint
+def has(part, name):
+    """Whether a part of a checkpoint is a dict with that name."""
+    return isinstance(part, dict) and name in part
 
 
 def record_in(path):
