@@ -88,6 +88,7 @@ def live(folder, words, log, kill, save_seconds):
         if kill and (kind, seen[kind]) == kill[:2]:
             os.kill(os.getpid(), kill[2])
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
     os.chdir(folder)
     for number, file in enumerate((os.devnull, log, log)):
         os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
