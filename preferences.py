@@ -192,13 +192,16 @@ def sample(policy, prompts, K, seed):
     return questions
 
 
-def check_questions(path, rows, prompts, what):
-    """Raises UserError where the rankings so far are not of the first prompts: one was removed by hand, and
-    what comes behind it would be asked again as another question."""
-    for n, (row, asked) in enumerate(zip(rows, prompts, strict=False), 1):
-        if row["prompt"] != asked["prompt"]:
-            raise UserError(f"{path}: ranking {n} of the {what} is not of the prompt that is asked there: "
-                            "rows or prompts have changed; put them back, or begin anew with --overwrite")
+def check_questions(path, training, held_out):
+    """Raises UserError where the rankings so far are damaged, or not of the first prompts: one was removed by
+    hand, and what comes behind it would be asked again as another question."""
+    rows = load_rows(path, is_ranking)
+    for prompts, what in ((training, "questions"), (held_out, "held-out questions")):
+        part = [row for row in rows if (row["split"] == "train") == (prompts is training)]
+        for n, (row, asked) in enumerate(zip(part, prompts, strict=False), 1):
+            if row["prompt"] != asked["prompt"]:
+                raise UserError(f"{path}: ranking {n} of the {what} is not of the prompt that is asked there: "
+                                "rows or prompts have changed; put them back, or begin with --overwrite")
 
 
 def ask(path, prompts, labeler, policy, cfg, held_out=False):
@@ -211,7 +214,6 @@ def ask(path, prompts, labeler, policy, cfg, held_out=False):
     K = cfg.answers_per_prompt or labeler.answers
     labeler.total, N = len(prompts), labeler.batch
     what = "held-out questions" if held_out else "questions"
-    check_questions(path, kept.rows, prompts, what)
     done = len(kept.rows)
     quiet = labeler.name == "human" or done >= len(prompts)
     with tqdm(total=len(prompts), initial=done, desc=what, disable=quiet, dynamic_ncols=True) as bar:
@@ -271,8 +273,8 @@ def main(argv=None):
     if cfg.name != name_of(cfg) and cfg.name in STAGES:
         raise UserError(f"--name {cfg.name} is another collection: choose a name of its own for this one")
     stage = Stage(cfg, "preferences")
-    load_rows(stage.path, is_ranking)  # raises UserError for one that is damaged, before anything is written
     training, held_out = questions_of(load_prompts(stage.data), cfg)
+    check_questions(stage.path, training, held_out)  # before anything is written
     path = stage.parent(cfg.answers_of)
     enc = stage.encoding()
     policy = load_policy(path, stage, enc, cfg)

@@ -16,7 +16,12 @@ def fill_once(cfg, run):
 
 
 def is_filled(run):
-    return all((run / "data" / name).exists() for name in ("pretrain.txt", "pretrain.held_out.txt"))
+    """Whether the data folder of a run is whole; pretrain.txt is its last file. Raises UserError where it was
+    whole once."""
+    if not (run / "data/pretrain.txt").exists() and any(run.glob("*.pt")):
+        raise UserError(f"{run / 'data/pretrain.txt'} is gone: put it back, or train in another folder with "
+                        "--run NAME")
+    return (run / "data/pretrain.txt").exists()
 
 
 def fill(cfg, run):

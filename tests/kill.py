@@ -156,7 +156,7 @@ def progress(run, stage):
     model, rankings = run / f"{stage}.pt", run / f"{stage}.jsonl"
     if model.exists():
         return torch.load(model, weights_only=True)["step"]
-    return rankings.read_bytes().count(b"\n") if (run / f"{stage}.json").exists() else 0
+    return rankings.read_bytes().count(b"\n") if rankings.exists() and stage == "rankings" else 0
 
 
 # ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from preferences import (
     Config,
     ask,
     bradley_terry_fit,
+    check_questions,
     elo_scores,
     labelers,
     name_of,
@@ -215,14 +216,18 @@ def test_an_interrupted_collection_ends_like_one_that_was_not(tmp_path):
 
 def test_a_ranking_that_was_removed_by_hand_is_told(tmp_path):
     """What comes behind it would be asked again, as another question."""
-    path, prompts = tmp_path / "rankings.jsonl", PROMPTS[:8]
-    ask(path, prompts[:6], Largest(), policy, Config())
+    cfg, path = Config(), tmp_path / "rankings.jsonl"
+    training, held_out = questions_of(PROMPTS, Config(questions=6))
+    ask(path, training, Largest(), policy, cfg)
+    ask(path, held_out, Largest(), policy, cfg, held_out=True)
+    check_questions(path, training, held_out)
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:2] + lines[3:]))
-    with pytest.raises(UserError, match="ranking 3 of the questions is not of the prompt"):
-        ask(path, prompts, Largest(), policy, Config())
+    for gone, what in ((2, "ranking 3 of the questions"), (6, "ranking 1 of the held-out questions")):
+        path.write_text("".join(lines[:gone] + lines[gone + 1 :]))
+        with pytest.raises(UserError, match=f"{what} is not of the prompt"):
+            check_questions(path, training, held_out)
     path.write_text("".join(lines[:2]))
-    assert len(ask(path, prompts, Largest(), policy, Config())) == 8, "the last ones may go"
+    check_questions(path, training, held_out)  # the last ones may go
 
 
 def test_two_parts_of_a_collection_share_a_file_and_more_questions_go_on(tmp_path):
