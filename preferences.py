@@ -200,8 +200,9 @@ def check_questions(path, training, held_out):
         part = [row for row in rows if (row["split"] == "train") == (prompts is training)]
         for n, (row, asked) in enumerate(zip(part, prompts, strict=False), 1):
             if row["prompt"] != asked["prompt"]:
-                raise UserError(f"{path}: ranking {n} of the {what} is not of the prompt that is asked there: "
-                                "rows or prompts have changed; put them back, or begin with --overwrite")
+                raise UserError(f"{path}: ranking {n} of the {what} is not of the prompt that is asked "
+                                "there: rows or prompts have changed; put them back, or begin anew with "
+                                "--overwrite")
 
 
 def ask(path, prompts, labeler, policy, cfg, held_out=False):

@@ -219,6 +219,8 @@ def record_of(folder, name):
 
 def rows_until(path, step):
     """The metrics of the steps before that one. Raises UserError where a row is missing or another's."""
+    if step == 0:
+        return []  # where a training was stopped before its first step there may be no file yet
     try:
         rows = [json.loads(line) for line in read_text(path).splitlines()[:step]]
         whole = [row["step"] for row in rows] == list(range(step))

@@ -235,3 +235,8 @@ def test_moments_of_another_shape_are_told(here):  # noqa: F811
     torch.save(checkpoint, path)
     with pytest.raises(UserError, match="state of its training does not fit"):
         toy_training()
+
+
+def test_before_the_first_step_there_are_no_metrics(tmp_path):
+    """A training may be killed between its first checkpoint and the file of its metrics."""
+    assert rows_until(tmp_path / "sft.jsonl", 0) == []

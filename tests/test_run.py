@@ -354,9 +354,16 @@ def test_data_are_written_once(here, monkeypatch):
     path = new_stage().data / "pretrain.txt"
     path.write_text("kept")
     assert new_stage().data / "pretrain.txt" == path and path.read_text() == "kept"
-    (path.parent / "pretrain.held_out.txt").unlink()  # half a world, or that of an earlier version
+    (path.parent / "pretrain.held_out.txt").unlink()
+    with pytest.raises(UserError, match="pretrain.held_out.txt"):
+        data.load_text(new_stage().data)
+    path.unlink()  # half a world, of a command that died
     new_stage()
     assert path.read_text() == "world 0"
+    saved(new_stage())
+    path.unlink()
+    with pytest.raises(UserError, match="pretrain.txt is gone: put it back"):
+        new_stage()
     seen = []
     new_stage("--data", "letters")
     monkeypatch.setattr(lab.data_folder, "check_unchanged", lambda *both: seen.append(both))
