@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -22,6 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"model": "lab.talk", "data": "lab.show"}  # where the main() of these two is
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background both may be ignored
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import data  # noqa: E402
 import lab.run  # noqa: E402
