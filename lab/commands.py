@@ -24,8 +24,8 @@ STAGES = {
     "ppo": "train_ppo.py",
     "rejection_sampling": "rejection_sampling.py",
 }
-LEARNED_FROM = {"pretrain": ["pretrain.txt"], "sft": ["sft.jsonl"], "ppo": ["prompts.jsonl"],
-                "rejection_sampling": ["prompts.jsonl"]}  # {stage: files of the run's data}; others: parents
+LEARNED_FROM = {"pretrain": ["pretrain.txt"], "sft": ["sft.jsonl"], "rm": ["pretrain.txt", "sft.jsonl"],
+                "ppo": ["prompts.jsonl"], "rejection_sampling": ["prompts.jsonl"]}  # {stage: its data}
 COLLECTOR = "preferences.py"  # the script whose stages are collections
 LONGEST = 100  # bytes of a name
 OTHER_FILES = ("preferences", "tokenizer", "judge_calls", "judged", "data")  # names that are no stage's

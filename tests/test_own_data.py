@@ -62,7 +62,8 @@ def test_a_run_has_its_own_copy_of_the_data_and_a_users_folder_is_only_read(mine
 
 def test_a_folder_of_preferences_needs_no_answers_of_the_sft_model(mine):
     parents = load_checkpoint(mine / "runs/tiny-mine/rm.pt")["parents"]
-    assert parents.keys() == {"pretrain.pt", "data/preferences.jsonl"}
+    files = {f"data/{name}" for name in ("preferences.jsonl", "pretrain.txt", "sft.jsonl")}
+    assert parents.keys() == files | {"pretrain.pt"}
 
 
 def test_there_is_no_gold_score_outside_the_tiny_world(mine):

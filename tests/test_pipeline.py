@@ -309,7 +309,8 @@ def test_a_round_is_trained_after_the_round_before(tiny):
     assert first["parents"].keys() == {"sft.pt", "rm.pt", "data/prompts.jsonl"}
     assert second["parents"].keys() == {"sft.pt", "rs.1.pt", "rm.rs.1.pt", "data/prompts.jsonl"}
     refreshed = load_checkpoint(run / "rm.rs.1.pt")["parents"].keys()
-    assert refreshed == {"rm.pt", "rankings.rs.1.jsonl", "rankings.jsonl"}, "it learns some of the old again"
+    assert refreshed == {"rm.pt", "rankings.rs.1.jsonl", "rankings.jsonl", "data/pretrain.txt",
+                         "data/sft.jsonl"}, "it learns some of the old again"
     prompts = [p["prompt"] for p in data.load_prompts(run / "data") if p["split"] == "train"]
     winners = second["state"]["winners"]
     assert [[w["prompt"] for w in of_round] for of_round in winners] == [prompts, prompts]

@@ -552,6 +552,9 @@ def test_a_model_that_goes_on_keeps_its_knobs(monkeypatch):
 # ------------------------------------------------------------------------------------------------
 
 
+OF_RM = {"data/pretrain.txt", "data/sft.jsonl"}  # what every reward model learns from, too
+
+
 def record(stage, **more):
     return {"stage": stage, "command": "", "knobs": {}, "parents": {}, "step": 1, "steps": 1,
             "finished": True, "state": {}, "fingerprint": "f", **more}
@@ -609,7 +612,7 @@ def test_what_always_won_gets_the_higher_score(run, enc, capsys, more):
     demonstration = {"prompt": "What is a dog?", "responses": ["A dog is a furry mammal."]}
     assert scores_of(model, enc, [demonstration])[0] == [pytest.approx(0, abs=1e-4)], "these are at 0"
     assert checkpoint["knobs"]["rankings"] == ["rankings"]
-    assert set(checkpoint["parents"]) == {"pretrain.pt", "rankings.jsonl"}
+    assert set(checkpoint["parents"]) == OF_RM | {"pretrain.pt", "rankings.jsonl"}
     log = [json.loads(line) for line in (run / "rm.jsonl").read_text().splitlines()]
     assert len(log) == checkpoint["step"] and log[-1]["loss"] < log[0]["loss"]
     assert [row["step"] for row in log if row["held_out_accuracy"] is not None] == [
@@ -643,7 +646,7 @@ def test_a_reward_model_goes_on_with_new_rankings(run, enc, capsys):
     model, checkpoint = load_model(run / "rm.2.pt")
     assert accuracy(model, enc, new) == (1.0, 20)
     assert checkpoint["knobs"]["lr"] == 1e-2 and checkpoint["knobs"]["batch_size"] == 4
-    assert set(checkpoint["parents"]) == {"rm.pt", "rankings.jsonl", "rankings.ppo.jsonl"}
+    assert set(checkpoint["parents"]) == OF_RM | {"rm.pt", "rankings.jsonl", "rankings.ppo.jsonl"}
     assert checkpoint["steps"] == 8 * round((8 + 4) / 4), "8 new rankings and 4 of the earlier ones"
 
 
@@ -660,7 +663,8 @@ def test_the_safety_model_is_measured_at_a_probability(run, capsys):
     checkpoint = torch.load(run / "rm_safety.pt", weights_only=True)
     assert checkpoint["state"]["results"]["threshold"].keys() == {"recall", "precision"}
     assert checkpoint["steps"] == 6 * round((9 + 1) / 4)
-    assert set(checkpoint["parents"]) == {"pretrain.pt", "rankings_safety.jsonl", "rankings_helpful.jsonl"}
+    rankings = {"rankings_safety.jsonl", "rankings_helpful.jsonl"}
+    assert set(checkpoint["parents"]) == OF_RM | {"pretrain.pt"} | rankings
 
 
 def test_rows_of_the_table_by_what_is_left_out():
