@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"model": "lab.talk", "data": "lab.show"}  # where the main() of these two is
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
+os.environ["COLUMNS"] = "100"  # not those of the terminal in which the tests are run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background both may be ignored
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -33,34 +34,39 @@ from lab.cli import run_main  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
-# Two processes: one runs the tests, one trains what they look at, and then runs the slow files below
+# Two processes: one runs the tests, one trains what they look at, and then runs the files below
 # ------------------------------------------------------------------------------------------------
 
-SLOW = ("test_oracle.py", "test_rejection_sampling.py", "test_report.py", "test_run.py", "test_train_ppo.py",
-        "test_train_rm.py", "test_world.py")  # none of them may use multiprocessing
+BESIDE = ("test_hostile.py", "test_layout.py", "test_oracle.py", "test_properties.py", "test_records.py",
+          "test_rejection_sampling.py", "test_report.py", "test_run.py", "test_terminal.py",
+          "test_train_ppo.py", "test_train_rm.py", "test_world.py")  # none of them may use multiprocessing
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name in SLOW)  # stable: the rest stays in order
+    items.sort(key=lambda item: item.path.name in BESIDE)  # stable: the rest stays in order
 
 
 @pytest.fixture(scope="session", autouse=True)
 def in_a_process_beside(request, tmp_path_factory):
     """What tests/test_pipeline.py looks at takes a minute to train: that begins at once. Where all of the
-    suite is run, the files of SLOW come behind it."""
+    suite is run, the files of BESIDE come behind it."""
     items = request.session.items
     wanted = [(item.module, name) for item in items
               for name in getattr(item.module, "JOBS", ()) if name in item.fixturenames]
     if not wanted:
         yield
         return
-    slow = [item.nodeid for item in items if item.path.name in SLOW]
-    with get_context("spawn").Pool(1) as pool:  # who stops before the end does not wait for the rest of it
-        wanted[0][0].begin(pool, {name for _, name in wanted}, tmp_path_factory.mktemp("finished"))
+    slow = [item.nodeid for item in items if item.path.name in BESIDE]
+    with get_context("spawn").Pool(1) as pool:
+        last = wanted[0][0].begin(pool, {name for _, name in wanted}, tmp_path_factory.mktemp("finished"))
         if slow:  # without names pytest would run everything
-            request.config.beside = dict.fromkeys(slow, pool.apply_async(run_tests, [slow]))
+            last = pool.apply_async(run_tests, [slow])
+            request.config.beside = dict.fromkeys(slow, last)
         yield
+        if not last.ready():  # who stops before the end does not wait for the rest of it
+            for process in active_children():
+                process.kill()
 
 
 def run_tests(tests):
@@ -200,7 +206,6 @@ def run_lines(folder, lines, pictures=False):
     longest and is left out unless pictures are wanted. Returns [(exit code or message, what it printed)]."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("COLUMNS", "100")
         if not pictures:
             patch.setattr(lab.run, "picture", lambda path, *rest: path.write_text("no picture"))
         return [run_line(patch, line.split()) for line in lines]

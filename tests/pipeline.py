@@ -22,8 +22,7 @@ import lab.run
 from lab.cli import run_main
 from lab.records import fingerprint_of, load_checkpoint
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg",
-               "COLUMNS": "100"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "MPLBACKEND": "Agg"}
 
 # Flags for small and quick stages.
 PRETRAIN = ("--n_layer 1 --n_embd 32 --n_head 2 --vocab_size 500 --block_size 64 --steps 12 --batch_size 4 "
@@ -95,7 +94,6 @@ def call(monkeypatch, capsys):
         path.write_text("no picture")
 
     monkeypatch.setattr(lab.run, "picture", draw)
-    monkeypatch.setenv("COLUMNS", "100")
 
     def run(folder, line):
         words = line.split() if isinstance(line, str) else list(map(str, line))
@@ -187,23 +185,28 @@ def flat(text):
 
 
 def fewer_prompts(folder, n=60):
-    """Shorten a run's list of prompts, so that collecting takes no time: about n of each split."""
+    """Shorten a run's list of prompts and what is demonstrated of them, so that collecting takes no time:
+    about n of each split."""
     path = folder / "runs/tiny/data/prompts.jsonl"
     rows, kept = rows_of(path), []
     for split in ("train", "dev", "test"):
         some = [row for row in rows if row["split"] == split]
         kept += some[:: max(1, len(some) // n)]
+    asked = {row["prompt"]: row for row in kept}
+    demonstrations = path.with_name("sft.jsonl")
     write_rows(path, kept)
+    write_rows(demonstrations, [row for row in rows_of(demonstrations) if row["prompt"] in asked])
     accept_data(folder)
-    return {row["prompt"]: row for row in kept}
+    return asked
 
 
 def less_text(folder):
-    """A twentieth of a run's pretraining text, for it is read dozens of times. (The tokenizer is that of the
-    whole text.)"""
-    path = folder / "runs/tiny/data/pretrain.txt"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    path.write_text("".join(lines[::20]), encoding="utf-8")
+    """A twentieth of a run's texts, for they are read dozens of times. (The tokenizer is that of the whole
+    text.)"""
+    for name in ("pretrain.txt", "pretrain.held_out.txt"):
+        path = folder / "runs/tiny/data" / name
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(lines[::20]), encoding="utf-8")
     accept_data(folder)
 
 
@@ -260,14 +263,14 @@ AI = f"{ASK} --labeler ai --questions 20"
 
 
 def train_tiny(folder):
-    """A finished runs/tiny of fewer prompts and less text; the whole text in whole.txt, and in ppo.out (and
-    so on) what each stage printed."""
+    """A finished runs/tiny of fewer prompts and less text; the whole data in whole/, and in ppo.out and so on
+    what each stage printed."""
     for stage, line in SMALL.items():
         [(code, out)] = run_lines(folder, [f"{line} --config tiny"], pictures=True)
         assert code == 0, f"{stage}: {code} {out[-2000:]}"
         (folder / f"{stage}.out").write_text(out, encoding="utf-8")
         if stage == "pretrain":
-            shutil.copy(folder / "runs/tiny/data/pretrain.txt", folder / "whole.txt")
+            shutil.copytree(folder / "runs/tiny/data", folder / "whole")
             fewer_prompts(folder, 120)
             less_text(folder)
 
@@ -374,11 +377,14 @@ BEGUN = {}  # name of a job: (its result to come, its folder)
 
 
 def begin(pool, names, folder):
-    """Train what the tests look at, some of JOBS, in a process beside them."""
+    """Train what the tests look at, some of JOBS, in a process beside them. Returns the last result to come.
+    """
     for name, job in JOBS.items():
         if name in names:
             (folder / name).mkdir()
-            BEGUN[name] = pool.apply_async(job, [folder / name]), folder / name
+            last = pool.apply_async(job, [folder / name])
+            BEGUN[name] = last, folder / name
+    return last
 
 
 def trained(name):
@@ -408,6 +414,21 @@ def mine():
 def copy(tiny, tmp_path):
     """A folder with a copy of runs/tiny that a test may spoil."""
     shutil.copytree(tiny / "runs", tmp_path / "runs")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def twenty(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("twenty")
+    shutil.copytree(tiny / "runs", folder / "runs")
+    fewer_prompts(folder, 20)
+    return folder
+
+
+@pytest.fixture
+def few(twenty, tmp_path):
+    """The same with twenty prompts of each split and their demonstrations."""
+    shutil.copytree(twenty / "runs", tmp_path / "runs")
     return tmp_path
 
 

@@ -143,8 +143,7 @@ def test_help_lists_every_knob_with_its_reason(capsys):
     assert "separate|shared" in text
 
 
-def test_help_shows_groups_under_their_headings_own_knobs_first(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+def test_help_shows_groups_under_their_headings_own_knobs_first(capsys):
     text = help_of(capsys, Judged)
     order = ("What it is.", "Training:", "  --steps", "The AI judge:", "  --judge ", "The run:", "  --config")
     places = [text.index(word) for word in order]
@@ -153,8 +152,7 @@ def test_help_shows_groups_under_their_headings_own_knobs_first(capsys, monkeypa
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_of_every_script_fits_100_columns(name, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+def test_help_of_every_script_fits_100_columns(name, capsys):
     script = importlib.import_module(name)
     with pytest.raises(SystemExit):
         parse(script.Config, script.PRESETS, script.__doc__, ["--config", "tiny", "-h"])

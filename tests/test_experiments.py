@@ -15,7 +15,6 @@ experiments, folds, runs = (importlib.import_module(name) for name in ("experime
 
 
 def test_the_list_says_what_each_shows_and_how_long_it_takes(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(sys, "argv", ["experiments.py"])
     experiments.main()
     out = capsys.readouterr().out

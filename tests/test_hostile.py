@@ -161,7 +161,8 @@ def test_damaged_prompts_of_a_run(tmp_path, content, where):
 def test_what_is_cut_is_said(enc, capsys):
     row = {"prompt": "A dog is a furry mammal. " * 9, "responses": ["no", "A cat. " * 40]}
     drop_cut([row], enc, 24)
-    assert "1 of 1 prompts lose their beginning and 1 of 2 answers lose their end" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "1 of 1 prompts lose their beginning and 1 of 2 answers lose their end" in out
     rows = [{"prompt": row["prompt"], "response": text} for text in ("no", "A cat.", "A cat. " * 40)]
     say_what_is_cut(enc, rows, 24)
     assert "3 of 3 prompts lose their beginning and 1 of 3 answers lose their end" in capsys.readouterr().out

@@ -22,14 +22,13 @@ from pipeline import (
     SFT,
     SMALL,
     THREE,
-    accept_data,
     assert_each_matters,
     begin,
     call,
     command,
     copy,
     done,
-    fewer_prompts,
+    few,
     flat,
     interrupt,
     ppo_knobs,
@@ -41,6 +40,7 @@ from pipeline import (
     start,
     stopped,
     tiny,
+    twenty,
     weights,
     write_rows,
 )
@@ -128,10 +128,9 @@ def test_distinct_answers_are_counted_one_a_prompt(tiny):
         assert share <= 1 and share * n == pytest.approx(round(share * n), abs=1e-6), name
 
 
-def test_the_final_table_keeps_each_answer_with_its_prompt(copy, done, monkeypatch):
+def test_the_final_table_keeps_each_answer_with_its_prompt(few, done, monkeypatch):
     """Several answers a prompt: those that the annotator ranks, to test the reward model with, are all to the
     same prompt."""
-    fewer_prompts(copy, 20)
     sample, label, seen = lab.report.answer, lab.report.SimulatedHuman.label, []
 
     def tagged(policy, enc, prompts, *rest, **more):
@@ -144,7 +143,7 @@ def test_the_final_table_keeps_each_answer_with_its_prompt(copy, done, monkeypat
 
     monkeypatch.setattr(lab.report, "answer", tagged)
     monkeypatch.setattr(lab.report.SimulatedHuman, "label", watched)
-    done(copy, f"train_ppo.py {THREE} --name watched")
+    done(few, f"train_ppo.py {THREE} --name watched")
     assert seen
     for prompt, responses in seen:
         assert len(responses) == 4 and {r.split(" ", 1)[1] for r in responses} == {prompt}
@@ -178,39 +177,36 @@ def test_other_knobs_ask_for_a_name(tiny, refused, stage):
     assert files_of(tiny / "runs/tiny") == before
 
 
-def test_a_variant_is_written_beside(copy, done):
-    run = copy / "runs/tiny"
-    fewer_prompts(copy, 20)
+def test_a_variant_is_written_beside(few, done):
+    run = few / "runs/tiny"
     before = (run / "ppo.pt").read_bytes()
-    done(copy, f"train_ppo.py {THREE} --kl_coef 0 --name no_kl")
+    done(few, f"train_ppo.py {THREE} --kl_coef 0 --name no_kl")
     files = {f"no_kl.{ending}" for ending in ("pt", "jsonl", "png", "samples.txt")}
     assert files <= {p.name for p in run.iterdir()}
     assert (run / "ppo.pt").read_bytes() == before and not same(run / "no_kl.pt", run / "ppo.pt")
 
 
-def test_a_parent_that_was_trained_again_makes_its_children_stale(copy, done, refused):
+def test_a_parent_that_was_trained_again_makes_its_children_stale(few, done, refused):
     """The collection first, for its answers are of another model now; then what has learned from it."""
-    fewer_prompts(copy, 20)
-    done(copy, f"train_sft.py {SFT} --lr 0.01 --overwrite")
+    done(few, f"train_sft.py {SFT} --lr 0.01 --overwrite")
     for line in (f"train_ppo.py {PPO} --name late", f"train_rm.py {RM} --name late"):
-        message = refused(copy, line)
+        message = refused(few, line)
         assert "rankings.jsonl was made from an earlier sft.pt" in message
         assert "preferences.py" in message and "--overwrite" in message
-    assert not (copy / "runs/tiny/late.pt").exists()
-    done(copy, f"{SMALL['rankings']} --overwrite")
-    message = refused(copy, f"train_ppo.py {PPO} --name late")
+    assert not (few / "runs/tiny/late.pt").exists()
+    done(few, f"{SMALL['rankings']} --overwrite")
+    message = refused(few, f"train_ppo.py {PPO} --name late")
     assert "rm.pt was made from an earlier rankings.jsonl" in message and "train_rm.py" in message
-    done(copy, f"{SMALL['rm']} --overwrite")
-    done(copy, f"train_ppo.py {PPO} --name late --eval_answers 1")
+    done(few, f"{SMALL['rm']} --overwrite")
+    done(few, f"train_ppo.py {PPO} --name late --eval_answers 1")
 
 
-def test_a_stale_variant_names_its_own_command(copy, done, refused):
+def test_a_stale_variant_names_its_own_command(few, done, refused):
     """The one that it was made with, to be typed again as it stands."""
     again = f"train_rm.py {RM} --start rm --rankings rankings.ppo --name again"
-    fewer_prompts(copy, 20)
-    done(copy, again)
-    done(copy, f"train_rm.py {RM} --lr 0.004 --overwrite")
-    message = refused(copy, f"train_ppo.py {THREE} --reward again --name late")
+    done(few, again)
+    done(few, f"train_rm.py {RM} --lr 0.004 --overwrite")
+    message = refused(few, f"train_ppo.py {THREE} --reward again --name late")
     assert "again.pt was made from an earlier rm.pt" in message and f"python {again} --overwrite" in message
 
 
@@ -219,15 +215,16 @@ def test_one_seed_one_run(tiny, done, tmp_path):
     world: test_world.py.)"""
     done(tmp_path, f"train_pretrain.py {PRETRAIN}")
     first, there = tmp_path / "runs/tiny", tiny / "runs/tiny"
-    for name in ("data/pretrain.held_out.txt", "data/sft.jsonl", "tokenizer.json", "pretrain.jsonl"):
+    for path in (tiny / "whole").iterdir():
+        assert (first / "data" / path.name).read_bytes() == path.read_bytes()
+    for name in ("tokenizer.json", "pretrain.jsonl"):
         assert (first / name).read_bytes() == (there / name).read_bytes()
-    assert (first / "data/pretrain.txt").read_bytes() == (tiny / "whole.txt").read_bytes()
     assert same(first / "pretrain.pt", there / "pretrain.pt")
 
 
 def test_a_run_has_one_tokenizer(tiny, copy, done, refused):
     """A variant of the pretraining with another vocabulary would break every other stage of the run."""
-    shutil.copy(tiny / "whole.txt", copy / "runs/tiny/data/pretrain.txt")
+    shutil.copy(tiny / "whole/pretrain.txt", copy / "runs/tiny/data/pretrain.txt")
     path = copy / "runs/tiny/tokenizer.json"
     before = path.read_text()
     message = refused(copy, f"train_pretrain.py {PRETRAIN} --vocab_size 400 --name small_words")
@@ -245,44 +242,31 @@ def test_a_run_has_one_tokenizer(tiny, copy, done, refused):
     f"train_rm.py {RM} --batch_size 8 --dropout 0.2 --eval_every 9",
     f"train_ppo.py {PPO} --steps 7 --kl_target 0.1 --eval_answers 1 --eval_split dev",
 ], ids=["sft", "rm", "ppo"])
-def test_the_same_command_goes_on_after_ctrl_c_to_the_same_end(copy, stopped, done, refused, line):
+def test_the_same_command_goes_on_after_ctrl_c_to_the_same_end(few, stopped, done, refused, line):
     """With its own knobs only, and to the same weights, bit for bit."""
-    fewer_prompts(copy, 20)
-    fewer_demonstrations(copy)
-    run = copy / "runs/tiny"
-    out = stopped(copy, f"{line} --name broken")
+    run = few / "runs/tiny"
+    out = stopped(few, f"{line} --name broken")
     assert f"python {line} --name broken" in out and "Stopped after step 3 of" in out
     there = load_checkpoint(run / "broken.pt")
     assert not there["finished"] and there["step"] == 3
-    message = refused(copy, f"{line} --lr 0.5 --name broken")
+    message = refused(few, f"{line} --lr 0.5 --name broken")
     assert "-> 0.5" in message and "not finished" in message and "--overwrite" in message
-    out = done(copy, f"{line} --name broken")
+    out = done(few, f"{line} --name broken")
     assert f"stopped at step 3 of {there['steps']}: it goes on from there" in out
-    done(copy, f"{line} --name straight")
+    done(few, f"{line} --name straight")
     assert same(run / "broken.pt", run / "straight.pt")
     assert (run / "broken.jsonl").read_text() == (run / "straight.jsonl").read_text()
 
 
-def test_ctrl_c_on_a_real_command_line(copy):
+def test_ctrl_c_on_a_real_command_line(few):
     """A process that gets the signal: the step under way is saved, the way to go on is told, it ends with
     130."""
-    line, run = f"train_sft.py {SFT} --batch_size 2 --epochs 9 --name broken", copy / "runs/tiny"
-    fewer_demonstrations(copy)
-    out = interrupt(start(copy, line), run / "broken.jsonl", rows=3)
+    line, run = f"train_sft.py {SFT} --batch_size 2 --epochs 9 --name broken", few / "runs/tiny"
+    out = interrupt(start(few, line), run / "broken.jsonl", rows=3)
     assert f"python {ROOT / line}" in out and "nothing is lost" in out
     there = load_checkpoint(run / "broken.pt")
     assert not there["finished"] and there["step"] >= 3
     assert len(rows_of(run / "broken.jsonl")) == there["step"]
-
-
-def fewer_demonstrations(folder, n=60):
-    """Shorten a run's demonstrations: n to train on, 20 of each other split."""
-    path = folder / "runs/tiny/data/sft.jsonl"
-    rows, kept = rows_of(path), []
-    for split, wanted in (("train", n), ("dev", 20), ("test", 20)):
-        kept += [row for row in rows if row["split"] == split][:wanted]
-    write_rows(path, kept)
-    accept_data(folder)
 
 
 def test_ctrl_c_in_a_missing_parent_names_the_command_that_was_typed(copy, stopped):
@@ -336,10 +320,9 @@ def test_fresh_rankings_are_a_collection_like_the_first_one(tiny):
     assert max(len(row["responses"]) for row in rows) == 3
 
 
-def test_winners_are_the_best_of_their_own_prompt(copy, done, monkeypatch):
+def test_winners_are_the_best_of_their_own_prompt(few, done, monkeypatch):
     """With a "score" that counts what was sampled: the last answer to each prompt is the best one, whatever
     the others got."""
-    fewer_prompts(copy, 30)
     asked = []
 
     def counted(self, enc, prompts, texts):
@@ -347,38 +330,36 @@ def test_winners_are_the_best_of_their_own_prompt(copy, done, monkeypatch):
         return [float(i) for i in range(len(texts))]
 
     monkeypatch.setattr(world.reward.Scorer, "of_texts", counted)
-    done(copy, f"rejection_sampling.py {ROUNDS} --rounds 1 --name counted")
+    done(few, f"rejection_sampling.py {ROUNDS} --rounds 1 --name counted")
     (prompts, texts), = (x for x in asked[:1])
-    winners = load_checkpoint(copy / "runs/tiny/counted.1.pt")["state"]["winners"][0]
+    winners = load_checkpoint(few / "runs/tiny/counted.1.pt")["state"]["winners"][0]
     assert prompts[::3] == prompts[1::3] == prompts[2::3] == [w["prompt"] for w in winners]
     assert texts[2::3] == [w["response"] for w in winners]
 
 
-def test_an_interrupted_pipeline_goes_on_where_it_stopped(copy, stopped, done):
+def test_an_interrupted_pipeline_goes_on_where_it_stopped(few, stopped, done):
     """The first round is there, half of the second one too: the same command ends both like a straight run,
     nothing is sampled again."""
-    fewer_prompts(copy, 20)
     line = f"rejection_sampling.py {ROUNDS} --batch_size 8 --epochs 2 --eval_answers 1"
-    run = copy / "runs/tiny"
-    done(copy, f"{line} --rounds 1 --name broken")
+    run = few / "runs/tiny"
+    done(few, f"{line} --rounds 1 --name broken")
     first = (run / "broken.1.pt").stat().st_mtime_ns
-    done(copy, f"{SMALL['rm']} --start rm --rankings rankings.ppo --name rm.broken.1")
-    stopped(copy, f"{line} --rounds 2 --name broken")
+    done(few, f"{SMALL['rm']} --start rm --rankings rankings.ppo --name rm.broken.1")
+    stopped(few, f"{line} --rounds 2 --name broken")
     there = load_checkpoint(run / "broken.2.pt")
     assert not there["finished"] and len(there["state"]["winners"]) == 2
-    done(copy, f"{line} --rounds 2 --name broken")
+    done(few, f"{line} --rounds 2 --name broken")
     assert (run / "broken.1.pt").stat().st_mtime_ns == first
     assert load_checkpoint(run / "broken.2.pt")["state"]["winners"] == there["state"]["winners"]
-    done(copy, f"{line} --rounds 1 --name straight")
+    done(few, f"{line} --rounds 1 --name straight")
     assert same(run / "broken.1.pt", run / "straight.1.pt")
 
 
-def test_more_rounds_go_on_and_other_knobs_are_another_pipeline(copy, done, refused):
-    fewer_prompts(copy, 30)
-    out = done(copy, f"rejection_sampling.py --rounds 3 {ROUNDS} --eval_answers 2")
+def test_more_rounds_go_on_and_other_knobs_are_another_pipeline(few, done, refused):
+    out = done(few, f"rejection_sampling.py --rounds 3 {ROUNDS} --eval_answers 2")
     assert "rs.1 is finished" in out and "rs.2 is finished" in out
-    assert load_checkpoint(copy / "runs/tiny/rs.3.pt")["parents"].keys() >= {"rs.1.pt", "rs.2.pt"}
-    message = refused(copy, f"rejection_sampling.py --rounds 3 {ROUNDS} --answers_per_prompt 4")
+    assert load_checkpoint(few / "runs/tiny/rs.3.pt")["parents"].keys() >= {"rs.1.pt", "rs.2.pt"}
+    message = refused(few, f"rejection_sampling.py --rounds 3 {ROUNDS} --answers_per_prompt 4")
     assert "rs.1 was trained with other knobs (answers_per_prompt 3 -> 4)" in message
 
 
@@ -390,36 +371,34 @@ def test_every_knob_of_rejection_sampling_changes_what_is_learned(rs_knobs):
     assert_each_matters(rs_knobs, RS_KNOBS, digest)
 
 
-def test_ppo_goes_on_from_rejection_sampling(copy, done, refused, monkeypatch):
+def test_ppo_goes_on_from_rejection_sampling(few, done, refused, monkeypatch):
     """--then_ppo: policy and reference are the last round's model, the reward model has learned from its
     answers; SFT stays the yardstick."""
-    fewer_prompts(copy, 30)
-    few = {"steps": 2, "batch_size": 8, "minibatch_size": 8, "micro_batch_size": 8, "eval_answers": 1}
-    monkeypatch.setattr(train_ppo, "PRESETS", {"tiny": few})
+    small = {"steps": 2, "batch_size": 8, "minibatch_size": 8, "micro_batch_size": 8, "eval_answers": 1}
+    monkeypatch.setattr(train_ppo, "PRESETS", {"tiny": small})
     line = f"rejection_sampling.py --rounds 2 {ROUNDS} --temperature 0.9 --name warm --then_ppo"
-    out = done(copy, line)
+    out = done(few, line)
     assert re.search(r"dev prompts +pretrained +SFT +warm\.2 +PPO", out), out
-    checkpoint = load_checkpoint(copy / "runs/tiny/warm.ppo.pt")
+    checkpoint = load_checkpoint(few / "runs/tiny/warm.ppo.pt")
     assert checkpoint["parents"].keys() == {
         "pretrain.pt", "sft.pt", "warm.2.pt", "rm.warm.2.pt", "data/prompts.jsonl"}
     knobs = checkpoint["knobs"]
     assert (knobs["temperature"], knobs["max_new_tokens"]) == (0.9, 12), "the same answers as in the rounds"
-    rows = rows_of(copy / "runs/tiny/warm.ppo.jsonl")
+    rows = rows_of(few / "runs/tiny/warm.ppo.jsonl")
     assert abs(rows[0]["kl_full"]) < 1e-5, "the reference is the model that it starts from"
-    before = files_of(copy / "runs")
-    assert "warm.2 is finished" in done(copy, line) and files_of(copy / "runs") == before
-    assert "leave --overwrite out" in refused(copy, f"{line} --overwrite")
+    before = files_of(few / "runs")
+    assert "warm.2 is finished" in done(few, line) and files_of(few / "runs") == before
+    assert "leave --overwrite out" in refused(few, f"{line} --overwrite")
 
 
-def test_models_of_one_run_see_equally_long_contexts(copy, done, refused):
-    fewer_prompts(copy, 30)
-    done(copy, f"train_sft.py {SFT} --block_size 80 --name long")
-    message = refused(copy, f"rejection_sampling.py --rounds 1 {ROUNDS} --reward rm_long --name longer")
+def test_models_of_one_run_see_equally_long_contexts(few, done, refused):
+    done(few, f"train_sft.py {SFT} --block_size 80 --name long")
+    message = refused(few, f"rejection_sampling.py --rounds 1 {ROUNDS} --reward rm_long --name longer")
     assert "rm_long" in message
-    done(copy, f"train_rm.py {RM} --start long --name rm_long")
-    message = refused(copy, f"rejection_sampling.py --rounds 1 {ROUNDS} --reward rm_long --name longer")
+    done(few, f"train_rm.py {RM} --start long --name rm_long")
+    message = refused(few, f"rejection_sampling.py --rounds 1 {ROUNDS} --reward rm_long --name longer")
     assert "sft 64" in message and "rm_long 80 tokens" in message
-    message = refused(copy, f"train_ppo.py {THREE} --start long --name longer")
+    message = refused(few, f"train_ppo.py {THREE} --start long --name longer")
     assert "equally long contexts" in message and "long 80" in message
 
 
@@ -439,26 +418,23 @@ def test_every_knob_of_ppo_changes_what_is_learned(ppo_knobs):
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "rm", "ppo"])
-def test_gradients_are_clipped_but_not_with_0(copy, done, stage):
+def test_gradients_are_clipped_but_not_with_0(few, done, stage):
     """--clip_grad 0 trains like a limit that no gradient reaches, and unlike one that all of them reach."""
-    fewer_demonstrations(copy)
-    fewer_prompts(copy, 20)
     if stage == "pretrain":  # whose tokenizer is that of the whole text
-        (copy / "runs/tiny/tokenizer.json").unlink()
+        (few / "runs/tiny/tokenizer.json").unlink()
     for limit in ("0", "100", "1e-4"):
-        done(copy, f"{SMALL[stage]} --clip_grad {limit} --name clip{limit}")
-    free, far, near = (copy / f"runs/tiny/clip{limit}.pt" for limit in ("0", "100", "1e-4"))
+        done(few, f"{SMALL[stage]} --clip_grad {limit} --name clip{limit}")
+    free, far, near = (few / f"runs/tiny/clip{limit}.pt" for limit in ("0", "100", "1e-4"))
     assert same(free, far) and not same(free, near)
 
 
-def test_small_micro_batches_learn_the_same(copy, done):
+def test_small_micro_batches_learn_the_same(few, done):
     """Answers of different lengths: dividing by the tokens of each part instead of the whole would show at
     once."""
-    run = copy / "runs/tiny"
-    fewer_prompts(copy, 20)
+    run = few / "runs/tiny"
     line = f"train_ppo.py {PPO} --minibatch_size 8 --eval_answers 1 --eval_split dev"
     for n in (3, 8):
-        done(copy, f"{line} --micro_batch_size {n} --name micro{n}")
+        done(few, f"{line} --micro_batch_size {n} --name micro{n}")
     whole, start = weights(run / "micro8.pt"), weights(run / "sft.pt")
     moved = max((whole[k] - w).abs().max() for k, w in start.items())
     part = weights(run / "micro3.pt")
@@ -492,15 +468,16 @@ def test_flags_that_ppo_refuses(copy, refused, flags, words):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_pretraining_goes_on_with_new_text(tiny, done, tmp_path):
+def test_pretraining_goes_on_with_new_text(tiny, copy, done):
     """Prints the held-out loss on the new and on the old text, before and after; shape and tokenizer come
     from the checkpoint."""
-    (tmp_path / "sea").mkdir()
+    (copy / "sea").mkdir()
     text = "The sea is deep and the ship sails on. <|endoftext|>\n" * 200
-    (tmp_path / "sea/pretrain.txt").write_text(text)
-    old = tiny / "runs/tiny"
-    out = done(tmp_path, ["train_pretrain.py", "--init", old / "pretrain.pt", "--data", "sea", "--steps", 30,
-                          "--lr", 0.01, "--n_embd", 64])
+    (copy / "sea/pretrain.txt").write_text(text)
+    old = copy / "runs/tiny"
+    shutil.copy(tiny / "whole/pretrain.held_out.txt", old / "data")
+    out = done(copy, ["train_pretrain.py", "--init", old / "pretrain.pt", "--data", "sea", "--steps", 30,
+                      "--lr", 0.01, "--n_embd", 64])
     losses = {}
     for name in ("new", "old"):
         found = re.search(rf"{name} text +([\d.]+) +([\d.]+)", out)
@@ -508,7 +485,7 @@ def test_pretraining_goes_on_with_new_text(tiny, done, tmp_path):
     assert losses["new"][1] < losses["new"][0] - 0.5, "it learns the new text"
     end = rows_of(old / "pretrain.jsonl")[-1]["test_loss"]
     assert losses["old"][0] == pytest.approx(end, abs=0.01), "it starts where the old one ended"
-    run = tmp_path / "runs/tiny-sea"
+    run = copy / "runs/tiny-sea"
     shape = load_checkpoint(run / "pretrain.pt")["model_config"]
     assert shape == load_checkpoint(old / "pretrain.pt")["model_config"]
     assert (run / "tokenizer.json").read_bytes() == (old / "tokenizer.json").read_bytes()
@@ -592,13 +569,11 @@ NARROW = [
 
 
 @pytest.mark.parametrize("line", NARROW, ids=lambda line: line.split()[0])
-def test_what_a_stage_prints_fits_80_columns(copy, done, monkeypatch, line):
-    fewer_prompts(copy, 30)
-    fewer_demonstrations(copy)
+def test_what_a_stage_prints_fits_80_columns(few, done, monkeypatch, line):
     if line.startswith("train_pretrain"):
-        (copy / "runs/tiny/tokenizer.json").unlink()
+        (few / "runs/tiny/tokenizer.json").unlink()
     monkeypatch.setenv("COLUMNS", "80")
-    assert too_wide(done(copy, line), 80) == []
+    assert too_wide(done(few, line), 80) == []
 
 
 @pytest.mark.parametrize("script", ["train_pretrain.py", "train_sft.py", "preferences.py", "train_rm.py",

@@ -24,7 +24,7 @@ from pipeline import (
     call,
     copy,
     done,
-    fewer_prompts,
+    few,
     flat,
     interrupt,
     judge_knobs,
@@ -36,6 +36,7 @@ from pipeline import (
     start,
     stopped,
     tiny,
+    twenty,
     two_models,
     typed,
     weights,
@@ -90,15 +91,15 @@ def test_a_collection_knows_what_it_was_made_from(tiny):
 
 def test_an_interrupted_collection_goes_on_and_ends_like_a_straight_one(copy, done):
     """Ctrl-C after the first rankings: the same command asks about the rest, nothing twice."""
-    run, line = copy / "runs/tiny", f"preferences.py {ASK} --questions 900"
+    run, line = copy / "runs/tiny", f"preferences.py {ASK} --questions 400"
     out = interrupt(start(copy, f"{line} --name broken"), run / "broken.jsonl", rows=1)
     assert "goes on" in out
     first = rows_of(run / "broken.jsonl")
-    assert 0 < len(first) < 900 and not record_of(run, "broken")["finished"]
+    assert 0 < len(first) < 400 and not record_of(run, "broken")["finished"]
     out = done(copy, f"{line} --name broken")
     assert "is not complete: it goes on from there" in out
     rows = rows_of(run / "broken.jsonl")
-    assert rows[: len(first)] == first and sum(row["split"] == "train" for row in rows) == 900
+    assert rows[: len(first)] == first and sum(row["split"] == "train" for row in rows) == 400
     done(copy, f"{line} --name straight")
     other = rows_of(run / "straight.jsonl")
     assert [row["responses"] for row in rows] == [row["responses"] for row in other]
@@ -129,11 +130,10 @@ def test_variants_of_the_loss_share_a_collection(copy, done):
     assert len(list(run.glob("variant*.pt"))) == 3 and not list(run.glob("variant*.json"))
 
 
-def test_a_missing_collection_is_asked_for_first(copy, done, monkeypatch):
+def test_a_missing_collection_is_asked_for_first(few, done):
     """By its own command: the human's by the usual name, another model's behind a dot."""
-    fewer_prompts(copy, 10)
-    run = copy / "runs/tiny"
-    out = done(copy, f"train_rm.py {RM} --start rm --rankings rankings.rs.2 --name rm.3")
+    run = few / "runs/tiny"
+    out = done(few, f"train_rm.py {RM} --start rm --rankings rankings.rs.2 --name rm.3")
     assert "rankings.rs.2.jsonl is not there yet; first:" in out and "--answers_of rs.2" in out
     assert record_of(run, "rankings.rs.2")["parents"].keys() == {"rs.2.pt"}
     assert load_checkpoint(run / "rm.3.pt")["parents"].keys() >= {"rm.pt", "rankings.rs.2.jsonl"}
@@ -327,40 +327,38 @@ def test_every_knob_of_the_reward_model_changes_what_is_learned(rm_knobs):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_a_person_ranks_in_place_of_the_simulated_human(copy, call, done, monkeypatch):
+def test_a_person_ranks_in_place_of_the_simulated_human(few, call, done, monkeypatch):
     """What is typed is kept; the same command goes on where it stopped; a reward model learns from that
     alone, or beside the simulated rankings."""
-    fewer_prompts(copy)
-    run = copy / "runs/tiny"
+    run = few / "runs/tiny"
     line = "preferences.py --labeler human --questions 4 --answers_per_prompt 3 --held_out_rankings 1"
     line += " --max_new_tokens 12"
     typed(monkeypatch)
-    code, out = call(copy, line)
+    code, out = call(few, line)
     assert "nothing is ranked yet" in code
     typed(monkeypatch, *["3>2>1", "2>1"] * 2, "q")  # what does not fit the number of answers is asked again
-    out = flat(done(copy, line))
+    out = flat(done(few, line))
     rows = [row for row in rows_of(run / "rankings_human.jsonl") if row["labeler"] == "human"]
     assert {row["split"] for row in rows} == {"train"} and len(rows) >= 2
     assert f"You have answered {len(rows)} of 4 questions" in out
     assert "You agree with the gold score" in out or "No pair that both you" in out
     typed(monkeypatch, *["3>2>1", "2>1"] * 8)
-    done(copy, f"{line.replace('--questions 4', '--questions 5')}")
+    done(few, f"{line.replace('--questions 4', '--questions 5')}")
     again = [row for row in rows_of(run / "rankings_human.jsonl") if row["labeler"] == "human"]
     assert len(again) == 5 and [row["tiers"] for row in again[: len(rows)]] == [row["tiers"] for row in rows]
     usual = f"train_rm.py {RM} --batch_size 1 --damaged 0 --eval_every 9999"
-    done(copy, f"{usual} --rankings rankings_human --name mine")
+    done(few, f"{usual} --rankings rankings_human --name mine")
     assert load_checkpoint(run / "mine.pt")["step"] == sum(map(data.has_pairs, again)), "on these alone"
-    done(copy, f"{usual} --rankings rankings rankings_human --name both")
+    done(few, f"{usual} --rankings rankings rankings_human --name both")
     assert load_checkpoint(run / "both.pt")["step"] > 20, "beside the simulated rankings"
 
 
-def test_rejection_sampling_does_not_rank_in_a_persons_place(copy, done, refused, monkeypatch):
-    fewer_prompts(copy)
+def test_rejection_sampling_does_not_rank_in_a_persons_place(few, done, refused, monkeypatch):
     typed(monkeypatch, *["3>2>1", "2>1"] * 8)
-    done(copy, "preferences.py --labeler human --questions 4 --answers_per_prompt 3 --max_new_tokens 12 "
+    done(few, "preferences.py --labeler human --questions 4 --answers_per_prompt 3 --max_new_tokens 12 "
                "--held_out_rankings 1")
-    done(copy, f"train_rm.py {RM} --rankings rankings_human --name own")
-    message = refused(copy, f"rejection_sampling.py --rounds 2 {ROUNDS} --reward own --name yours")
+    done(few, f"train_rm.py {RM} --rankings rankings_human --name own")
+    message = refused(few, f"rejection_sampling.py --rounds 2 {ROUNDS} --reward own --name yours")
     assert "has learned from your labels" in message and "--refresh_reward_model false" in message
 
 
@@ -394,12 +392,11 @@ def test_two_checkpoints_are_judged_blind(copy, done, monkeypatch):
 # RLAIF
 # ------------------------------------------------------------------------------------------------
 
-def test_an_ai_labels_in_the_humans_place(copy, done):
+def test_an_ai_labels_in_the_humans_place(few, done):
     """Soft labels of pairs by the AI alone for the training; held-out questions are the simulated human's;
     its policy is rlaif.pt."""
-    fewer_prompts(copy)
-    run = copy / "runs/tiny"
-    out = flat(done(copy, f"preferences.py {AI}"))
+    run = few / "runs/tiny"
+    out = flat(done(few, f"preferences.py {AI}"))
     assert "pairs labelled by the AI" in out and "the same position won in both orders" in out
     assert "The AI agrees with the gold score" in out or "No pair that both the AI" in out
     rows = rows_of(run / "rankings_ai.jsonl")
@@ -412,7 +409,7 @@ def test_an_ai_labels_in_the_humans_place(copy, done):
     assert record_of(run, "rankings_ai")["parents"].keys() == {"sft.pt", "judge.pt"}
 
     assert STAGES["rm_ai"] == "train_rm.py --rankings rankings_ai --name rm_ai"
-    out = flat(done(copy, f"train_ppo.py {THREE} --reward rm_ai"))
+    out = flat(done(few, f"train_ppo.py {THREE} --reward rm_ai"))
     assert "rm_ai.pt is not there yet; first:" in out, "what train_ppo.py --reward rm_ai trains first"
     assert load_checkpoint(run / "rlaif.pt")["parents"].keys() == {
         "pretrain.pt", "sft.pt", "rm_ai.pt", "data/prompts.jsonl"}
@@ -428,19 +425,18 @@ def test_every_knob_of_the_judge_changes_the_labels(judge_knobs):
     assert_each_matters(judge_knobs, JUDGE_KNOBS, digest)
 
 
-def test_what_a_judge_is_told(copy, done, refused):
-    fewer_prompts(copy, 20)
-    (copy / "brief.txt").write_text("Please be short.\n")
-    done(copy, f"preferences.py {AI} --preamble brief.txt --name brief")
-    (copy / "brief.txt").write_text("Please be practical.\n")
-    message = refused(copy, f"preferences.py {AI} --preamble brief.txt --name brief")
+def test_what_a_judge_is_told(few, done, refused):
+    (few / "brief.txt").write_text("Please be short.\n")
+    done(few, f"preferences.py {AI} --preamble brief.txt --name brief")
+    (few / "brief.txt").write_text("Please be practical.\n")
+    message = refused(few, f"preferences.py {AI} --preamble brief.txt --name brief")
     assert "made with other knobs (preamble" in message, "what counts is the text of the file"
-    (copy / "long.txt").write_text("Please be short. " * 50)
-    assert "shorten the preamble" in refused(copy, f"preferences.py {AI} --preamble long.txt --name v99")
-    assert "expected none, base" in refused(copy, f"preferences.py {AI} --preamble lost.txt --name v99")
-    assert "about an AI judge" in refused(copy, f"preferences.py {ASK} --judge other --name v99")
-    assert "has not learned from reviews" in refused(copy, f"preferences.py {AI} --judge sft --name v99")
-    assert not (copy / "runs/tiny/v99.jsonl").exists()
+    (few / "long.txt").write_text("Please be short. " * 50)
+    assert "shorten the preamble" in refused(few, f"preferences.py {AI} --preamble long.txt --name v99")
+    assert "expected none, base" in refused(few, f"preferences.py {AI} --preamble lost.txt --name v99")
+    assert "about an AI judge" in refused(few, f"preferences.py {ASK} --judge other --name v99")
+    assert "has not learned from reviews" in refused(few, f"preferences.py {AI} --judge sft --name v99")
+    assert not (few / "runs/tiny/v99.jsonl").exists()
 
 
 def test_an_ai_rates_without_a_reward_model(copy, done, refused, monkeypatch):
@@ -471,25 +467,23 @@ def test_an_ai_rates_without_a_reward_model(copy, done, refused, monkeypatch):
     assert "nothing to train on" in message or "no training prompt" in message
 
 
-def test_direct_rlaif_that_was_interrupted_ends_like_a_straight_one(copy, stopped, done):
-    line, run = f"train_ppo.py {THREE.replace('--steps 3', '--steps 6')} --reward ai", copy / "runs/tiny"
-    fewer_prompts(copy, 20)
-    stopped(copy, f"{line} --name broken")
+def test_direct_rlaif_that_was_interrupted_ends_like_a_straight_one(few, stopped, done):
+    line, run = f"train_ppo.py {THREE.replace('--steps 3', '--steps 6')} --reward ai", few / "runs/tiny"
+    stopped(few, f"{line} --name broken")
     assert load_checkpoint(run / "broken.pt")["step"] == 3
-    done(copy, f"{line} --name broken")
-    done(copy, f"{line} --name straight")
+    done(few, f"{line} --name broken")
+    done(few, f"{line} --name straight")
     assert same(run / "broken.pt", run / "straight.pt")
 
 
-def test_a_server_rates_without_a_reward_model(copy, done, server):
+def test_a_server_rates_without_a_reward_model(few, done, server):
     def rates(sent):
         top = {str(1 + len(sent["prompt"]) % 9): -0.1}
         return {"choices": [{"text": "1", "logprobs": {"top_logprobs": [top]}}]}
 
-    fewer_prompts(copy, 10)
     server.script = [(200, rates, {})]
     judge = f"--reward ai --judge_url {server.url} --judge_model m"
-    out = done(copy, f"train_ppo.py {PPO} {judge} --eval_answers 1 --name served")
+    out = done(few, f"train_ppo.py {PPO} {judge} --eval_answers 1 --name served")
     assert re.search(r"The AI judge rated \d+ different answers", out)
-    calls = rows_of(copy / "runs/tiny/judge_calls.jsonl")
+    calls = rows_of(few / "runs/tiny/judge_calls.jsonl")
     assert 0 < len(calls) == len(server.seen), "every answer is rated once"

@@ -141,8 +141,7 @@ def row_of(n, kl, gold=None, low=None):
             "kl": kl, "kl_error": 0.034}
 
 
-def test_an_estimate_above_its_bound_is_not_left_without_a_word(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+def test_an_estimate_above_its_bound_is_not_left_without_a_word():
     possible = curve_in_words([row_of(1, 0.0), row_of(16, 1.80)], "rs.1")
     assert "1.80 ± 0.03" in possible and "standard error" in possible
     assert "above what is possible" not in possible and "gold" not in possible
