@@ -319,8 +319,9 @@ def test_a_prompts_split_is_the_same_on_every_machine():
     assert found == [0, 13, 18, 26, 31, 33]
     edges = [data.split_of(f"prompt {i}") for i in (41, 451, 33, 105)]  # hashes 84, 85, 89, 90
     assert edges == ["train", "dev", "dev", "test"]
-    one, two = {"role": "user", "content": "a"}, {"content": "a", "role": "user"}
-    assert data.split_of([one]) == data.split_of([two])
+    for text in "abcdefghijkl":
+        one, two = {"role": "user", "content": text}, {"content": text, "role": "user"}
+        assert data.split_of([one]) == data.split_of([two])
 
 
 def test_the_held_out_part_of_a_text_is_its_end():

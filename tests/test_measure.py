@@ -220,6 +220,14 @@ def test_accuracy_is_the_share_of_pairs_and_not_of_prompts(enc):
     assert accuracy(length_model(), enc, [{**same[0], "responses": ["b b b", "b"]}]) == (1, 1)
 
 
+def test_a_narrow_lead_is_a_lead(monkeypatch):
+    rows = [{"prompt": "p", "responses": ["a", "b"], "tiers": [[0], [1]]}] * 4
+    found = [[0.5, 0.1], [0.2, 0.1], [0.1, 0.5], [-0.3, -0.2]]
+    monkeypatch.setattr(lab.measure, "scores_of", lambda *_: found)
+    assert accuracy(None, None, rows) == (0.5, 4) and evaluate(None, None, rows)["accuracy"] == 0.5
+    assert by_gap([0.5, -0.2], [0.4, -0.6]) == {1: (0.5, 0.5, 2)}
+
+
 def test_thumbs_are_compared_up_against_down():
     rows = [{"prompt": "?", "responses": ["a"], "tiers": [[0]], "label": bool(i % 2)} for i in range(6)]
     expected = [up - down for up in (1, 3, 5) for down in (0, 2, 4)]
@@ -236,6 +244,7 @@ def test_noise_ceiling_by_hand():
     rows.append({"prompt": "p", "responses": ["1", "2"], "tiers": [[1], [0]]})
     assert noise_ceiling(rows, lambda p, r: float(r)) == 0.25
     assert noise_ceiling(rows[1:], lambda p, r: float(r)) == 1
+    assert noise_ceiling(rows[1:], lambda p, r: float(r) / 9) == 1
     assert noise_ceiling([], lambda p, r: 0.0) == 0
 
 
