@@ -18,6 +18,7 @@ default) and leave it as it is.
 """
 import argparse
 import contextlib
+import gc
 import io
 import json
 import math
@@ -782,8 +783,10 @@ def run_tests(folder, tests):
     sys.dont_write_bytecode = True
     ours = (ROOT, ROOT / "tests")  # it is the copy's files that are to be imported
     sys.path = [path for path in sys.path if Path(path).resolve() not in ours]
+    gc.freeze()  # pytest collects garbage when it ends, and torch has many objects
+    quick = ["-p", "no:cacheprovider", "--assert=plain"]
     with contextlib.redirect_stdout(io.StringIO()):
-        pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", ".", *tests], plugins=[Ears()])
+        pytest.main(["-q", *quick, "--rootdir", ".", *tests], plugins=[Ears()])
     return said, time.time() - began
 
 
