@@ -59,14 +59,14 @@ def report(stage, cfg, enc, policy, reference, sft, scorer, held_out_text):
     print("\n" + text)
     who = "AI judge" if scorer.judge else "reward model"
     gold = {"right": ({"gold score": "gold"}, "gold score, points")} if found.gold["PPO"] else {}
+    moved = {"right": ({"KL of one iteration": "approx_kl"}, "nats a token")}
     stage.finish(text, [
         ("Score and truth should rise together", {f"{who}'s score": "score"}, "score, SD", "iteration", gold),
         ("KL to the reference should level off", {"sampled (k1)": "kl", "exact, whole vocabulary": "kl_full"},
          "nats an answer", "iteration"),
         ("Length: a sudden growth is suspicious", {"tokens": "length"}, "tokens an answer", "iteration"),
-        ("Updates should be small, and get smaller",
-         {"tokens clipped": "clip_fraction", "KL of one iteration": "approx_kl"},
-         "share; nats a token", "iteration"),
+        ("Updates should be small, and get smaller", {"tokens clipped": "clip_fraction"},
+         "share of the tokens", "iteration", moved),
         ("Critic: what it foresees of the returns", {"explained variance": "explained_variance"},
          "share of the variance", "iteration"),
         ("Entropy of the policy may fall, not to 0", {"entropy": "entropy"}, "nats a token", "iteration")],
