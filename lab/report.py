@@ -151,11 +151,13 @@ def draw_panel(axis, rows, title, curves, unit, x="step", options=None):
     axis.set_title(title, fontsize=10, loc="left")
     axis.set_xlabel(x, fontsize=8)
     axis.set_ylabel(unit, fontsize=8)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(which="both", labelsize=8)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     if options.get("log"):
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")  # 0.6, not 6 times a power of ten
+        axis.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "24" else "")
     if all(float(x).is_integer() for line in lines for x in line.get_xdata()):
         axis.xaxis.get_major_locator().set_params(integer=True)  # no step 2.5, no round 0.5
     if "right" in options:
