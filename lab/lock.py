@@ -43,11 +43,11 @@ def release(folder, name):
 
 @contextlib.contextmanager
 def alone(folder, name):
-    """One process after the other; each waits for the one before. A folder that stays empty goes."""
+    """One process after the other; each waits for the one before. Folders that stay empty go."""
     take(folder, name, wait=True)
     try:
         yield
     finally:
         release(folder, name)
         with contextlib.suppress(OSError):
-            folder.rmdir()
+            os.removedirs(folder)

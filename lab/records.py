@@ -105,13 +105,18 @@ def fingerprint_of(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def load_checkpoint(path, device="cpu"):
-    """A checkpoint of ours as a dict. Raises UserError for anything else."""
-    path = Path(path)
+def must_be_there(path):
+    """Raises UserError where a checkpoint is not."""
     if not path.is_file():
         others = ", ".join(sorted(p.name for p in path.parent.glob("*.pt")))
         hint = f"; {path.parent} has {others}" if others else ""
         raise UserError(f"{path}: no such checkpoint{hint}")
+
+
+def load_checkpoint(path, device="cpu"):
+    """A checkpoint of ours as a dict. Raises UserError for anything else."""
+    path = Path(path)
+    must_be_there(path)
     try:
         with path.open("rb") as file:
             checkpoint, size = read_archive(path, file, device), path.stat().st_size
@@ -185,6 +190,7 @@ def has(part, name):
 
 def record_in(path):
     """What a checkpoint says about itself, without its tensors: to be read, not to be changed."""
+    must_be_there(path)
     about = path.stat()
     return read_record(path, path.resolve(), about.st_mtime_ns, about.st_size)
 

@@ -223,7 +223,7 @@ class Stage:
             return
         advice = "keep both with --name NAME, or make it again with --overwrite"
         if not old["finished"]:
-            advice = f"it is not finished: go on with those, {advice}"
+            advice = f"it is not finished: go on with {old['command']}, {advice}"
         raise UserError(f"{self.path} was made with other knobs ({news}); {advice}")
 
     def check_parents(self, path, record):

@@ -19,7 +19,7 @@ from data import UserError, encode_prompt
 from lab.cli import Common, knob, parse
 from lab.commands import STAGES, command_of, recipe_of
 from lab.optim import muon, set_lr
-from lab.records import load_model
+from lab.records import load_model, record_in
 from lab.run import (
     Stage,
     fingerprint,
@@ -111,8 +111,9 @@ def test_a_foreign_file_is_no_checkpoint(tmp_path):
     for name in ("text.pt", "other.pt", "tensor.pt"):
         with pytest.raises(UserError, match=f"{name}: not a checkpoint of this project"):
             load_checkpoint(tmp_path / name)
-    with pytest.raises(UserError, match="no such checkpoint; .* has other.pt, tensor.pt, text.pt"):
-        load_checkpoint(tmp_path / "missing.pt")
+    for read_it in (load_checkpoint, record_in):
+        with pytest.raises(UserError, match="no such checkpoint; .* has other.pt, tensor.pt, text.pt"):
+            read_it(tmp_path / "missing.pt")
 
 
 @pytest.mark.parametrize("content", ["", "some text here for you\n", "{}", "\x80\x02.", "(l."])
@@ -317,7 +318,8 @@ def test_the_same_command_goes_on_and_the_result_is_that_of_a_straight_run(here,
 
 def test_an_unfinished_stage_goes_on_with_its_own_knobs_only(here):
     saved(new_stage("--steps", "6"), finished=False)
-    with pytest.raises(UserError, match=r"steps 6 -> 7.; it is not finished.*--name NAME.*--overwrite"):
+    with pytest.raises(UserError, match=r"steps 6 -> 7.; it is not finished: go on with python "
+                       "train_pretrain.py .* --steps 6, keep both with --name NAME, or .*--overwrite"):
         new_stage("--steps", "7")
     assert new_stage("--steps", "6").start == 1
     assert new_stage("--steps", "7", "--overwrite").start == 0
@@ -680,14 +682,16 @@ def test_who_had_to_wait_for_the_data_does_not_write_them_again(here, monkeypatc
     assert (new_stage().data / "pretrain.txt").read_text() == "world first"
 
 
-def test_data_that_are_refused_leave_no_folder(here, monkeypatch):
+@pytest.mark.parametrize("flags", [(), ("--data", "mine", "--run", "a/b")])
+def test_data_that_are_refused_leave_no_folder(here, monkeypatch, flags):
     def refuse(*_):
         raise UserError("line 1")
 
-    monkeypatch.setattr(lab.data_folder, "write_world", refuse)
+    for reader in ("write_world", "convert"):
+        monkeypatch.setattr(lab.data_folder, reader, refuse)
     with pytest.raises(UserError):
-        new_stage()
-    assert not Path("runs/tiny").exists()
+        new_stage(*flags)
+    assert not list(here.iterdir())
 
 
 @pytest.mark.parametrize("finished", [True, False])
