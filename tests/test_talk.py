@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import data
-from data import UserError, dump_encoding
+from data import UserError, dump_encoding, encode_prompt, encode_response
 from lab import talk
 from lab.records import fingerprint
 from lab.talk import Answer, answer, answer_kl
@@ -322,4 +322,6 @@ def test_a_score_of_a_part_of_an_answer_is_said_to_be_one(make_gpt, enc):
     model = make_gpt(reward_head=True, vocab_size=enc.n_vocab, block_size=24)
     judge = talk.Speaker("rm", None, model, enc, {})
     assert "only" not in talk.score_line([judge], False, "A dog is", "a cat.")
-    assert "of the beginning of the answer only" in talk.score_line([judge], False, "A dog", "a cat. " * 30)
+    long = "a cat. " * 30
+    read, whole = 24 - len(encode_prompt(enc, "A dog")), len(encode_response(enc, long))
+    assert f"for the first {read} of {whole} tokens only" in talk.score_line([judge], False, "A dog", long)
