@@ -8,7 +8,6 @@ import importlib
 import io
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -50,7 +49,7 @@ from lab.records import (
     steady_arithmetic,
     write_atomic,
 )
-from lab.report import picture
+from lab.report import drawn, picture
 from lab.terminal import visible, wrapped
 from lab.tokens import FILE, encoding_of, tokenizer_print
 
@@ -73,13 +72,11 @@ def draw_if_missing(folder, name, record):
 
 
 def draw(folder, name, steps, panels, caption):
-    """A picture of so many steps, whole or not at all."""
-    unfinished = folder / f"{name}.png.tmp"
-    try:
-        picture(unfinished, rows_until(folder / f"{name}.jsonl", steps), panels, caption)
-        os.replace(unfinished, folder / f"{name}.png")
-    except Exception as error:  # whatever a library for drawing comes up with: the training is done
-        print(wrapped(f"no picture ({type(error).__name__}: {error}); the training is saved"))
+    """A picture of so many steps."""
+    def curves(path):
+        picture(path, rows_until(folder / f"{name}.jsonl", steps), panels, caption)
+
+    drawn(folder / f"{name}.png", curves)
 
 
 def train_if_missing(cfg, name, command=None):

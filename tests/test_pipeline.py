@@ -46,6 +46,7 @@ from pipeline import (
 )
 
 import data
+import lab.explain
 import lab.report
 import train_ppo
 import world.reward
@@ -538,7 +539,7 @@ def test_a_reward_model_scores(tiny, done, refused):
     assert "reward model" in refused(tiny, ["model.py", "runs/tiny/ppo.pt", *ask[2:], "--response", "x"])
 
 
-def test_a_step_is_explained_and_the_run_stays_as_it_is(copy, done):
+def test_a_step_is_explained_and_the_run_stays_as_it_is(copy, done, monkeypatch):
     """The microscope writes its picture and nothing else."""
     run = copy / "runs/tiny"
     before = files_of(run)
@@ -548,6 +549,11 @@ def test_a_step_is_explained_and_the_run_stays_as_it_is(copy, done):
     assert all(content.startswith(b"\x89PNG") for _, content in new.values())
     assert "ppo.pt after step 3, and one more step in memory" in flat(out) and "How it adds up" in out
     assert "4 optimizer steps" in flat(out), "two epochs of 16 answers in minibatches of 8"
+    monkeypatch.setattr(lab.explain, "draw_tokens", lambda *_: 1 / 0)
+    out = done(copy, "lab.explain runs/tiny/ppo.pt --batch_size 1")
+    assert "How it adds up" in out and out.endswith("no picture (ZeroDivisionError: division by zero); "
+                                                    "everything else is saved\n")
+    assert len(list(run.glob("ppo.explain*"))) == 1
 
 
 def test_the_data_are_shown_as_the_model_sees_them(tiny, done, tmp_path):

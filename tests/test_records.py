@@ -128,8 +128,9 @@ def test_a_picture_that_cannot_be_drawn_costs_one_line(here, monkeypatch, capsys
 
 
 def test_the_backend_of_a_notebook_is_not_asked(tmp_path):
-    code = ("from pathlib import Path; from lab.report import picture\n"
-            "picture(Path('a.png'), [], [('t', {}, 'u')], '狗')")
+    code = ("from pathlib import Path; from lab.report import picture; from lab.explain import draw_tokens\n"
+            "picture(Path('a.png'), [], [('t', {}, 'u')], '狗')\n"
+            "draw_tokens(Path('b.png'), ['狗'], {'new log p': [-1.0]}, 0.2, 'one token')")
     told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={
         **os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "module://matplotlib_inline.backend_inline"})
     assert told.returncode == 0 and "Glyph" not in told.stderr, told.stderr
