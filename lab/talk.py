@@ -142,6 +142,9 @@ def speaker(path, device, label):
         raise UserError(f"{path}: no such checkpoint" + others(path))
     load_checkpoint(path)  # raises UserError for what is no checkpoint
     model, checkpoint = load_model(path, device)
+    if not checkpoint["finished"]:
+        print(wrapped(f"{path} is not finished: it stopped at step {checkpoint['step']} of "
+                      f"{checkpoint['steps']}"))
     return Speaker(label, path, model, encoding_of(path.parent, [checkpoint]), checkpoint)
 
 

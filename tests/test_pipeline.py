@@ -4,6 +4,7 @@ steps.
 Collections of rankings and RLAIF: test_rankings.py. A user's own data: test_own_data.py.
 """
 # ruff: noqa: F401, F811 (fixtures are imported, and then named as arguments)
+import json
 import re
 import shutil
 
@@ -234,6 +235,8 @@ def test_a_run_has_one_tokenizer(tiny, copy, done, refused):
     message = refused(copy, f"train_pretrain.py {PRETRAIN} --vocab_size 400 --name small_words")
     assert "one tokenizer" in message and "--run NAME" in message and path.read_text() == before
     done(copy, f"train_pretrain.py {PRETRAIN} --steps 1 --name short")
+    path.write_text(json.dumps({"tokens": json.loads(before)["tokens"][:300]}))
+    assert "not the one that the stage pretrain was trained with" in refused(copy, "data.py --config tiny")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 import data
 from data import UserError, dump_encoding, encode_prompt, encode_response
 from lab import talk
-from lab.records import fingerprint
+from lab.records import fingerprint, load_checkpoint
 from lab.talk import Answer, answer, answer_kl
 from model import generate, log_softmax
 
@@ -316,6 +316,15 @@ def test_you_judge_two_models_blind_and_nothing_is_lost(run, capsys, typed):
     typed()
     talk.main([*command, "--seed", "1"])
     assert "Nothing was judged" in said(capsys), "other answers are another comparison"
+
+
+def test_a_model_that_is_not_finished_is_told(run, capsys):
+    checkpoint = load_checkpoint(run / "sft.pt")
+    torch.save({**checkpoint, "finished": False, "step": 2, "steps": 9}, run / "half.pt")
+    for name, words in (("half", "half.pt is not finished: it stopped at step 2 of 9"), ("sft", "")):
+        talk.main([str(run / f"{name}.pt"), "--prompt", "A dog is"])
+        out = " ".join(capsys.readouterr().out.split())
+        assert words in out and ("finished" in out) == bool(words)
 
 
 def test_a_score_of_a_part_of_an_answer_is_said_to_be_one(make_gpt, enc):

@@ -91,7 +91,7 @@ def test_the_tokenizer_comes_with_the_model_that_is_gone_on_with(tmp_path, enc):
 
 
 def test_only_a_pretrained_model_of_another_run_is_gone_on_with(tmp_path, enc, monkeypatch):
-    kind = {"stage": "pretrain"}
+    kind = {"stage": "pretrain", "finished": True}
     monkeypatch.setattr(train_pretrain, "record_in", lambda path: kind)
     with pytest.raises(UserError, match="same run"):
         check_init(tmp_path / "pretrain.pt", tmp_path)
@@ -101,6 +101,9 @@ def test_only_a_pretrained_model_of_another_run_is_gone_on_with(tmp_path, enc, m
     check_init(tmp_path / "pretrain.pt", tmp_path / "mine")
     with pytest.raises(UserError, match="gibberish"):
         kind["tokenizer"] = "another"
+        check_init(tmp_path / "pretrain.pt", tmp_path / "mine")
+    kind |= {"finished": False, "step": 3, "steps": 9, "command": "python train_pretrain.py"}
+    with pytest.raises(UserError, match="stopped at step 3 of 9; first go on with it: python train_pretrain"):
         check_init(tmp_path / "pretrain.pt", tmp_path / "mine")
     kind["stage"] = "rm"
     with pytest.raises(UserError, match="checkpoint of the stage rm"):
