@@ -95,7 +95,12 @@ def is_plain(value):
         return all(is_plain(part) for part in value)
     if isinstance(value, str):
         return not CONTROL.search(value)
-    return value is None or type(value) in (bool, int) or type(value) is float and math.isfinite(value)
+    return value is None or type(value) is bool or is_number(value)
+
+
+def is_number(value):
+    """Whether it is one, and finite."""
+    return type(value) is int or type(value) is float and math.isfinite(value)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ def take(folder, name, wait=False):
         return
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
+        file = path.open("a+")  # which does not wait for the other end of a pipe
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

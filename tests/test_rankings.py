@@ -307,6 +307,7 @@ def test_two_reward_models_are_refreshed_apart(two_models):
     ("--start rm --name two", "name new rankings with --rankings"),
     ("--start rankings --rankings rankings.ppo --name two", "that is a collection"),
     ("--rankings rankings.ppo", "--name"),
+    ("--rankings rankings sft --name two", "--rankings sft: that is a model"),
     ("--loss regression --ties half --name two", "--loss bradley_terry"),
 ])
 def test_flags_that_a_reward_model_refuses(copy, refused, flags, words):

@@ -104,7 +104,8 @@ def test_a_training_state_that_does_not_fit_is_told(here):  # noqa: F811
 
 @pytest.mark.parametrize("change", [
     lambda rows: rows[:1], lambda rows: rows[:1] + rows, lambda rows: ["5\n"] + rows[1:],
-    lambda rows: ["{\n"] + rows])
+    lambda rows: ["{\n"] + rows, lambda rows: [rows[0].replace("1.0", '"high"')] + rows[1:],
+    lambda rows: [rows[0].replace("1.0", "NaN")] + rows[1:], lambda rows: ['{"step": 0}\n'] + rows[1:]])
 def test_metrics_with_gaps_or_doubles_are_not_gone_on_with(here, change):  # noqa: F811
     with pytest.raises(SystemExit):
         toy_training(stop_at=3)

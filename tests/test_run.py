@@ -19,7 +19,7 @@ from data import UserError, encode_prompt
 from lab.cli import Common, knob, parse
 from lab.commands import STAGES, command_of, recipe_of
 from lab.optim import muon, set_lr
-from lab.records import load_model, record_in
+from lab.records import load_language_model, load_model, record_in
 from lab.run import (
     Stage,
     fingerprint,
@@ -458,6 +458,31 @@ def test_a_parent_that_nobody_makes_is_told(here):
     saved(new_stage("--name", "half"), finished=False)
     with pytest.raises(UserError, match="half is not finished; go on with: python train_pretrain.py"):
         new_stage(stage="rm").parent("half")
+    with pytest.raises(UserError, match="has no ../tiny/pretrain, and no stage makes one"):
+        new_stage("--run", "other", stage="rm").parent("../tiny/pretrain")
+
+
+def test_a_finished_stage_of_earlier_parents_is_told_whoever_asks(here):
+    saved(new_stage())
+    child = new_stage(stage="sft")
+    child.parent("pretrain")
+    saved(child)
+    assert finished(read(), "sft")
+    other = new_stage("--overwrite")
+    torch.manual_seed(1)
+    saved(other)
+    with pytest.raises(UserError, match="sft.pt was made from an earlier pretrain.pt, which has been"):
+        finished(read(), "sft")
+
+
+def test_a_reward_model_is_none_that_writes(here):
+    saved(new_stage())
+    stage = new_stage("--name", "mine", stage="rm")
+    stage.track(model=GPT(GPTConfig(5, 8, 1, 1, 4, reward_head=True)))
+    stage.save(0, True)
+    assert not load_language_model(Path("runs/tiny/pretrain.pt"))[0].training
+    with pytest.raises(UserError, match="--start mine: a reward model gives scores, no answers"):
+        load_language_model(stage.path)
 
 
 def test_a_stage_without_a_recipe_can_be_given_one(here, monkeypatch):
@@ -502,6 +527,15 @@ def test_a_collection_is_a_file_with_a_record_beside_it(here):
     with pytest.raises(SystemExit) as stop:
         collection("--files", "a")
     assert stop.value.code == 0
+
+
+def test_a_finished_collection_of_which_a_part_is_gone_goes_on(here, capsys):
+    collection().finish_collection("")
+    with pytest.raises(SystemExit):
+        new_stage("--name", "rankings", stage="preferences")
+    Path("runs/tiny/rankings.jsonl").write_text('{"row": 0}\n')
+    new_stage("--name", "rankings", stage="preferences")
+    assert "is not complete: it goes on from there" in capsys.readouterr().out
 
 
 def test_a_collection_that_stopped_goes_on_and_keeps_its_rows(here, capsys):
@@ -594,10 +628,30 @@ def test_a_picture_that_cannot_be_drawn_costs_nothing(here, monkeypatch, capsys)
     def broken(*_):
         raise ValueError("no such backend")
 
-    monkeypatch.setattr(lab.run, "picture", broken)
-    toy_training()
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.run, "picture", broken)
+        toy_training()
     assert "no picture (ValueError: no such backend)" in capsys.readouterr().out
     assert load_checkpoint("runs/tiny/pretrain.pt")["finished"]
+    Path("runs/tiny/b.png").mkdir()
+    toy_training("--name", "b")
+    assert "no picture (IsADirectoryError" in capsys.readouterr().out
+    assert load_checkpoint("runs/tiny/b.pt")["finished"]
+
+
+def test_a_pipe_in_a_run_folder_holds_nobody_up(here):
+    """Whoever opens one waits until somebody opens its other end (here the test does, to fail in time)."""
+    paths, ends = ["runs/tiny/pretrain.jsonl", "runs/tiny/.other.lock"], []
+    Path("runs/tiny").mkdir(parents=True)
+    for path in paths:
+        os.mkfifo(path)
+        ends.append(os.open(path, os.O_RDWR))
+    toy_training()
+    assert Path(paths[0]).is_file()
+    with pytest.raises(OSError):
+        new_stage("--name", "other")
+    for end in ends:
+        os.close(end)
 
 
 def test_a_training_that_diverges_ends_in_a_sentence(here):
