@@ -86,6 +86,10 @@ def draw(folder, name, steps, panels, caption):
     drawn(folder / f"{name}.png", curves)
 
 
+class OfAParent(UserError):
+    """A mistake that the command of a parent has found; its flags are other ones than the user's."""
+
+
 def train_if_missing(cfg, name, command=None):
     """Path of what the stage `name` has made in the run that cfg belongs to. Where it is not finished, its
     own command makes it, in this process, for starting Python takes seconds.
@@ -107,7 +111,12 @@ def train_if_missing(cfg, name, command=None):
     missing = "is not finished" if record else "is not there yet"
     print(f"\n{path} {missing}; first:\n{shown_command(words)}\n", flush=True)
     state = random_state()
-    importlib.import_module(Path(words[0]).stem).main(words[1:])
+    try:
+        importlib.import_module(Path(words[0]).stem).main(words[1:])
+    except OfAParent:
+        raise
+    except UserError as error:
+        raise OfAParent(f"{error} (told by what comes first: {shown_command(words)})") from None
     set_random_state(state)
     return path
 
@@ -356,10 +365,11 @@ class Stage:
 
     def diverged(self, step, what):
         """A UserError: nothing can be learned from here on."""
-        lr = getattr(self.cfg, "lr", None)
+        rates = [name for name in ("lr", "critic_lr") if hasattr(self.cfg, name)]
+        rates = " or ".join(f"--{name} ({getattr(self.cfg, name)})" for name in rates)
         kept = f"; {self.path} keeps the last good state" if self.path.exists() else ""
-        return UserError(f"step {step}: {what}, so the training has diverged, most often because --lr "
-                         f"({lr}) or a coefficient is too large: try --overwrite with a tenth of it{kept}")
+        return UserError(f"step {step}: {what}, so the training has diverged, most often because {rates} or "
+                         f"a coefficient is too large: try --overwrite with a tenth of it{kept}")
 
     def say(self, text):
         """Print above the progress bar."""

@@ -141,7 +141,10 @@ def test_a_training_that_diverges_ends_in_a_sentence(here):  # noqa: F811
     stage = new_stage()
     saved(stage, finished=False)
     for _ in stage.steps(3):
-        with pytest.raises(UserError, match="step 0: loss is nan.*--lr .0.5."):
+        with pytest.raises(UserError, match="step 0: loss is nan.*--lr .0.5. or a coefficient"):
+            stage.log(0, loss=math.nan)
+        stage.cfg.critic_lr = 7.0
+        with pytest.raises(UserError, match="--lr .0.5. or --critic_lr .7.0. or a coefficient"):
             stage.log(0, loss=math.nan)
         with torch.no_grad():
             stage.tracked["model"].ln_f.bias.fill_(math.inf)

@@ -451,6 +451,20 @@ def test_a_missing_parent_is_trained_by_its_own_command(here, monkeypatch, capsy
     assert told[-1].startswith("--config tiny --run mine/first")
 
 
+def test_a_mistake_of_a_parent_names_the_command_whose_flags_it_is_about(here, monkeypatch):
+    """Once, where the parent has a parent."""
+    def refuse(argv):
+        raise UserError("--x 48 is too long")
+
+    monkeypatch.setitem(sys.modules, "train_pretrain", types.SimpleNamespace(main=refuse))
+    monkeypatch.setitem(sys.modules, "train_sft", types.SimpleNamespace(
+        main=lambda argv: new_stage(stage="sft").parent("pretrain")))
+    with pytest.raises(UserError) as error:
+        new_stage(stage="ppo").parent("sft")
+    assert str(error.value) == ("--x 48 is too long (told by what comes first: python train_pretrain.py "
+                                "--config tiny --device cpu)")
+
+
 def test_a_parent_that_nobody_makes_is_told(here):
     toy_training()
     with pytest.raises(UserError, match="has no mine, and no stage makes one; it has pretrain"):
