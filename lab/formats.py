@@ -324,7 +324,7 @@ def convert(source, folder):
         print(wrapped(remark, indent="  "))
     write(Path(folder), found, texts)
     record = {"source": str(Path(source).resolve()), "files": hashes(files)}
-    write_atomic(Path(folder) / "source.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(Path(folder) / "source.json", json.dumps(record, indent=1) + "\n")  # a path may be no UTF-8
 
 
 def counted(rows, what):

@@ -128,10 +128,7 @@ def plain(value):
 
 def knobs_of(cfg):
     """The knobs that change what is learned."""
-    knobs = {f.name: plain(getattr(cfg, f.name)) for f in fields(cfg) if f.metadata["learned"]}
-    if cfg.data:
-        knobs["data"] = str(Path(cfg.data).resolve())
-    return knobs
+    return {f.name: plain(getattr(cfg, f.name)) for f in fields(cfg) if f.metadata["learned"]}
 
 
 def other_knobs(then, now):

@@ -178,7 +178,8 @@ def test_a_name_of_the_table_is_its_own_scripts(here):
 
 def test_run_folders_are_named_after_preset_data_and_seed(here):
     assert new_stage().folder.name == "tiny" and new_stage("--seed", "3").folder.name == "tiny-seed3"
-    assert new_stage("--data", "letters").folder.name == "tiny-letters"
+    letters = new_stage("--data", "letters")
+    assert letters.folder.name == "tiny-letters" and letters.knobs["data"] == "letters", "as it was given"
     assert new_stage("--run", "mine").folder == Path("runs/mine")
     with pytest.raises(UserError, match="--data"):
         new_stage("--config", "small")
@@ -714,7 +715,7 @@ def test_a_foreign_or_damaged_tokenizer_is_told(here, enc):
 
 
 
-@pytest.mark.parametrize("run", ["../x", "/elsewhere/x", "x" * 300, "狗" * 50])
+@pytest.mark.parametrize("run", ["../x", "/elsewhere/x", "x" * 300, "狗" * 50, "./"])
 def test_a_run_lies_in_runs(here, run):
     with pytest.raises(UserError, match="choose a short name"):
         new_stage("--run", run)
