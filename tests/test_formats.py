@@ -480,6 +480,16 @@ def test_two_files_of_a_kind_are_told(mine):
 # ------------------------------------------------------------------------------------------------
 
 
+def test_files_that_are_not_read_are_named(mine, capsys):
+    write(mine, "preferences.jsonl", PAIR)
+    (mine / "notes.md").write_text("no data")
+    converted(mine)
+    assert "not read" not in capsys.readouterr().out
+    write(mine, "my_answers.jsonl", PAIR)
+    converted(mine)
+    assert "not read: my_answers.jsonl; expected pretrain.txt, sft.jsonl" in capsys.readouterr().out
+
+
 def test_text_comes_through_as_it_is(mine):
     text = "a\n\nb <|endoftext|> 👍\n" * 20
     write(mine, "pretrain.txt", text)
