@@ -285,6 +285,7 @@ def main(argv=None):
         plan += f", then {len(held_out):,} held-out ones for {examiner.title}"
     print(wrapped(plan), flush=True)
     rows = ask(stage.file("jsonl"), training, labeler, policy, cfg)
+    stage.state["open"] = len(training) - len(rows)
     if not any(row["tiers"] for row in rows):
         raise UserError("nothing is ranked yet; the same command asks again")
     gold = None if cfg.data else TASTE[cfg.aspect]

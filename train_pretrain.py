@@ -111,7 +111,8 @@ def make_tokenizer(stage, cfg, text):
     else:
         enc = make_encoding(train_bpe(text, cfg.vocab_size - len(SPECIAL)))
     stage.words = dump_encoding(enc)  # written together with the first checkpoint
-    if cfg.name and path.exists() and path.read_text(encoding="utf-8") != stage.words:
+    others = cfg.name or not cfg.overwrite and any(stage.folder.glob("*.pt"))
+    if others and path.exists() and path.read_text(encoding="utf-8") != stage.words:
         raise UserError(f"a run folder has one tokenizer, and {path} is another one; name a folder of its "
                         "own with --run NAME")
     return enc

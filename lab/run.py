@@ -167,6 +167,7 @@ class Stage:
             self.check_knobs(old)
             check_parents(self.path, old)
             more = self.collection and (cfg.questions > old["state"].get("wanted", 0)
+                                        or old["state"].get("open", 0) > 0  # somebody had enough for a while
                                         or rows_in(self.path) < old["step"])  # some are gone
             if old["finished"] and not more:
                 draw_if_missing(self.folder, self.name, old)

@@ -342,8 +342,11 @@ def test_a_person_ranks_in_place_of_the_simulated_human(copy, call, done, monkey
     out = flat(done(copy, line))
     rows = [row for row in rows_of(run / "rankings_human.jsonl") if row["labeler"] == "human"]
     assert {row["split"] for row in rows} == {"train"} and len(rows) >= 2
-    assert f"You have answered {len(rows)} of 4 questions" in out
+    assert f"You have answered {len(rows)} of 4 questions; the same command asks the rest" in out
     assert "You agree with the gold score" in out or "No pair that both you" in out
+    typed(monkeypatch, *["3>2>1", "2>1"] * 8)
+    assert "answered 4 of 4 questions; a larger --questions asks more" in flat(done(copy, line))
+    assert "is finished" in done(copy, line)
     typed(monkeypatch, *["3>2>1", "2>1"] * 8)
     done(copy, f"{line.replace('--questions 4', '--questions 5')}")
     again = [row for row in rows_of(run / "rankings_human.jsonl") if row["labeler"] == "human"]
