@@ -106,8 +106,7 @@ def load_encoding(path):
 def encode(enc, text):
     """Token ids of a text, in which nothing is special. Where 10,000 blanks stand in a row it is encoded
     in pieces: tiktoken's stack overflows on a million of them."""
-    long = re.search(r"(?<!\s)\s{10000}", text)
-    size = 10000 if long else max(1, len(text))
+    size = 10000 if re.search(r"(?<!\s)\s{10000}", text) else max(1, len(text))
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
     return [token for piece in pieces for token in enc.encode_ordinary(piece)]
 
@@ -331,17 +330,18 @@ def read_text(path):
 def load_rows(path, right=None, needed=False):
     """The rows of a .jsonl file, [] where there is none, unless it is needed; half a last line, of a process
     that died, is no row. right: whether a row is as it must be. Raises UserError with a damaged line."""
-    text, rows = read_text(path) if needed or path.exists() else "", []
-    for n, line in enumerate(text.split("\n")[:-1], 1):
+    lines, rows = (read_text(path) if needed or path.exists() else "").split("\n"), []
+    for n, line in enumerate(lines, 1):
         if line.strip():
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 row = None
-            if not isinstance(row, dict) or right and not right(row):
+            if isinstance(row, dict) and (not right or right(row)):
+                rows.append(row)
+            elif row is not None or n < len(lines):
                 raise UserError(f"{path}, line {n}: the row is damaged ({line[:60]!r}); mend or delete the "
                                 "line if you wrote it, or else make the file anew")
-            rows.append(row)
     return rows
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from data import UserError, load_prompts, load_rows, ranking_to_pairs
 from lab.cli import JudgeKnobs, knob, parse, run_main
 from lab.judges import judge_rules, load_judge
-from lab.records import load_model
+from lab.records import load_language_model
 from lab.report_rankings import remarks, shown, summary
 from lab.run import STAGES, Stage
 from lab.talk import answer
@@ -164,9 +164,7 @@ def questions_of(prompts, cfg):
 
 def load_policy(path, stage, enc, cfg):
     """A function: prompts -> a sampled answer of the model at `path` to each."""
-    model, checkpoint = load_model(path, stage.device)
-    if model.config.reward_head:
-        raise UserError(f"--answers_of {cfg.answers_of}: a reward model gives scores, no answers")
+    model, checkpoint = load_language_model(path, stage.device, flag="--answers_of")
     encode_prompts(enc, [p["prompt"] for p in load_prompts(stage.data)], cfg.max_new_tokens, model)
     template = checkpoint["stage"] != "pretrain"  # which knows no chat template: it goes on with plain text
     return partial(answer, model, enc, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature,
@@ -287,6 +285,7 @@ def main(argv=None):
         plan += f", then {len(held_out):,} held-out ones for {examiner.title}"
     print(wrapped(plan), flush=True)
     rows = ask(stage.file("jsonl"), training, labeler, policy, cfg)
+    stage.state["open"] = len(training) - len(rows)
     if not any(row["tiers"] for row in rows):
         raise UserError("nothing is ranked yet; the same command asks again")
     gold = None if cfg.data else TASTE[cfg.aspect]

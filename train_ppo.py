@@ -23,7 +23,7 @@ from lab.cli import JudgeKnobs, knob, parse, run_main
 from lab.judges import judge_rules
 from lab.measure import check, look_at_step
 from lab.optim import adam, set_lr
-from lab.records import load_model
+from lab.records import load_language_model
 from lab.report_ppo import report, show_answers
 from lab.run import Stage, fingerprint
 from lab.scorers import check_reward, count_from_sft, load_scorer, reward_models
@@ -341,8 +341,8 @@ def main(argv=None):
     check_reward(cfg)
     cfg.name = cfg.name or {"rm_ai": "rlaif", "ai": "direct"}.get(cfg.reward, "ppo")
     stage = Stage(cfg, "ppo")
-    sft, _ = load_model(stage.parent("sft"), stage.device)
-    reference, _ = load_model(stage.parent(cfg.start), stage.device)
+    sft, _ = load_language_model(stage.parent("sft"), stage.device)
+    reference, _ = load_language_model(stage.parent(cfg.start), stage.device)
     enc, names = stage.encoding(), leave_out_names(cfg.leave_out)
     rows = [row for row in data.load_prompts(stage.data) if not left_out(row["prompt"], names)]
     prompts = [row["prompt"] for row in data.of_split(rows, "train", stage.data)]

@@ -91,11 +91,14 @@ def check_init(path, folder):
     if path.resolve().parent == folder.resolve():
         raise UserError("--init names a checkpoint of this same run; give the model that goes on a folder of "
                         "its own with --run NAME")
-    stage = record_in(path)["stage"]
-    if stage != "pretrain":
+    record = record_in(path)
+    if record["stage"] != "pretrain":
         raise UserError("--init takes a pretrained language model, such as runs/tiny/pretrain.pt; "
-                        f"{path} is a checkpoint of the stage {stage}")
-    encoding_of(path.parent, [record_in(path)])  # its tokenizer lies beside it
+                        f"{path} is a checkpoint of the stage {record['stage']}")
+    if not record["finished"]:
+        raise UserError(f"--init: {path} stopped at step {record['step']} of {record['steps']}; first go on "
+                        f"with it: {record['command']}")
+    encoding_of(path.parent, [record])  # its tokenizer lies beside it
 
 
 def make_tokenizer(stage, cfg, text):
@@ -108,7 +111,8 @@ def make_tokenizer(stage, cfg, text):
     else:
         enc = make_encoding(train_bpe(text, cfg.vocab_size - len(SPECIAL)))
     stage.words = dump_encoding(enc)  # written together with the first checkpoint
-    if cfg.name and path.exists() and path.read_text(encoding="utf-8") != stage.words:
+    others = cfg.name or not cfg.overwrite and any(stage.folder.glob("*.pt"))
+    if others and path.exists() and path.read_text(encoding="utf-8") != stage.words:
         raise UserError(f"a run folder has one tokenizer, and {path} is another one; name a folder of its "
                         "own with --run NAME")
     return enc

@@ -28,7 +28,7 @@ from lab.cli import Common, knob, parse, run_main
 from lab.measure import held_out_loss, sft_batches
 from lab.optim import clip_gradients, muon, set_lr
 from lab.rankings import say_cut
-from lab.records import load_model
+from lab.records import load_language_model
 from lab.report import compare
 from lab.run import Stage
 from lab.school import by_length, report_on_reviews, reviews_of, with_context
@@ -162,7 +162,7 @@ def main(argv=None):
     stage = Stage(cfg, "sft")
     check_demonstrations(stage, cfg)
     path, enc = stage.parent(cfg.start), stage.encoding()
-    model, _ = load_model(path, stage.device, cfg.dropout)
+    model, _ = load_language_model(path, stage.device, cfg.dropout)
     if cfg.block_size:
         model = with_context(model, cfg.block_size)
     stage.describe(model, path)
@@ -209,7 +209,7 @@ PANELS = [
 
 def report(stage, cfg, enc, model):
     """Pretrained against SFT on held-out prompts."""
-    pretrained, _ = load_model(stage.parent("pretrain"), stage.device)
+    pretrained, _ = load_language_model(stage.parent("pretrain"), stage.device)
     prompts = of_split(load_prompts(stage.data), cfg.eval_split, stage.data)[:300]
     found = compare({"pretrained": pretrained, "SFT": model}, enc, prompts, cfg.max_new_tokens,
                     baseline="pretrained", templates={"pretrained": False}, seed=cfg.seed)

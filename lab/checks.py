@@ -15,8 +15,8 @@ from model import GPT, GPTConfig
 
 KINDS = {"stage": str, "command": str, "knobs": dict, "parents": dict, "step": int, "steps": int,
          "finished": bool, "state": dict, "fingerprint": str}
-STATE = {"kl_coef": float, "sft_scale": list, "wanted": int, "results": dict, "winners": list, "left": list,
-         "picture": list}
+STATE = {"kl_coef": float, "sft_scale": list, "wanted": int, "open": int, "results": dict, "winners": list,
+         "left": list, "picture": list}
 KNOBS = {"start": str, "rankings": list, "limit": int, "labeler": str, "aspect": str, "data": str}
 MOST = {"n_layer": 1000}  # blocks; any other size of a model is at most:
 SIZE = 2**20
@@ -95,7 +95,12 @@ def is_plain(value):
         return all(is_plain(part) for part in value)
     if isinstance(value, str):
         return not CONTROL.search(value)
-    return value is None or type(value) in (bool, int) or type(value) is float and math.isfinite(value)
+    return value is None or type(value) is bool or is_number(value)
+
+
+def is_number(value):
+    """Whether it is one, and finite."""
+    return type(value) is int or type(value) is float and math.isfinite(value)
 
 
 # ------------------------------------------------------------------------------------------------

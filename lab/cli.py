@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from data import UserError
+from lab.checks import CONTROL
 from lab.terminal import screens, visible
 
 
@@ -145,6 +146,8 @@ def parse(config_class, presets, doc, argv=None, rules=()):
         for f in group:
             add_flag(section, f, presets[preset].get(f.name, f.default))
     args, unknown = parser.parse_known_args(argv)
+    for word in filter(CONTROL.search, argv):  # a record that holds such would be taken for damaged
+        parser.error(f"expected text without control characters, got {word[:60]!r}")
     if unknown:
         parser.error(about_unknown(unknown[0], [f.name for f in fields(config_class)]))
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items()}

@@ -42,7 +42,7 @@ def run_folder(cfg):
     if cfg.seed:
         parts.append(f"seed{cfg.seed}")
     run = cfg.run or "-".join(parts)
-    if is_long(run) or Path(run).is_absolute() or ".." in Path(run).parts:
+    if is_long(run) or not Path(run).parts or Path(run).is_absolute() or ".." in Path(run).parts:
         raise UserError(f"--run {run[:60]}: choose a short name; the folder lies in runs/")
     return Path("runs") / run
 

@@ -36,7 +36,6 @@ def fill(cfg, run):
         if is_filled(run) and any(run.glob("*.pt")):
             raise UserError(f"{run} is a run in the tiny world; give your own data a folder of its own with "
                             "--run NAME")
-        folder.mkdir(parents=True, exist_ok=True)
         convert(cfg.data, folder)
     elif not is_filled(run):
         write_world(folder, cfg.seed)

@@ -29,7 +29,7 @@ from lab.records import (
     restore,
     set_random_state,
 )
-from lab.report import COLORS
+from lab.report import COLORS, drawn, has_letters, new_figure, write_figure
 from lab.scorers import load_scorer, reward_models
 from lab.terminal import colors, terminal_width, wrapped
 from lab.tokens import encoding_of, room_for_prompts
@@ -139,21 +139,15 @@ def token_lines(tokens, columns, width=100, color=False):
 def draw_tokens(path, tokens, columns, clip, caption):
     """The tables as a picture: a strip for each column, up to 16 tokens to a line; strips of one unit share
     their shades. Blue is above 0 (a ratio: above 1), orange below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     width = -(-len(tokens) // -(-len(tokens) // 16))  # lines of equal length
     starts = range(0, len(tokens), width)
-    size = (9.6, 3.2 * len(starts) + 0.6)
-    figure, axes = plt.subplots(len(starts), figsize=size, squeeze=False, layout="constrained")
+    figure = new_figure((9.6, 3.2 * len(starts) + 0.6))
+    axes = figure.subplots(len(starts), squeeze=False)
     for axis, start in zip(axes.flat, starts, strict=True):
         draw_line(axis, tokens, columns, clip, slice(start, start + width))
         axis.set_xlim(-0.5, max(width, 8) - 0.5)
     figure.suptitle(caption, fontsize=9, x=0.01, ha="left", parse_math=False)
-    figure.savefig(path, dpi=110, facecolor="white", bbox_inches="tight")
-    plt.close(figure)
+    write_figure(figure, path, bbox_inches="tight")
 
 
 def draw_line(axis, tokens, columns, clip, part):
@@ -313,6 +307,13 @@ CAPTION = ("Blue: above 0 (a ratio: above 1), orange: below. Look for: the score
            "weights; clipped tokens, which have no gradient.")
 
 
+def caption_of(changed, prompt):
+    """What stands above the picture; a prompt whose letters the font lacks is left out."""
+    text = " ".join(prompt.split())[:80]
+    asked = f', prompt "{text}"' if has_letters(text) else ""
+    return f"A PPO step{changed}{asked}: each token of the answer.\n{textwrap.fill(CAPTION, 125)}"
+
+
 def main(argv=None):
     ppo = importlib.import_module("train_ppo")  # a script, which nothing here imports at the top
     args, given = arguments(ppo.Config, argv)
@@ -355,9 +356,9 @@ def main(argv=None):
     for name, text in words.items():
         print(wrapped(f"{name:<11}{text}", " " * 11))
     path = free_path(stage.path, ".explain")
-    title = f'A PPO step{changed}, prompt "{" ".join(args.prompt.split())[:80]}": each token of the answer.'
-    draw_tokens(path, tokens, columns, cfg.clip, f"{title}\n{textwrap.fill(CAPTION, 125)}")
-    print(f"\nThe same as a picture: {path}")
+    drawn(path, lambda file: draw_tokens(file, tokens, columns, cfg.clip, caption_of(changed, args.prompt)))
+    if path.exists():
+        print(f"\nThe same as a picture: {path}")
 
 
 if __name__ == "__main__":

@@ -320,11 +320,19 @@ def convert(source, folder):
     if "pretrain" in files:
         remarks.insert(0, f"{files['pretrain'].name}: {len(texts[0]):,} characters, {len(texts[1]):,} more "
                        "held out")
-    for remark in remarks:
+    for remark in remarks + unread(source, files):
         print(wrapped(remark, indent="  "))
     write(Path(folder), found, texts)
     record = {"source": str(Path(source).resolve()), "files": hashes(files)}
-    write_atomic(Path(folder) / "source.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(Path(folder) / "source.json", json.dumps(record, indent=1) + "\n")  # a path may be no UTF-8
+
+
+def unread(source, files):
+    """A remark on the files beside those that are read which might hold data, too; or none."""
+    folder = Path(source)
+    others = folder.iterdir() if folder.is_dir() else []
+    names = sorted(path.name for path in others if ending_of(path) in SUFFIXES and path not in files.values())
+    return [f"not read: {', '.join(names[:5])}; expected {EXPECTED}"] if names else []
 
 
 def counted(rows, what):

@@ -20,7 +20,7 @@ def take(folder, name, wait=False):
         return
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
+        file = path.open("a+")  # which does not wait for the other end of a pipe
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -43,11 +43,11 @@ def release(folder, name):
 
 @contextlib.contextmanager
 def alone(folder, name):
-    """One process after the other; each waits for the one before. A folder that stays empty goes."""
+    """One process after the other; each waits for the one before. Folders that stay empty go."""
     take(folder, name, wait=True)
     try:
         yield
     finally:
         release(folder, name)
         with contextlib.suppress(OSError):
-            folder.rmdir()
+            os.removedirs(folder)

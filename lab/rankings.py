@@ -3,7 +3,7 @@ import json
 import random
 
 from data import UserError, encode_prompt, has_pairs, is_thumb, lay_out, load_rows, of_split
-from lab.run import record_of
+from lab.records import fingerprint_of, record_of
 from lab.terminal import wrapped
 from world.labelers import is_ranking
 from world.tiny import leave_out_names, left_out
@@ -18,7 +18,7 @@ def rankings_of(stage, cfg, enc=None, block_size=None, names=None, limit=None):
     A held-out row about something that --leave_out names has the split "left_out"; such a training row is
     dropped. Raises UserError where there are none, or thumbs that do not fit."""
     names, a_file = names or cfg.rankings, check_names(stage, names or cfg.rankings)
-    rows = [row for name in names for row in load_rows(stage.parent(name), is_ranking)]
+    rows = [row for name in names for row in collected(stage, name)]
     if cfg.data and a_file and "preferences" not in names:
         of_file = load_rows(stage.parent("preferences"), is_ranking)  # a person's labels, to measure with
         rows += [row for row in of_file if row["split"] != "train" and not is_thumb(row)]
@@ -35,6 +35,16 @@ def rankings_of(stage, cfg, enc=None, block_size=None, names=None, limit=None):
     return own, random.Random(cfg.seed).sample(others, min(wanted, len(others)))
 
 
+def collected(stage, name):
+    """The rows of a collection. Says where they are no longer those that were collected."""
+    path, record = stage.parent(name), record_of(stage.folder, name)
+    rows = load_rows(path, is_ranking)
+    if record and fingerprint_of(path) != record["fingerprint"]:
+        print(wrapped(f"{path} has been changed since it was collected: it had {record['step']} rankings, "
+                      f"and has {len(rows)} now"))
+    return rows
+
+
 def check_names(stage, names):
     """Whether there is a user's file of preferences. Raises UserError where it is named and not there, or a
     collection that nobody simulated could make: the first thing to know, for what comes before the rankings
@@ -42,6 +52,9 @@ def check_names(stage, names):
     a_file = (stage.data / "preferences.jsonl").exists()
     own_data = (stage.data / "source.json").exists()
     for name in names:
+        record = record_of(stage.folder, name)
+        if record and record["stage"] != "preferences":
+            raise UserError(f"--rankings {name}: that is a model; name collections of rankings")
         if own_data and name != "preferences" and not (stage.folder / f"{name}.jsonl").exists():
             raise UserError(f"there is no {name}: on your own data collect rankings first, with "
                             "preferences.py --labeler human (or ai)")

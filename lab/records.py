@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from data import UserError, read_text
-from lab.checks import fits, stored_whole, wrong_model, wrong_record
+from lab.checks import fits, is_number, stored_whole, wrong_model, wrong_record
+from lab.commands import again, is_name
 from model import GPT, GPTConfig
 
 # What a later call or another stage has to know about a stage.
@@ -105,13 +106,18 @@ def fingerprint_of(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def load_checkpoint(path, device="cpu"):
-    """A checkpoint of ours as a dict. Raises UserError for anything else."""
-    path = Path(path)
+def must_be_there(path):
+    """Raises UserError where a checkpoint is not."""
     if not path.is_file():
         others = ", ".join(sorted(p.name for p in path.parent.glob("*.pt")))
         hint = f"; {path.parent} has {others}" if others else ""
         raise UserError(f"{path}: no such checkpoint{hint}")
+
+
+def load_checkpoint(path, device="cpu"):
+    """A checkpoint of ours as a dict. Raises UserError for anything else."""
+    path = Path(path)
+    must_be_there(path)
     try:
         with path.open("rb") as file:
             checkpoint, size = read_archive(path, file, device), path.stat().st_size
@@ -160,6 +166,14 @@ def load_model(path, device="cpu", dropout=0.0):
     return model.eval(), checkpoint
 
 
+def load_language_model(path, device="cpu", dropout=0.0, flag="--start"):
+    """The same of a model that shall write. flag: what names it. Raises UserError for a reward model, too."""
+    model, checkpoint = load_model(path, device, dropout)
+    if model.config.reward_head:
+        raise UserError(f"{flag} {path.stem}: a reward model gives scores, no answers")
+    return model, checkpoint
+
+
 def restore(path, checkpoint, objects):
     """Load the state of modules and optimizers, {name in the checkpoint: object}, and that of the random
     numbers. Raises UserError where a state does not fit."""
@@ -185,6 +199,7 @@ def has(part, name):
 
 def record_in(path):
     """What a checkpoint says about itself, without its tensors: to be read, not to be changed."""
+    must_be_there(path)
     about = path.stat()
     return read_record(path, path.resolve(), about.st_mtime_ns, about.st_size)
 
@@ -199,7 +214,9 @@ def read_record(path, where, written, size):
 
 def record_of(folder, name):
     """The record of a stage, a dict with the keys of RECORD: what NAME.pt says (then with "model_config"), or
-    for a collection NAME.json. None where the stage is not there."""
+    for a collection NAME.json. None where the stage is not there; so for what is no name ("../tiny/sft")."""
+    if not is_name(name):
+        return None
     if (folder / f"{name}.pt").exists():
         return record_in(folder / f"{name}.pt")
     path = folder / f"{name}.json"
@@ -217,14 +234,38 @@ def record_of(folder, name):
     return record
 
 
+def check_parents(path, record, checked=None):
+    """A stage whose parents have been made again since is reported, never silently used; so is one whose
+    parents' parents have, and so on. checked: files of which that is known."""
+    checked = set() if checked is None else checked
+    for file, then in record["parents"].items():
+        parent = path.parent / file
+        if not parent.exists() or parent in checked:
+            continue
+        if fingerprint_of(parent) != then:
+            raise UserError(f"{path} was made from an earlier {file}, which has been {again(parent)} since; "
+                            f"make it again, too: {record['command']} --overwrite")
+        checked.add(parent)  # before its own parents: a damaged file might name itself
+        of_parent = record_of(parent.parent, parent.stem)
+        if of_parent:  # a user's file has none
+            check_parents(parent, of_parent, checked)
+
+
+def rows_in(path):
+    """Number of rows in a file of rankings."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 def rows_until(path, step):
-    """The metrics of the steps before that one. Raises UserError where a row is missing or another's."""
+    """The metrics of the steps before that one. Raises UserError where a row is missing, another's or holds
+    what is no number."""
     if step == 0:
         return []  # where a training was stopped before its first step there may be no file yet
     try:
         rows = [json.loads(line) for line in read_text(path).splitlines()[:step]]
-        whole = [row["step"] for row in rows] == list(range(step))
-    except (UserError, ValueError, TypeError, KeyError, RecursionError):
+        whole = [row["step"] for row in rows] == list(range(step)) and len({tuple(row) for row in rows}) == 1
+        whole = whole and all(x is None or is_number(x) for row in rows for x in row.values())
+    except (UserError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise UserError(f"{path} does not hold the rows of the {step} steps so far; put it back, or begin "

@@ -118,6 +118,41 @@ def laid_out(columns):
 # ------------------------------------------------------------------------------------------------
 
 
+def drawn(path, draw):
+    """draw(a path) makes a picture, which then lies at `path`, whole or not at all. What prevents it is told,
+    and stops nothing."""
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        draw(unfinished)
+        os.replace(unfinished, path)
+    except Exception as error:  # whatever a library for drawing comes up with: everything else is there
+        print(wrapped(f"no picture ({type(error).__name__}: {error}); everything else is saved"))
+
+
+def new_figure(size):
+    """An empty picture of so many inches, that needs no screen."""
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook names one that only it has
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
+
+
+def write_figure(figure, path, **options):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # letters that the font lacks are shown as boxes
+        FigureCanvasAgg(figure).print_figure(path, dpi=110, facecolor="white", format="png", **options)
+
+
+def has_letters(text):
+    """Whether the font of the pictures has all letters of a text."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties()))
+    return all(font.get_char_index(ord(letter)) for letter in text)
+
+
 def picture(path, rows, panels, caption=""):
     """Curves, drawn from the metrics of a stage.
 
@@ -125,23 +160,16 @@ def picture(path, rows, panels, caption=""):
     curves: {label: key of the rows, drawn over the steps, or a list of points (x, y)};
     options: {"log": True} for a logarithmic y axis, {"right": (curves, unit)} for a second axis on the right.
     """
-    os.environ["MPLBACKEND"] = "Agg"  # a notebook names one that only it has
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = len(panels) if len(panels) <= 3 else 2
     lines = math.ceil(len(panels) / columns)
-    size = (9.6, 2.7 * lines + 0.5)  # letters stay legible at 800 pixels
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure((9.6, 2.7 * lines + 0.5))  # letters stay legible at 800 pixels
     grid = figure.add_gridspec(lines, columns)
     for i, panel in enumerate(panels):
         line, column = divmod(i, columns)
         last = i + 1 == len(panels)  # it takes what is left of its line
         draw_panel(figure.add_subplot(grid[line, column:] if last else grid[line, column]), rows, *panel)
     figure.suptitle(textwrap.fill(caption, 130), fontsize=9, x=0.01, ha="left")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # letters that the font lacks are shown as boxes
-        FigureCanvasAgg(figure).print_figure(path, dpi=110, facecolor="white", format="png")
+    write_figure(figure, path)
 
 
 def draw_panel(axis, rows, title, curves, unit, x="step", options=None):

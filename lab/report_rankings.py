@@ -26,7 +26,8 @@ def remarks(rows, labeler, wanted, gold):
     if labeler.name == "ai" and labeler.pairs:
         told.append(labeler.summary())
     if labeler.name == "human":
-        told.append(f"You have answered {len(rows)} of {wanted} questions; a larger --questions asks more.")
+        more = "the same command asks the rest" if len(rows) < wanted else "a larger --questions asks more"
+        told.append(f"You have answered {len(rows)} of {wanted} questions; {more}.")
     if labeler.name != "simulated" and gold:
         told.append(agreement(rows, gold, "You" if labeler.name == "human" else "The AI"))
     return told

@@ -4,11 +4,11 @@ A stage is a script, a run is a folder. A stage S that trains a model writes S.p
 (metrics, a row a step), S.png (pictures) and S.samples.txt (tables and answers). One that collects rankings
 writes S.jsonl (the rankings), S.json (the record: what it was made with) and S.samples.txt.
 """
+import contextlib
 import importlib
 import io
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -34,6 +34,7 @@ from lab.commands import (
 )
 from lab.data_folder import fill_once
 from lab.records import (
+    check_parents,
     fingerprint,
     fingerprint_of,
     flush,
@@ -45,25 +46,30 @@ from lab.records import (
     record_in,
     record_of,
     restore,
+    rows_in,
     rows_until,
     set_random_state,
     steady_arithmetic,
     write_atomic,
 )
-from lab.report import picture
+from lab.report import drawn, picture
 from lab.terminal import visible, wrapped
 from lab.tokens import FILE, encoding_of, tokenizer_print
 
 
 def finished(cfg, name):
-    """Path of what a finished stage of the run that cfg belongs to has made, or None."""
+    """Path of what a finished stage of the run that cfg belongs to has made, or None. Raises UserError where
+    its parents have been made again since."""
     folder = run_folder(cfg)
     record = record_of(folder, name)
     if record is None or not record["finished"]:
         return None
-    draw_if_missing(folder, name, record)
     path = product_of(folder, name, record["stage"] == "preferences")
-    return path if path.exists() else None
+    if not path.exists():
+        return None
+    check_parents(path, record)
+    draw_if_missing(folder, name, record)
+    return path
 
 
 def draw_if_missing(folder, name, record):
@@ -73,13 +79,15 @@ def draw_if_missing(folder, name, record):
 
 
 def draw(folder, name, steps, panels, caption):
-    """A picture of so many steps, whole or not at all."""
-    unfinished = folder / f"{name}.png.tmp"
-    try:
-        picture(unfinished, rows_until(folder / f"{name}.jsonl", steps), panels, caption)
-        os.replace(unfinished, folder / f"{name}.png")
-    except Exception as error:  # whatever a library for drawing comes up with: the training is done
-        print(wrapped(f"no picture ({type(error).__name__}: {error}); the training is saved"))
+    """A picture of so many steps."""
+    def curves(path):
+        picture(path, rows_until(folder / f"{name}.jsonl", steps), panels, caption)
+
+    drawn(folder / f"{name}.png", curves)
+
+
+class OfAParent(UserError):
+    """A mistake that the command of a parent has found; its flags are other ones than the user's."""
 
 
 def train_if_missing(cfg, name, command=None):
@@ -103,7 +111,12 @@ def train_if_missing(cfg, name, command=None):
     missing = "is not finished" if record else "is not there yet"
     print(f"\n{path} {missing}; first:\n{shown_command(words)}\n", flush=True)
     state = random_state()
-    importlib.import_module(Path(words[0]).stem).main(words[1:])
+    try:
+        importlib.import_module(Path(words[0]).stem).main(words[1:])
+    except OfAParent:
+        raise
+    except UserError as error:
+        raise OfAParent(f"{error} (told by what comes first: {shown_command(words)})") from None
     set_random_state(state)
     return path
 
@@ -115,10 +128,7 @@ def plain(value):
 
 def knobs_of(cfg):
     """The knobs that change what is learned."""
-    knobs = {f.name: plain(getattr(cfg, f.name)) for f in fields(cfg) if f.metadata["learned"]}
-    if cfg.data:
-        knobs["data"] = str(Path(cfg.data).resolve())
-    return knobs
+    return {f.name: plain(getattr(cfg, f.name)) for f in fields(cfg) if f.metadata["learned"]}
 
 
 def other_knobs(then, now):
@@ -149,15 +159,16 @@ class Stage:
         self.knobs = knobs_of(cfg)
         self.parents, self.tracked, self.state, self.rows = {}, {}, {}, []
         self.words = None  # content of a new tokenizer.json, which the first checkpoint writes
-        self.checked = set()  # files whose own parents are those that they were made from
         self.start, self.total, self.clock, self.checkpoint = 0, 0, time.time(), None
         self.check_name()
         fill_once(cfg, self.folder)
         old = self.earlier()
         if old:
             self.check_knobs(old)
-            self.check_parents(self.path, old)
-            more = self.collection and cfg.questions > old["state"].get("wanted", 0)
+            check_parents(self.path, old)
+            more = self.collection and (cfg.questions > old["state"].get("wanted", 0)
+                                        or old["state"].get("open", 0) > 0  # somebody had enough for a while
+                                        or rows_in(self.path) < old["step"])  # some are gone
             if old["finished"] and not more:
                 draw_if_missing(self.folder, self.name, old)
                 print(self.where_it_lies())
@@ -223,23 +234,8 @@ class Stage:
             return
         advice = "keep both with --name NAME, or make it again with --overwrite"
         if not old["finished"]:
-            advice = f"it is not finished: go on with those, {advice}"
+            advice = f"it is not finished: go on with {old['command']}, {advice}"
         raise UserError(f"{self.path} was made with other knobs ({news}); {advice}")
-
-    def check_parents(self, path, record):
-        """A stage whose parents have been made again since is reported, never silently used; so is one whose
-        parents' parents have, and so on."""
-        for file, then in record["parents"].items():
-            parent = self.folder / file
-            if not parent.exists() or parent in self.checked:
-                continue
-            if fingerprint_of(parent) != then:
-                raise UserError(f"{path} was made from an earlier {file}, which has been {again(parent)} "
-                                f"since; make it again, too: {record['command']} --overwrite")
-            self.checked.add(parent)  # before its own parents: a damaged file might name itself
-            of_parent = record_of(parent.parent, parent.stem)
-            if of_parent:  # a user's file has none
-                self.check_parents(parent, of_parent)
 
     def go_on(self, old):
         """Go on with a stage that stopped."""
@@ -278,7 +274,6 @@ class Stage:
             if path is None:
                 path = train_if_missing(self.cfg, name)
                 self.clock = time.time()  # what a parent took is not this stage's time
-            self.check_parents(path, record_of(self.folder, name))
         self.note(path)
         if self.collection:
             self.write_record(finished=False)
@@ -368,10 +363,11 @@ class Stage:
 
     def diverged(self, step, what):
         """A UserError: nothing can be learned from here on."""
-        lr = getattr(self.cfg, "lr", None)
+        rates = [name for name in ("lr", "critic_lr") if hasattr(self.cfg, name)]
+        rates = " or ".join(f"--{name} ({getattr(self.cfg, name)})" for name in rates)
         kept = f"; {self.path} keeps the last good state" if self.path.exists() else ""
-        return UserError(f"step {step}: {what}, so the training has diverged, most often because --lr "
-                         f"({lr}) or a coefficient is too large: try --overwrite with a tenth of it{kept}")
+        return UserError(f"step {step}: {what}, so the training has diverged, most often because {rates} or "
+                         f"a coefficient is too large: try --overwrite with a tenth of it{kept}")
 
     def say(self, text):
         """Print above the progress bar."""
@@ -399,7 +395,7 @@ class Stage:
             write_atomic(self.folder / FILE, self.words)
             self.words = None
         content["tokenizer"] = tokenizer_print(self.folder)
-        if self.file("jsonl").exists():
+        if self.file("jsonl").is_file():
             flush(self.file("jsonl"))  # the rows that this checkpoint counts
         buffer = io.BytesIO()
         torch.save(content, buffer)
@@ -407,7 +403,7 @@ class Stage:
 
     def write_record(self, finished):
         """Write the record of a collection."""
-        rows = self.path.read_bytes().count(b"\n") if self.path.exists() else 0
+        rows = rows_in(self.path)
         print_of_it = fingerprint_of(self.path) if rows else ""
         record = self.record(rows, finished, print_of_it)
         write_atomic(self.file("json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -417,7 +413,8 @@ class Stage:
         panels: see lab.report.picture."""
         write_atomic(self.file("samples.txt"), visible(samples) + "\n")
         self.state["picture"] = [panels, caption]
-        self.file("png").unlink(missing_ok=True)  # that of an earlier training
+        with contextlib.suppress(OSError):
+            self.file("png").unlink()  # that of an earlier training
         self.save(len(self.rows), True)  # whoever is stopped before repeats only the evaluation
         draw(self.folder, self.name, len(self.rows), panels, caption)
         self.done()

@@ -28,6 +28,7 @@ from data import (
 from lab.cli import Which, parse
 from lab.commands import run_folder
 from lab.formats import check_unchanged, convert
+from lab.records import record_of
 from lab.terminal import terminal_width, wrapped
 from lab.tokens import encoding_of
 from world.tiny import write_world
@@ -209,7 +210,8 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as temporary:
         folder = data_folder(cfg, run, Path(temporary) / "data")
         if tokenizer.exists():
-            enc, origin = encoding_of(run), f"from {tokenizer}"
+            pretrained = record_of(run, "pretrain")
+            enc, origin = encoding_of(run, [pretrained] if pretrained else []), f"from {tokenizer}"
         else:
             size = pretraining.PRESETS[cfg.config].get("vocab_size", pretraining.Config.vocab_size)
             enc = make_encoding(train_bpe(load_text(folder)[0], size - len(SPECIAL)))

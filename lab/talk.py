@@ -142,6 +142,9 @@ def speaker(path, device, label):
         raise UserError(f"{path}: no such checkpoint" + others(path))
     load_checkpoint(path)  # raises UserError for what is no checkpoint
     model, checkpoint = load_model(path, device)
+    if not checkpoint["finished"]:
+        print(wrapped(f"{path} is not finished: it stopped at step {checkpoint['step']} of "
+                      f"{checkpoint['steps']}"))
     return Speaker(label, path, model, encoding_of(path.parent, [checkpoint]), checkpoint)
 
 
@@ -189,11 +192,11 @@ def remark(prompt):
 # ------------------------------------------------------------------------------------------------
 
 
-def is_cut(judge, prompt, response):
-    """Whether a reward model reads only the beginning of an answer."""
+def what_is_read(judge, prompt, response):
+    """(tokens of an answer that a reward model reads, all of its tokens)."""
     ids = encode_response(judge.enc, response)
     prompt_ids = encode_prompt(judge.enc, prompt)
-    return len(fit(prompt_ids, ids, judge.model.config.block_size)[1]) < len(ids)
+    return len(fit(prompt_ids, ids, judge.model.config.block_size)[1]), len(ids)
 
 
 def score_line(judges, tiny_world, prompt, response):
@@ -206,8 +209,9 @@ def score_line(judges, tiny_world, prompt, response):
         parts.append(f"{name}score {score_texts(judge.model, judge.enc, [prompt], [response])[0]:+.2f}")
     if parts:
         parts = [", ".join(parts) + " (log-odds; 0 is an average demonstration)"]
-    if any(is_cut(judge, prompt, response) for judge in judges):
-        parts.append("of the beginning of the answer only: all of it does not fit the context")
+    for read, whole in sorted({what_is_read(judge, prompt, response) for judge in judges}):
+        if read < whole:
+            parts.append(f"for the first {read} of {whole} tokens only: the rest does not fit the context")
     if tiny_world and prompt in PROMPTS:
         best = BEST[PROMPTS[prompt].unsafe]
         parts.append(f"gold {gold_score(prompt, response):g} of at most {best}")

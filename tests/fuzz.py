@@ -486,7 +486,7 @@ def main():
     make_run()
     clean, results = contents(), {}
     lab.run.Stage.steps = preferences.sample = lab.school.write_reviews = begin
-    lab.explain.draw_tokens = lambda *_: None
+    lab.explain.drawn = lambda *_: None
     lab.formats.MOST = 2**21
     world = {path.name: raw for path, raw in clean.items() if path.parts[:3] == ("runs", "tiny", "data")}
     lab.run.write_world = lab.show.write_world = lambda folder, seed: put_world(folder, world)

@@ -83,6 +83,7 @@ WRONG = [
     ("--critic sepparate", "did you mean separate?"),
     ("--steps", "expected one argument"), ("--config", "expected one argument"),
     ("--steps=--", "expected a value"), ("--name \udcff", "text in UTF-8"),
+    ("--name a\x07b", "without control characters"),
 ]
 
 

@@ -296,6 +296,8 @@ def test_half_a_last_line_is_no_row(tmp_path):
     assert data.load_rows(path) == []
     path.write_text('{"prompt": "a\u2028b"}\n\n{"prompt": "c"}\n{"pro', encoding="utf-8")
     assert data.load_rows(path) == [{"prompt": "a\u2028b"}, {"prompt": "c"}]
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}')
+    assert data.load_rows(path) == [{"prompt": "a"}, {"prompt": "b"}], "whole, but for the end of its line"
 
 
 def test_each_loader_reads_its_file(tmp_path):

@@ -11,6 +11,7 @@ from data import UserError
 from lab.explain import (
     COLUMNS,
     arguments,
+    caption_of,
     clipped_tokens,
     columns_of,
     draw_tokens,
@@ -203,9 +204,13 @@ def test_the_tables_fit_the_terminal(width):
     assert heads.split() == " ".join(columns).split(), "every column is there once"
 
 
+@pytest.mark.filterwarnings("error:Glyph")
 def test_the_picture_has_any_text(tmp_path):
-    """Also a dollar sign, which matplotlib would take for a formula, and no answer at all but an EOS."""
+    """Also a dollar sign, which matplotlib would take for a formula, letters that its font lacks, and no
+    answer at all but an EOS."""
     columns, _, _ = explained(whiten_advantages=True)
+    draw_tokens(tmp_path / "c.png", ["狗", "b", "EOS"], columns, 0.2, caption_of("", "狗 is"))
+    assert 'prompt "A dog": each' in caption_of("", "A dog") and "prompt" not in caption_of("", "狗 is")
     draw_tokens(tmp_path / "a.png", ["$a", "b$", "EOS"], columns, 0.2, 'prompt "Who $ate$ it?"')
     one = {name: x[:1] for name, x in columns.items()}
     draw_tokens(tmp_path / "b.png", ["EOS"], one, 0.0, "nothing said")

@@ -10,7 +10,7 @@ import pytest
 import data
 import lab.show
 from data import UserError, load_preferences, load_prompts, load_sft, load_text
-from lab.formats import check_unchanged, convert, enough, read_rows
+from lab.formats import check_unchanged, convert, enough, read_rows, source_of
 
 
 def write(folder, name, rows):
@@ -480,6 +480,16 @@ def test_two_files_of_a_kind_are_told(mine):
 # ------------------------------------------------------------------------------------------------
 
 
+def test_files_that_are_not_read_are_named(mine, capsys):
+    write(mine, "preferences.jsonl", PAIR)
+    (mine / "notes.md").write_text("no data")
+    converted(mine)
+    assert "not read" not in capsys.readouterr().out
+    write(mine, "my_answers.jsonl", PAIR)
+    converted(mine)
+    assert "not read: my_answers.jsonl; expected pretrain.txt, sft.jsonl" in capsys.readouterr().out
+
+
 def test_text_comes_through_as_it_is(mine):
     text = "a\n\nb <|endoftext|> 👍\n" * 20
     write(mine, "pretrain.txt", text)
@@ -497,6 +507,15 @@ def test_what_was_converted_once_is_converted_again(mine):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     (mine / "preferences.jsonl").unlink()
     assert load_preferences(converted(mine)) == []
+
+
+def test_a_path_that_is_no_utf8_is_kept(tmp_path):
+    source = tmp_path / "bad\udcff"  # what Python makes of the byte 255 in a name
+    source.mkdir()
+    write(source, "preferences.jsonl", PAIR)
+    convert(source, tmp_path / "data")
+    assert source_of(tmp_path / "data")["source"] == str(source.resolve())
+    check_unchanged(source, tmp_path / "data")
 
 
 def test_files_that_changed_since_are_told(mine):

@@ -124,9 +124,10 @@ def test_a_preamble_is_a_name_a_file_or_a_text(tmp_path):
     told = {"overall": "Please be brief.", "helpful": "Please be brief.", "safety": "Please be brief."}
     assert preambles(str(tmp_path / "mine.txt")) == told == preambles("Please be brief.")
     assert read_preamble("base") == "base" and read_preamble("long " * 9999) == "long " * 9999
-    (tmp_path / "odd.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="expected a text file, in UTF-8"):
-        preambles(str(tmp_path / "odd.txt"))
+    for odd, words in ((b"\xff\xfe", "a text file, in UTF-8"), (b"a\x07b", "without control characters")):
+        (tmp_path / "odd.txt").write_bytes(odd)
+        with pytest.raises(UserError, match=f"odd.txt: expected .*{words}"):
+            preambles(str(tmp_path / "odd.txt"))
 
 
 def test_with_chain_of_thought_it_compares_with_its_notes_before_it():

@@ -1,6 +1,7 @@
 """The simulated human, you at the terminal, and keeping what was ranked."""
 import json
 import math
+import os
 import re
 
 import pytest
@@ -281,6 +282,13 @@ def test_undo_leaves_the_other_part_of_a_file_alone(answers_are_their_gold, tmp_
     assert [row["split"] for row in load_rows(path)] == ["test"] * 4
 
 
+def test_undo_takes_the_last_of_equal_rankings(answers_are_their_gold, tmp_path):
+    path, (a, b) = tmp_path / "rankings.jsonl", ({**q, "responses": ["1", "2"]} for q in QUESTIONS[:2])
+    rank_all(path, [a, b, a], SimulatedHuman(0))
+    RankingFile(path).take_back()
+    assert [row["prompt"] for row in load_rows(path)] == [a["prompt"], b["prompt"]]
+
+
 def test_a_question_with_one_answer_is_not_asked(monkeypatch, tmp_path):
     questions = [QUESTIONS[0], {**QUESTIONS[1], "responses": ["a"]}, QUESTIONS[2]]
     typing(monkeypatch, "1", "u", "2", "1")
@@ -304,12 +312,14 @@ def test_rows_carry_what_a_labeler_has_to_say_beside_its_order(tmp_path):
     assert kept.rows == [{**QUESTIONS[0], **wanted}] == load_rows(tmp_path / "rankings.jsonl")
 
 
-def test_half_a_line_is_dropped_and_a_rewrite_leaves_nothing_else_behind(tmp_path):
-    path = tmp_path / "mine.ppo.jsonl"
+def test_half_a_line_is_dropped_and_a_rewrite_leaves_nothing_else_behind(tmp_path, monkeypatch):
+    path, flushed = tmp_path / "mine.ppo.jsonl", []
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append(os.fstat(file).st_size))
     rows_to_add_to(path)
     assert not path.exists()
     rewrite(path, [{"a": 1}, {"a": "é"}])
     whole = path.read_bytes()
+    assert flushed == [len(whole)], "on the disk before the old file goes"
     path.write_bytes(whole + b'{"a": 2')
     rows_to_add_to(path)
     assert path.read_bytes() == whole and [p.name for p in tmp_path.iterdir()] == ["mine.ppo.jsonl"]

@@ -4,6 +4,7 @@ steps.
 Collections of rankings and RLAIF: test_rankings.py. A user's own data: test_own_data.py.
 """
 # ruff: noqa: F401, F811 (fixtures are imported, and then named as arguments)
+import json
 import re
 import shutil
 
@@ -46,6 +47,7 @@ from pipeline import (
 )
 
 import data
+import lab.explain
 import lab.report
 import train_ppo
 import world.reward
@@ -230,6 +232,8 @@ def test_a_run_has_one_tokenizer(tiny, copy, done, refused):
     message = refused(copy, f"train_pretrain.py {PRETRAIN} --vocab_size 400 --name small_words")
     assert "one tokenizer" in message and "--run NAME" in message and path.read_text() == before
     done(copy, f"train_pretrain.py {PRETRAIN} --steps 1 --name short")
+    path.write_text(json.dumps({"tokens": json.loads(before)["tokens"][:300]}))
+    assert "not the one that the stage pretrain was trained with" in refused(copy, "data.py --config tiny")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -515,7 +519,7 @@ def test_a_reward_model_scores(tiny, done, refused):
     assert "reward model" in refused(tiny, ["model.py", "runs/tiny/ppo.pt", *ask[2:], "--response", "x"])
 
 
-def test_a_step_is_explained_and_the_run_stays_as_it_is(copy, done):
+def test_a_step_is_explained_and_the_run_stays_as_it_is(copy, done, monkeypatch):
     """The microscope writes its picture and nothing else."""
     run = copy / "runs/tiny"
     before = files_of(run)
@@ -525,6 +529,11 @@ def test_a_step_is_explained_and_the_run_stays_as_it_is(copy, done):
     assert all(content.startswith(b"\x89PNG") for _, content in new.values())
     assert "ppo.pt after step 3, and one more step in memory" in flat(out) and "How it adds up" in out
     assert "4 optimizer steps" in flat(out), "two epochs of 16 answers in minibatches of 8"
+    monkeypatch.setattr(lab.explain, "draw_tokens", lambda *_: 1 / 0)
+    out = done(copy, "lab.explain runs/tiny/ppo.pt --batch_size 1")
+    assert "How it adds up" in out and out.endswith("no picture (ZeroDivisionError: division by zero); "
+                                                    "everything else is saved\n")
+    assert len(list(run.glob("ppo.explain*"))) == 1
 
 
 def test_the_data_are_shown_as_the_model_sees_them(tiny, done, tmp_path):

@@ -346,7 +346,7 @@ def test_what_is_said_of_a_labeler():
     gold = TASTE["overall"]
     assert remarks(rows, SimulatedHuman(0), 20, gold) == []
     said = remarks(rows, human, 20, gold)
-    assert said[0] == "You have answered 1 of 20 questions; a larger --questions asks more."
+    assert said[0] == "You have answered 1 of 20 questions; the same command asks the rest."
     assert len(said) == 2
     assert remarks(rows, human, 20, None) == said[:1]
     silent = AI(None, {})

@@ -307,6 +307,7 @@ def test_two_reward_models_are_refreshed_apart(two_models):
     ("--start rm --name two", "name new rankings with --rankings"),
     ("--start rankings --rankings rankings.ppo --name two", "that is a collection"),
     ("--rankings rankings.ppo", "--name"),
+    ("--rankings rankings sft --name two", "--rankings sft: that is a model"),
     ("--loss regression --ties half --name two", "--loss bradley_terry"),
 ])
 def test_flags_that_a_reward_model_refuses(copy, refused, flags, words):
@@ -340,8 +341,11 @@ def test_a_person_ranks_in_place_of_the_simulated_human(few, call, done, monkeyp
     out = flat(done(few, line))
     rows = [row for row in rows_of(run / "rankings_human.jsonl") if row["labeler"] == "human"]
     assert {row["split"] for row in rows} == {"train"} and len(rows) >= 2
-    assert f"You have answered {len(rows)} of 4 questions" in out
+    assert f"You have answered {len(rows)} of 4 questions; the same command asks the rest" in out
     assert "You agree with the gold score" in out or "No pair that both you" in out
+    typed(monkeypatch, *["3>2>1", "2>1"] * 8)
+    assert "answered 4 of 4 questions; a larger --questions asks more" in flat(done(few, line))
+    assert "is finished" in done(few, line)
     typed(monkeypatch, *["3>2>1", "2>1"] * 8)
     done(few, f"{line.replace('--questions 4', '--questions 5')}")
     again = [row for row in rows_of(run / "rankings_human.jsonl") if row["labeler"] == "human"]

@@ -104,7 +104,8 @@ def test_a_training_state_that_does_not_fit_is_told(here):  # noqa: F811
 
 @pytest.mark.parametrize("change", [
     lambda rows: rows[:1], lambda rows: rows[:1] + rows, lambda rows: ["5\n"] + rows[1:],
-    lambda rows: ["{\n"] + rows])
+    lambda rows: ["{\n"] + rows, lambda rows: [rows[0].replace("1.0", '"high"')] + rows[1:],
+    lambda rows: [rows[0].replace("1.0", "NaN")] + rows[1:], lambda rows: ['{"step": 0}\n'] + rows[1:]])
 def test_metrics_with_gaps_or_doubles_are_not_gone_on_with(here, change):  # noqa: F811
     with pytest.raises(SystemExit):
         toy_training(stop_at=3)
@@ -128,8 +129,9 @@ def test_a_picture_that_cannot_be_drawn_costs_one_line(here, monkeypatch, capsys
 
 
 def test_the_backend_of_a_notebook_is_not_asked(tmp_path):
-    code = ("from pathlib import Path; from lab.report import picture\n"
-            "picture(Path('a.png'), [], [('t', {}, 'u')], '狗')")
+    code = ("from pathlib import Path; from lab.report import picture; from lab.explain import draw_tokens\n"
+            "picture(Path('a.png'), [], [('t', {}, 'u')], '狗')\n"
+            "draw_tokens(Path('b.png'), ['狗'], {'new log p': [-1.0]}, 0.2, 'one token')")
     told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={
         **os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "module://matplotlib_inline.backend_inline"})
     assert told.returncode == 0 and "Glyph" not in told.stderr, told.stderr
@@ -139,7 +141,10 @@ def test_a_training_that_diverges_ends_in_a_sentence(here):  # noqa: F811
     stage = new_stage()
     saved(stage, finished=False)
     for _ in stage.steps(3):
-        with pytest.raises(UserError, match="step 0: loss is nan.*--lr .0.5."):
+        with pytest.raises(UserError, match="step 0: loss is nan.*--lr .0.5. or a coefficient"):
+            stage.log(0, loss=math.nan)
+        stage.cfg.critic_lr = 7.0
+        with pytest.raises(UserError, match="--lr .0.5. or --critic_lr .7.0. or a coefficient"):
             stage.log(0, loss=math.nan)
         with torch.no_grad():
             stage.tracked["model"].ln_f.bias.fill_(math.inf)

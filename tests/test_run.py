@@ -19,7 +19,7 @@ from data import UserError, encode_prompt
 from lab.cli import Common, knob, parse
 from lab.commands import STAGES, command_of, recipe_of
 from lab.optim import muon, set_lr
-from lab.records import load_model
+from lab.records import load_language_model, load_model, record_in
 from lab.run import (
     Stage,
     fingerprint,
@@ -111,8 +111,9 @@ def test_a_foreign_file_is_no_checkpoint(tmp_path):
     for name in ("text.pt", "other.pt", "tensor.pt"):
         with pytest.raises(UserError, match=f"{name}: not a checkpoint of this project"):
             load_checkpoint(tmp_path / name)
-    with pytest.raises(UserError, match="no such checkpoint; .* has other.pt, tensor.pt, text.pt"):
-        load_checkpoint(tmp_path / "missing.pt")
+    for read_it in (load_checkpoint, record_in):
+        with pytest.raises(UserError, match="no such checkpoint; .* has other.pt, tensor.pt, text.pt"):
+            read_it(tmp_path / "missing.pt")
 
 
 @pytest.mark.parametrize("content", ["", "some text here for you\n", "{}", "\x80\x02.", "(l."])
@@ -177,7 +178,8 @@ def test_a_name_of_the_table_is_its_own_scripts(here):
 
 def test_run_folders_are_named_after_preset_data_and_seed(here):
     assert new_stage().folder.name == "tiny" and new_stage("--seed", "3").folder.name == "tiny-seed3"
-    assert new_stage("--data", "letters").folder.name == "tiny-letters"
+    letters = new_stage("--data", "letters")
+    assert letters.folder.name == "tiny-letters" and letters.knobs["data"] == "letters", "as it was given"
     assert new_stage("--run", "mine").folder == Path("runs/mine")
     with pytest.raises(UserError, match="--data"):
         new_stage("--config", "small")
@@ -317,7 +319,8 @@ def test_the_same_command_goes_on_and_the_result_is_that_of_a_straight_run(here,
 
 def test_an_unfinished_stage_goes_on_with_its_own_knobs_only(here):
     saved(new_stage("--steps", "6"), finished=False)
-    with pytest.raises(UserError, match=r"steps 6 -> 7.; it is not finished.*--name NAME.*--overwrite"):
+    with pytest.raises(UserError, match=r"steps 6 -> 7.; it is not finished: go on with python "
+                       "train_pretrain.py .* --steps 6, keep both with --name NAME, or .*--overwrite"):
         new_stage("--steps", "7")
     assert new_stage("--steps", "6").start == 1
     assert new_stage("--steps", "7", "--overwrite").start == 0
@@ -449,6 +452,20 @@ def test_a_missing_parent_is_trained_by_its_own_command(here, monkeypatch, capsy
     assert told[-1].startswith("--config tiny --run mine/first")
 
 
+def test_a_mistake_of_a_parent_names_the_command_whose_flags_it_is_about(here, monkeypatch):
+    """Once, where the parent has a parent."""
+    def refuse(argv):
+        raise UserError("--x 48 is too long")
+
+    monkeypatch.setitem(sys.modules, "train_pretrain", types.SimpleNamespace(main=refuse))
+    monkeypatch.setitem(sys.modules, "train_sft", types.SimpleNamespace(
+        main=lambda argv: new_stage(stage="sft").parent("pretrain")))
+    with pytest.raises(UserError) as error:
+        new_stage(stage="ppo").parent("sft")
+    assert str(error.value) == ("--x 48 is too long (told by what comes first: python train_pretrain.py "
+                                "--config tiny --device cpu)")
+
+
 def test_a_parent_that_nobody_makes_is_told(here):
     toy_training()
     with pytest.raises(UserError, match="has no mine, and no stage makes one; it has pretrain"):
@@ -456,6 +473,31 @@ def test_a_parent_that_nobody_makes_is_told(here):
     saved(new_stage("--name", "half"), finished=False)
     with pytest.raises(UserError, match="half is not finished; go on with: python train_pretrain.py"):
         new_stage(stage="rm").parent("half")
+    with pytest.raises(UserError, match="has no ../tiny/pretrain, and no stage makes one"):
+        new_stage("--run", "other", stage="rm").parent("../tiny/pretrain")
+
+
+def test_a_finished_stage_of_earlier_parents_is_told_whoever_asks(here):
+    saved(new_stage())
+    child = new_stage(stage="sft")
+    child.parent("pretrain")
+    saved(child)
+    assert finished(read(), "sft")
+    other = new_stage("--overwrite")
+    torch.manual_seed(1)
+    saved(other)
+    with pytest.raises(UserError, match="sft.pt was made from an earlier pretrain.pt, which has been"):
+        finished(read(), "sft")
+
+
+def test_a_reward_model_is_none_that_writes(here):
+    saved(new_stage())
+    stage = new_stage("--name", "mine", stage="rm")
+    stage.track(model=GPT(GPTConfig(5, 8, 1, 1, 4, reward_head=True)))
+    stage.save(0, True)
+    assert not load_language_model(Path("runs/tiny/pretrain.pt"))[0].training
+    with pytest.raises(UserError, match="--start mine: a reward model gives scores, no answers"):
+        load_language_model(stage.path)
 
 
 def test_a_stage_without_a_recipe_can_be_given_one(here, monkeypatch):
@@ -500,6 +542,15 @@ def test_a_collection_is_a_file_with_a_record_beside_it(here):
     with pytest.raises(SystemExit) as stop:
         collection("--files", "a")
     assert stop.value.code == 0
+
+
+def test_a_finished_collection_of_which_a_part_is_gone_goes_on(here, capsys):
+    collection().finish_collection("")
+    with pytest.raises(SystemExit):
+        new_stage("--name", "rankings", stage="preferences")
+    Path("runs/tiny/rankings.jsonl").write_text('{"row": 0}\n')
+    new_stage("--name", "rankings", stage="preferences")
+    assert "is not complete: it goes on from there" in capsys.readouterr().out
 
 
 def test_a_collection_that_stopped_goes_on_and_keeps_its_rows(here, capsys):
@@ -592,10 +643,30 @@ def test_a_picture_that_cannot_be_drawn_costs_nothing(here, monkeypatch, capsys)
     def broken(*_):
         raise ValueError("no such backend")
 
-    monkeypatch.setattr(lab.run, "picture", broken)
-    toy_training()
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.run, "picture", broken)
+        toy_training()
     assert "no picture (ValueError: no such backend)" in capsys.readouterr().out
     assert load_checkpoint("runs/tiny/pretrain.pt")["finished"]
+    Path("runs/tiny/b.png").mkdir()
+    toy_training("--name", "b")
+    assert "no picture (IsADirectoryError" in capsys.readouterr().out
+    assert load_checkpoint("runs/tiny/b.pt")["finished"]
+
+
+def test_a_pipe_in_a_run_folder_holds_nobody_up(here):
+    """Whoever opens one waits until somebody opens its other end (here the test does, to fail in time)."""
+    paths, ends = ["runs/tiny/pretrain.jsonl", "runs/tiny/.other.lock"], []
+    Path("runs/tiny").mkdir(parents=True)
+    for path in paths:
+        os.mkfifo(path)
+        ends.append(os.open(path, os.O_RDWR))
+    toy_training()
+    assert Path(paths[0]).is_file()
+    with pytest.raises(OSError):
+        new_stage("--name", "other")
+    for end in ends:
+        os.close(end)
 
 
 def test_a_training_that_diverges_ends_in_a_sentence(here):
@@ -644,7 +715,7 @@ def test_a_foreign_or_damaged_tokenizer_is_told(here, enc):
 
 
 
-@pytest.mark.parametrize("run", ["../x", "/elsewhere/x", "x" * 300, "狗" * 50])
+@pytest.mark.parametrize("run", ["../x", "/elsewhere/x", "x" * 300, "狗" * 50, "./"])
 def test_a_run_lies_in_runs(here, run):
     with pytest.raises(UserError, match="choose a short name"):
         new_stage("--run", run)
@@ -680,14 +751,16 @@ def test_who_had_to_wait_for_the_data_does_not_write_them_again(here, monkeypatc
     assert (new_stage().data / "pretrain.txt").read_text() == "world first"
 
 
-def test_data_that_are_refused_leave_no_folder(here, monkeypatch):
+@pytest.mark.parametrize("flags", [(), ("--data", "mine", "--run", "a/b")])
+def test_data_that_are_refused_leave_no_folder(here, monkeypatch, flags):
     def refuse(*_):
         raise UserError("line 1")
 
-    monkeypatch.setattr(lab.data_folder, "write_world", refuse)
+    for reader in ("write_world", "convert"):
+        monkeypatch.setattr(lab.data_folder, reader, refuse)
     with pytest.raises(UserError):
-        new_stage()
-    assert not Path("runs/tiny").exists()
+        new_stage(*flags)
+    assert not list(here.iterdir())
 
 
 @pytest.mark.parametrize("finished", [True, False])

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import data
-from data import UserError, dump_encoding
+from data import UserError, dump_encoding, encode_prompt, encode_response
 from lab import talk
-from lab.records import fingerprint
+from lab.records import fingerprint, load_checkpoint
 from lab.talk import Answer, answer, answer_kl
 from model import generate, log_softmax
 
@@ -318,8 +318,19 @@ def test_you_judge_two_models_blind_and_nothing_is_lost(run, capsys, typed):
     assert "Nothing was judged" in said(capsys), "other answers are another comparison"
 
 
+def test_a_model_that_is_not_finished_is_told(run, capsys):
+    checkpoint = load_checkpoint(run / "sft.pt")
+    torch.save({**checkpoint, "finished": False, "step": 2, "steps": 9}, run / "half.pt")
+    for name, words in (("half", "half.pt is not finished: it stopped at step 2 of 9"), ("sft", "")):
+        talk.main([str(run / f"{name}.pt"), "--prompt", "A dog is"])
+        out = " ".join(capsys.readouterr().out.split())
+        assert words in out and ("finished" in out) == bool(words)
+
+
 def test_a_score_of_a_part_of_an_answer_is_said_to_be_one(make_gpt, enc):
     model = make_gpt(reward_head=True, vocab_size=enc.n_vocab, block_size=24)
     judge = talk.Speaker("rm", None, model, enc, {})
     assert "only" not in talk.score_line([judge], False, "A dog is", "a cat.")
-    assert "of the beginning of the answer only" in talk.score_line([judge], False, "A dog", "a cat. " * 30)
+    long = "a cat. " * 30
+    read, whole = 24 - len(encode_prompt(enc, "A dog")), len(encode_response(enc, long))
+    assert f"for the first {read} of {whole} tokens only" in talk.score_line([judge], False, "A dog", long)

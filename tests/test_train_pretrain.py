@@ -67,7 +67,7 @@ def test_who_goes_on_with_a_model_looks_at_its_old_text_too(tmp_path, enc):
 
 
 def test_a_run_folder_has_one_tokenizer(tmp_path, enc):
-    cfg = SimpleNamespace(init="", name="other", vocab_size=300)
+    cfg = SimpleNamespace(init="", name="other", vocab_size=300, overwrite=False)
     stage = SimpleNamespace(folder=tmp_path, start=0, checkpoint={})
     text = "A dog is a furry mammal. " * 5
     first = make_tokenizer(stage, cfg, text)
@@ -76,6 +76,13 @@ def test_a_run_folder_has_one_tokenizer(tmp_path, enc):
     make_tokenizer(stage, cfg, text)
     with pytest.raises(UserError, match="one tokenizer.*--run NAME"):
         make_tokenizer(stage, SimpleNamespace(**{**vars(cfg), "vocab_size": 265}), text)
+    cfg = SimpleNamespace(**{**vars(cfg), "vocab_size": 265, "name": ""})
+    make_tokenizer(stage, cfg, text)  # nobody needs the one of a training that was killed at its beginning
+    (tmp_path / "sft.pt").touch()
+    with pytest.raises(UserError, match="one tokenizer.*--run NAME"):
+        make_tokenizer(stage, cfg, text)
+    cfg.overwrite = True
+    make_tokenizer(stage, cfg, text)
     stage.start = 3  # who goes on takes what is there
     assert make_tokenizer(stage, cfg, "other text").n_vocab == first.n_vocab
 
@@ -83,7 +90,7 @@ def test_a_run_folder_has_one_tokenizer(tmp_path, enc):
 def test_the_tokenizer_comes_with_the_model_that_is_gone_on_with(tmp_path, enc):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "tokenizer.json").write_text(dump_encoding(enc))
-    cfg = SimpleNamespace(init=str(tmp_path / "old" / "pretrain.pt"), name="", vocab_size=300)
+    cfg = SimpleNamespace(init=str(tmp_path / "old/pretrain.pt"), name="", vocab_size=300, overwrite=False)
     stage = SimpleNamespace(folder=tmp_path, start=0)
     found = make_tokenizer(stage, cfg, "not looked at")
     assert found.n_vocab == enc.n_vocab
@@ -91,7 +98,7 @@ def test_the_tokenizer_comes_with_the_model_that_is_gone_on_with(tmp_path, enc):
 
 
 def test_only_a_pretrained_model_of_another_run_is_gone_on_with(tmp_path, enc, monkeypatch):
-    kind = {"stage": "pretrain"}
+    kind = {"stage": "pretrain", "finished": True}
     monkeypatch.setattr(train_pretrain, "record_in", lambda path: kind)
     with pytest.raises(UserError, match="same run"):
         check_init(tmp_path / "pretrain.pt", tmp_path)
@@ -101,6 +108,9 @@ def test_only_a_pretrained_model_of_another_run_is_gone_on_with(tmp_path, enc, m
     check_init(tmp_path / "pretrain.pt", tmp_path / "mine")
     with pytest.raises(UserError, match="gibberish"):
         kind["tokenizer"] = "another"
+        check_init(tmp_path / "pretrain.pt", tmp_path / "mine")
+    kind |= {"finished": False, "step": 3, "steps": 9, "command": "python train_pretrain.py"}
+    with pytest.raises(UserError, match="stopped at step 3 of 9; first go on with it: python train_pretrain"):
         check_init(tmp_path / "pretrain.pt", tmp_path / "mine")
     kind["stage"] = "rm"
     with pytest.raises(UserError, match="checkpoint of the stage rm"):

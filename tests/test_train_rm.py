@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import lab.rankings
 import lab.run
 import train_rm
 from data import UserError, batch_pairs, dump_encoding, load_rows
 from lab.measure import accuracy, scores_of
 from lab.rankings import drop_cut, earlier_rankings, rankings_of, replayed, usable
-from lab.records import fingerprint, load_model
+from lab.records import fingerprint, fingerprint_of, load_model
 from lab.report_rm import loss_panels, one_question, parts_of
 from train_rm import (
     Config,
@@ -326,6 +327,18 @@ def test_two_collections_are_one_set_of_rankings(tmp_path):
     assert others == [] and stage.used == ["a", "b"]
 
 
+def test_a_collection_that_was_changed_since_is_told(tmp_path, monkeypatch, capsys):
+    stage = stage_with(tmp_path, a=[ranked("1"), ranked("2")])
+    record = {"stage": "preferences", "step": 3, "fingerprint": "of three"}
+    monkeypatch.setattr(lab.rankings, "record_of", lambda *_: record)
+    rankings_of(stage, Config(rankings=("a",)))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "a.jsonl has been changed since it was collected: it had 3 rankings, and has 2 now" in out
+    record["fingerprint"] = fingerprint_of(tmp_path / "a.jsonl")
+    rankings_of(stage, Config(rankings=("a",)))
+    assert capsys.readouterr().out == ""
+
+
 def test_a_limit_is_about_training_rows(tmp_path):
     stage = stage_with(tmp_path, a=[ranked("h", "test"), *(ranked(str(i)) for i in range(5))])
     rows, _ = rankings_of(stage, Config(rankings=("a",), limit=2))
@@ -427,6 +440,8 @@ def test_earlier_rankings_are_those_of_all_models_before(tmp_path, monkeypatch):
              "pretrain": ("pretrain", [], "", 0)}
 
     def record_of(folder, name):
+        if name not in known:
+            return None
         stage, rankings, start, limit = known[name]
         return {"stage": stage, "knobs": {"rankings": rankings, "start": start, "limit": limit}}
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import time
 from pathlib import Path
 
@@ -63,9 +64,12 @@ def read_preamble(name):
     if name in PREAMBLES or not os.path.isfile(name):  # no file, either: a text that is too long for a name
         return name
     try:
-        return Path(name).read_text(encoding="utf-8").strip()
+        text = Path(name).read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
         raise UserError(f"--preamble {name}: expected a text file, in UTF-8") from None
+    if re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text):
+        raise UserError(f"--preamble {name}: expected text without control characters")
+    return text
 
 
 def preambles(name):

@@ -236,13 +236,13 @@ class RankingFile:
         if not any(len(row["responses"]) > 1 for row in self.rows):
             print("  nothing to take back")
             return
-        everything = load_rows(self.path)
+        everything = load_rows(self.path)[::-1]  # of equal rows the last one goes
         asked = False
         while not asked:
             row = self.rows.pop()
             everything.remove(row)
             asked = len(row["responses"]) > 1
-        rewrite(self.path, everything)
+        rewrite(self.path, everything[::-1])
 
 
 def rank_all(path, questions, labeler, aspect="overall", part=lambda row: True):
@@ -266,7 +266,10 @@ def rewrite(path, rows):
     """Write rows under a temporary name, then rename: whatever happens, the old file or the new one is
     there."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+        file.flush()
+        os.fsync(file.fileno())  # the rows are on the disk before the name is
     os.replace(temporary, path)
 
 
