@@ -368,7 +368,7 @@ def labels(args):
         curve.append((sum(by_ai[:n]), corrected(r)))
     half = rankings("half_human", "--questions", str(n_human // 2))
     other = rankings("half_ai", "--labeler", "ai", "--questions", "1250")
-    r = judged(reward_model("rm_mixed", "--rankings", half.name, other.name))
+    r = judged(reward_model("rm_half", "--rankings", half.name, other.name))
     pairs = sum(len(row["pairs"]) for row in logged(other) if row["split"] == "train")
     rows.append([*row_of("half of each", r), n_human // 2, pairs])
     print(table(["labels", *FIGURES, "rankings by the human", "pairs by the AI"], rows))
@@ -545,12 +545,11 @@ def first(args):
              ("SFT", "read demonstrations", says("sft")),
              ("reward model", "read rankings, gives scores", scores),
              ("PPO", "practised, paid by the scores", says("ppo"))]
-    run = "no_kl" if (folder / "no_kl.jsonl").exists() else "ppo"
     out = args.out or ROOT / "docs" / "first.png"
-    pictures.draw_first(out, LOCK, boxes, logged(folder / run), run)
+    pictures.draw_first(out, LOCK, boxes, logged(folder / "ppo"))
     for stage, _, said in boxes:
         print(wrapped(f"{stage}: {said}", "    "))
-    print(f"iterations of {run}\n{out}")
+    print(out)
 
 
 # ------------------------------------------------------------------------------------------------

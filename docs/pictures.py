@@ -111,10 +111,10 @@ PAPER, INK, FAINT = "#eceff3", "#1d2733", "#5a6675"  # a ground that is neither 
 INNER = 64  # characters in a line of a box
 
 
-def draw_first(path, prompt, boxes, rows, run):
+def draw_first(path, prompt, boxes, rows):
     """800 pixels: left the four stages and what each answers, right score and gold over PPO's iterations.
 
-    boxes: [(stage, what it learned from, answer)]; rows: metrics of the PPO run named `run`."""
+    boxes: [(stage, what it learned from, answer)]; rows: metrics of PPO, a row an iteration."""
     figure = plt.figure(figsize=(8, 4.2), facecolor=PAPER)
     left = figure.add_axes((0.0, 0.0, 0.6, 1.0))
     left.axis("off")
@@ -127,7 +127,7 @@ def draw_first(path, prompt, boxes, rows, run):
         if i + 1 < len(boxes):
             left.annotate("", (0.5, top - height - gap), (0.5, top - height), color=INK,
                           arrowprops={"arrowstyle": "-|>", "color": FAINT, "shrinkA": 0, "shrinkB": 0})
-    draw_race(figure, rows, run)
+    draw_race(figure, rows)
     figure.savefig(path, dpi=100, facecolor=PAPER)
     plt.close(figure)
 
@@ -145,7 +145,7 @@ def draw_box(axis, top, height, stage, learned, said, color):
     axis.text(0.055, top - 0.118, "\n".join(lines), fontsize=9, color=INK, va="center", linespacing=1.15)
 
 
-def draw_race(figure, rows, run):
+def draw_race(figure, rows):
     """The score that PPO is paid for and the gold score, over the iterations."""
     axis = figure.add_axes((0.672, 0.16, 0.258, 0.64), facecolor=PAPER)
     other = axis.twinx()
@@ -159,9 +159,8 @@ def draw_race(figure, rows, run):
         side.spines["top"].set_visible(False)
         for name in ("left", "right", "bottom"):
             side.spines[name].set_color(FAINT)
-    title = "Without the KL term PPO hacks\nthe reward model" if "no_kl" in run else "PPO learns"
     axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    figure.text(0.625, 0.965, title, fontsize=10.5, weight="bold", color=INK, va="top")
+    figure.text(0.625, 0.965, "PPO learns", fontsize=10.5, weight="bold", color=INK, va="top")
     figure.text(0.625, 0.84, "reward model's\nscore, SD", fontsize=8.5, color=COLORS[0], va="center")
     figure.text(0.985, 0.84, "gold score (the\ntruth), points", fontsize=8.5, color=COLORS[1], va="center",
                 ha="right")

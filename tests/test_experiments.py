@@ -1,6 +1,9 @@
 """docs/experiments.py: the list, what is computed without a run, and the cross-validation."""
 import importlib
+import json
+import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,6 +47,33 @@ def test_win_rates_prompt_by_prompt():
     assert runs.corrected({"accuracy": 0.7, "ceiling": 0.9}) == pytest.approx(0.5)
     assert runs.corrected({"rm_accuracy": 0.9, "rm_ceiling": 0.9}) == pytest.approx(1)
     assert runs.corrected({"rm_accuracy": None, "rm_ceiling": 0}) is None
+
+
+def test_an_experiment_shares_a_name_with_a_chapter_only_where_it_is_the_same_command():
+    """Otherwise whoever has followed the chapter is told that the stage was made with other knobs."""
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    source = (ROOT / "docs" / "experiments.py").read_text(encoding="utf-8")
+    shared = {name for name in re.findall(r"--name (\w[\w.-]*\w)", text) if f'"{name}"' in source}
+    same, no_names = {"llama2", "no_kl", "stale"}, {"last", "short"}  # the same flags; other words in the source
+    assert shared - STAGES.keys() == same | no_names
+
+
+def test_the_first_picture_is_of_the_default_run_whatever_else_was_trained(monkeypatch, tmp_path, capsys):
+    drawn, model = [], SimpleNamespace(config=SimpleNamespace(block_size=96))
+    monkeypatch.chdir(tmp_path)
+    folder = runs.run_of()
+    folder.mkdir(parents=True)
+    for name, gold in (("ppo", 5.0), ("no_kl", -9.0)):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"step": 0, "score": 1.0, "gold": gold}) + "\n")
+    monkeypatch.setattr(experiments, "model_of", lambda path: model)
+    monkeypatch.setattr(experiments, "encoding_of", lambda folder: None)
+    monkeypatch.setattr(experiments, "answer", lambda *_: [SimpleNamespace(text="To repair a lock, wait.")])
+    monkeypatch.setattr(experiments, "score_texts", lambda *_: [1.0, -1.0])
+    draw = experiments.pictures.draw_first
+    monkeypatch.setattr(experiments.pictures, "draw_first", lambda *args: (drawn.append(args), draw(*args)))
+    experiments.first(SimpleNamespace(out=tmp_path / "first.png"))
+    assert [row["gold"] for row in drawn[0][3]] == [5.0] and (tmp_path / "first.png").exists()
+    assert "first.png" in capsys.readouterr().out
 
 
 def test_the_fits_of_over_optimisation_find_their_own_curve():
