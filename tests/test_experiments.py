@@ -54,7 +54,7 @@ def test_an_experiment_shares_a_name_with_a_chapter_only_where_it_is_the_same_co
     text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
     source = (ROOT / "docs" / "experiments.py").read_text(encoding="utf-8")
     shared = {name for name in re.findall(r"--name (\w[\w.-]*\w)", text) if f'"{name}"' in source}
-    same, no_names = {"llama2", "no_kl", "stale"}, {"last", "short"}  # the same flags; other words in the source
+    same, no_names = {"llama2", "no_kl", "stale"}, {"last", "short"}  # the same flags; other words
     assert shared - STAGES.keys() == same | no_names
 
 
