@@ -37,9 +37,10 @@ from model import GPT, GPTConfig  # noqa: E402
 # Two processes: one runs the tests, one trains what they look at, and then runs the files below
 # ------------------------------------------------------------------------------------------------
 
-BESIDE = ("test_hostile.py", "test_layout.py", "test_oracle.py", "test_properties.py", "test_records.py",
-          "test_rejection_sampling.py", "test_report.py", "test_run.py", "test_terminal.py",
-          "test_train_ppo.py", "test_train_rm.py", "test_world.py")  # none of them may use multiprocessing
+BESIDE = ("test_formats.py", "test_hostile.py", "test_layout.py", "test_oracle.py", "test_properties.py",
+          "test_records.py", "test_rejection_sampling.py", "test_report.py", "test_run.py", "test_talk.py",
+          "test_terminal.py", "test_train_ppo.py", "test_train_rm.py",
+          "test_world.py")  # none of them may use multiprocessing
 
 
 @pytest.hookimpl(trylast=True)

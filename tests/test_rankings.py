@@ -91,15 +91,15 @@ def test_a_collection_knows_what_it_was_made_from(tiny):
 
 def test_an_interrupted_collection_goes_on_and_ends_like_a_straight_one(copy, done):
     """Ctrl-C after the first rankings: the same command asks about the rest, nothing twice."""
-    run, line = copy / "runs/tiny", f"preferences.py {ASK} --questions 400"
+    run, line = copy / "runs/tiny", f"preferences.py {ASK} --questions 300"
     out = interrupt(start(copy, f"{line} --name broken"), run / "broken.jsonl", rows=1)
     assert "goes on" in out
     first = rows_of(run / "broken.jsonl")
-    assert 0 < len(first) < 400 and not record_of(run, "broken")["finished"]
+    assert 0 < len(first) < 300 and not record_of(run, "broken")["finished"]
     out = done(copy, f"{line} --name broken")
     assert "is not complete: it goes on from there" in out
     rows = rows_of(run / "broken.jsonl")
-    assert rows[: len(first)] == first and sum(row["split"] == "train" for row in rows) == 400
+    assert rows[: len(first)] == first and sum(row["split"] == "train" for row in rows) == 300
     done(copy, f"{line} --name straight")
     other = rows_of(run / "straight.jsonl")
     assert [row["responses"] for row in rows] == [row["responses"] for row in other]
