@@ -184,8 +184,8 @@ def draw_panel(axis, rows, title, curves, unit, x="step", options=None):
     axis.spines[["top", "right"]].set_visible(False)
     if options.get("log"):
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter("{x:g}")  # 0.6, not 6 times a power of ten
-        axis.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "24" else "")
+        axis.yaxis.set_major_formatter("{x:g}")  # 0.1, not 10 to the power of -1
+        axis.yaxis.set_minor_formatter(lambda y, _: between_powers(y, *axis.get_ylim()))
     if all(float(x).is_integer() for line in lines for x in line.get_xdata()):
         axis.xaxis.get_major_locator().set_params(integer=True)  # no step 2.5, no round 0.5
     if "right" in options:
@@ -197,6 +197,13 @@ def draw_panel(axis, rows, title, curves, unit, x="step", options=None):
         other.spines[["top", "left"]].set_visible(False)
     if len(lines) > 1:
         axis.legend(handles=lines, fontsize=8, frameon=False)
+
+
+def between_powers(y, low, high):
+    """What stands at a tick y between two powers of ten, of an axis from low to high: the shorter the axis,
+    the more ticks have their number."""
+    digits = "24" if high > 100 * low else "246" if high > 4 * low else "123456789"
+    return f"{y:g}" if f"{y:e}"[0] in digits else ""
 
 
 def draw_curves(axis, rows, curves, colors):

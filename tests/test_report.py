@@ -132,6 +132,18 @@ def test_an_axis_may_be_logarithmic(axis):
     assert axis.get_yscale() == "log"
 
 
+@pytest.mark.parametrize("low, high, some", [
+    (0.55, 0.95, {"0.6", "0.7", "0.8", "0.9"}), (5.2, 9.0, {"6", "7", "8", "9"}), (3.05, 3.4, {"3.2"}),
+    (4.1, 17, {"6", "10"}), (0.3, 9, {"0.4", "0.6", "1", "2", "4", "6"}), (2, 4000, {"10", "100", "1000"})])
+def test_a_logarithmic_axis_has_plain_numbers_wherever_it_begins(axis, low, high, some):
+    draw_panel(axis, ROWS, "Loss", {"training": [(1, high), (10, low)]}, "nats", "step", {"log": True})
+    axis.set_ylim(low, high)
+    axis.figure.canvas.draw()
+    ticks = axis.yaxis.get_major_ticks() + axis.yaxis.get_minor_ticks()
+    shown = {tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high} - {""}
+    assert some <= shown and 2 <= len(shown) <= 12 and all(float(text) for text in shown), shown
+
+
 def test_what_was_not_measured_is_not_drawn(axis):
     draw_panel(axis, ROWS, "Some", {"rare": "rare", "nobody's": "unknown"}, "nats")
     (line,) = axis.get_lines()
