@@ -763,6 +763,29 @@ def test_data_that_are_refused_leave_no_folder(here, monkeypatch, flags):
     assert not list(here.iterdir())
 
 
+def test_what_another_process_removes_meanwhile_is_made_again(here, monkeypatch):
+    """First the folder that it leaves empty goes, then its lock, before anybody else has it."""
+    folder, opened, real = Path("runs/tiny"), [], Path.open
+
+    def too_late(path, *args):
+        opened.append(path)
+        if len(opened) == 1:
+            path.parent.rmdir()
+        file = real(path, *args)
+        if len(opened) == 2:
+            path.unlink()
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", too_late)
+        lab.lock.take(folder, "data")
+    assert len(opened) == 3 and (folder / ".data.lock").exists()
+    lab.lock.release(folder, "data")
+    Path("runs/file").write_text("")
+    with pytest.raises(FileExistsError):  # which does not go away
+        lab.lock.take(Path("runs/file"), "data")
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_stage_whose_data_were_changed_by_hand_is_told(here, finished):
     saved(new_stage(), finished)
