@@ -110,11 +110,14 @@ class Parser(argparse.ArgumentParser):
     """argparse, whose complaint is one line."""
 
     def parse_known_args(self, args=None, namespace=None):
-        for word in args or ():
+        args = sys.argv[1:] if args is None else args
+        for word in args:
             if re.fullmatch("--\\w+=--", word):  # which argparse takes for no value at all
                 self.error(f"argument {word[:-3]}: expected a value, got --")
             if re.search("[\ud800-\udfff]", word):  # bytes that no file could keep as text
                 self.error(f"expected text in UTF-8, got {word[:60]!r}")
+            if CONTROL.search(word):  # a record that holds such would be taken for damaged
+                self.error(f"expected text without control characters, got {word[:60]!r}")
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
@@ -146,8 +149,6 @@ def parse(config_class, presets, doc, argv=None, rules=()):
         for f in group:
             add_flag(section, f, presets[preset].get(f.name, f.default))
     args, unknown = parser.parse_known_args(argv)
-    for word in filter(CONTROL.search, argv):  # a record that holds such would be taken for damaged
-        parser.error(f"expected text without control characters, got {word[:60]!r}")
     if unknown:
         parser.error(about_unknown(unknown[0], [f.name for f in fields(config_class)]))
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items()}
