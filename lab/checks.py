@@ -80,6 +80,8 @@ def wrong_state(state):
         return "winners"
     if not all(isinstance(row, dict) and is_plain(list(row.values())) for row in state.get("left", [])):
         return "left"
+    if len(state.get("picture", ["panels", "caption"])) != 2:
+        return "picture"
     return None
 
 

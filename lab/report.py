@@ -1,4 +1,5 @@
 """Tables and pictures for a person, and the one comparison of models that SFT, PPO and the rounds share."""
+import io
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 import data
+from lab import lock
 from lab.measure import (
     chance_corrected,
     describe,
@@ -20,6 +22,7 @@ from lab.measure import (
     text_windows,
     win_rate,
 )
+from lab.records import write_atomic
 from lab.talk import answer
 from lab.terminal import terminal_width, visible, wrapped
 from world.labelers import SimulatedHuman
@@ -119,12 +122,13 @@ def laid_out(columns):
 
 
 def drawn(path, draw):
-    """draw(a path) makes a picture, which then lies at `path`, whole or not at all. What prevents it is told,
-    and stops nothing."""
-    unfinished = path.with_name(path.name + ".tmp")
+    """draw(an open file) makes a picture, which then lies at `path`, whole or not at all; of two processes
+    one writes after the other. What prevents it is told, and stops nothing."""
     try:
-        draw(unfinished)
-        os.replace(unfinished, path)
+        file = io.BytesIO()
+        draw(file)
+        with lock.alone(path.parent, path.name):
+            write_atomic(path, file.getvalue())
     except Exception as error:  # whatever a library for drawing comes up with: everything else is there
         print(wrapped(f"no picture ({type(error).__name__}: {error}); everything else is saved"))
 
@@ -154,7 +158,7 @@ def has_letters(text):
 
 
 def picture(path, rows, panels, caption=""):
-    """Curves, drawn from the metrics of a stage.
+    """Curves, drawn from the metrics of a stage. path: or an open file.
 
     rows: a dict a step; panels: (title, curves, unit of the y axis[, of the x axis[, options]]);
     curves: {label: key of the rows, drawn over the steps, or a list of points (x, y)};

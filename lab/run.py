@@ -73,15 +73,17 @@ def finished(cfg, name):
 
 
 def draw_if_missing(folder, name, record):
-    """The picture of a finished stage, where the command was stopped before it was drawn."""
-    if "picture" in record["state"] and not (folder / f"{name}.png").exists():
+    """The picture of a finished stage, where the command was stopped before it was drawn; not of one of
+    which only the checkpoint was copied."""
+    there = [(folder / f"{name}.{ending}").exists() for ending in ("jsonl", "png")]
+    if "picture" in record["state"] and there == [True, False]:
         draw(folder, name, record["step"], *record["state"]["picture"])
 
 
 def draw(folder, name, steps, panels, caption):
     """A picture of so many steps."""
-    def curves(path):
-        picture(path, rows_until(folder / f"{name}.jsonl", steps), panels, caption)
+    def curves(file):
+        picture(file, rows_until(folder / f"{name}.jsonl", steps), panels, caption)
 
     drawn(folder / f"{name}.png", curves)
 
@@ -117,6 +119,9 @@ def train_if_missing(cfg, name, command=None):
         raise
     except UserError as error:
         raise OfAParent(f"{error} (told by what comes first: {shown_command(words)})") from None
+    except SystemExit as end:
+        if end.code:  # it was stopped; 0 means that another process has finished it meanwhile
+            raise
     set_random_state(state)
     return path
 

@@ -8,7 +8,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lab.measure import held_out_loss, text_windows
-from lab.report import compare, draw_panel, picture, table, truth_about
+from lab.report import compare, draw_panel, drawn, picture, table, truth_about
 from lab.talk import answer
 from lab.terminal import terminal_width, wrapped
 from world.taste import gold_score
@@ -169,6 +169,25 @@ def test_a_picture_has_all_panels_and_no_empty_place(tmp_path, monkeypatch, n):
     assert taken == {(line, column) for line in range(places[0].get_gridspec().nrows)
                      for column in range(places[0].get_gridspec().ncols)}
     assert len({(place.num1, place.num2) for place in places}) == n
+
+
+def test_a_picture_is_drawn_whole_or_not_at_all_also_by_two_at_once(tmp_path, capsys):
+    def draw(file):
+        picture(file, ROWS, [("Title", {"score": "score"}, "SD")])
+
+    def more_slowly(file):
+        drawn(tmp_path / "shown.png", draw)  # by another process
+        draw(file)
+
+    def fail(file):
+        draw(file)
+        raise ValueError("no such font")
+
+    drawn(tmp_path / "shown.png", more_slowly)
+    assert (tmp_path / "shown.png").read_bytes().startswith(b"\x89PNG") and capsys.readouterr().out == ""
+    drawn(tmp_path / "other.png", fail)
+    assert "no picture (ValueError: no such font)" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["shown.png"]
 
 
 # ------------------------------------------------------------------------------------------------

@@ -452,6 +452,15 @@ def test_a_missing_parent_is_trained_by_its_own_command(here, monkeypatch, capsy
     assert told[-1].startswith("--config tiny --run mine/first")
 
 
+def test_a_parent_that_another_process_finishes_meanwhile_is_taken(here, monkeypatch):
+    def main(argv):
+        saved(new_stage())  # of another process, as soon as we know that it is missing
+        new_stage()
+
+    monkeypatch.setitem(sys.modules, "train_pretrain", types.SimpleNamespace(main=main))
+    assert new_stage(stage="sft").parent("pretrain") == Path("runs/tiny/pretrain.pt")
+
+
 def test_a_mistake_of_a_parent_names_the_command_whose_flags_it_is_about(here, monkeypatch):
     """Once, where the parent has a parent."""
     def refuse(argv):
@@ -849,8 +858,8 @@ def test_a_signal_that_is_ignored_stops_nothing(here, monkeypatch):
 
 
 def test_a_picture_that_was_not_drawn_any_more_is_drawn_by_the_same_command(here, monkeypatch):
-    def killed(path, *_):
-        path.write_bytes(b"half a picture")
+    def killed(file, *_):
+        file.write(b"half a picture")
         raise KeyboardInterrupt
 
     path = here / "runs/tiny/pretrain.png"
@@ -865,3 +874,11 @@ def test_a_picture_that_was_not_drawn_any_more_is_drawn_by_the_same_command(here
     with pytest.raises(SystemExit) as stop:
         toy_training()
     assert stop.value.code == 0 and path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_where_only_the_checkpoint_was_copied_nothing_is_drawn(here, capsys):
+    toy_training()
+    for ending in ("png", "jsonl"):
+        Path(f"runs/tiny/pretrain.{ending}").unlink()
+    capsys.readouterr()
+    assert finished(read(), "pretrain") and capsys.readouterr().out == ""

@@ -595,7 +595,7 @@ def rankings(better, worse, n, split="train"):
 def run(make_gpt, enc, tmp_path, monkeypatch):
     """runs/tiny with a pretrained model, data and a collection; what its path is."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lab.run, "picture", lambda path, *rest: path.write_text("no picture"))
+    monkeypatch.setattr(lab.run, "picture", lambda file, *rest: file.write(b"no picture"))
     folder = tmp_path / "runs" / "tiny"
     text = "A dog is a furry mammal. A cat is a small hunter. " * 30
     for name in ("pretrain.txt", "pretrain.held_out.txt"):
