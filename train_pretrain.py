@@ -112,7 +112,7 @@ def make_tokenizer(stage, cfg, text):
         enc = make_encoding(train_bpe(text, cfg.vocab_size - len(SPECIAL)))
     stage.words = dump_encoding(enc)  # written together with the first checkpoint
     others = cfg.name or not cfg.overwrite and any(stage.folder.glob("*.pt"))
-    if others and path.exists() and path.read_text(encoding="utf-8") != stage.words:
+    if others and path.exists() and dump_encoding(encoding_of(stage.folder)) != stage.words:
         raise UserError(f"a run folder has one tokenizer, and {path} is another one; name a folder of its "
                         "own with --run NAME")
     return enc
