@@ -160,11 +160,12 @@ def earlier_rankings(stage, cfg, enc, block_size, new):
     """What a reward model at --start has learned from, and the one that it began with, and so on; without
     the rows that are among the new ones. Returns rows of all splits, [] for a --start that is none. Raises
     UserError where thumbs would be replayed among comparisons, or the other way round."""
-    earlier, name = [], cfg.start
+    earlier, name, seen = [], cfg.start, set()
     record = record_of(stage.folder, name)
-    while record and record["stage"] == "rm":
-        names, limit = record["knobs"].get("rankings", ()), record["knobs"].get("limit", 0)
-        rows, others = rankings_of(stage, cfg, enc, block_size, names, limit)
+    while record and record["stage"] == "rm" and name not in seen:  # a damaged one might name itself
+        seen.add(name)
+        names, limit = record["knobs"].get("rankings"), record["knobs"].get("limit", 0)
+        rows, others = rankings_of(stage, cfg, enc, block_size, names, limit) if names else ([], [])
         earlier += rows + others
         name = record["knobs"].get("start", "pretrain")
         record = record_of(stage.folder, name)

@@ -455,6 +455,8 @@ def test_earlier_rankings_are_those_of_all_models_before(tmp_path, monkeypatch):
     assert earlier_rankings(stage, Config(start="pretrain"), None, None, []) == []
 
     assert prompts_of(replayed(rows, 4, Config(replay=0.25))) in (["b"], ["a0"], ["a1"])
+    known["rm"] = ("rm", [], "rm.2", 0)  # a damaged one: no rankings, and it goes round in a circle
+    assert prompts_of(earlier_rankings(stage, cfg, None, None, [ranked("new")])) == ["b", "a1", "h"]
     assert sorted(prompts_of(replayed(rows, 10, Config(replay=1.0)))) == ["a0", "a1", "b"]
     assert replayed(rows, 10, Config(replay=0.0)) == replayed([], 10, Config()) == []
 
