@@ -251,11 +251,6 @@ def check_parents(path, record, checked=None):
             check_parents(parent, of_parent, checked)
 
 
-def rows_in(path):
-    """Number of rows in a file of rankings."""
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
 def rows_until(path, step):
     """The metrics of the steps before that one. Raises UserError where a row is missing, another's or holds
     what is no number."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import UserError
+from data import UserError, load_rows
 from lab import lock
 from lab.commands import (
     COLLECTOR,
@@ -46,7 +46,6 @@ from lab.records import (
     record_in,
     record_of,
     restore,
-    rows_in,
     rows_until,
     set_random_state,
     steady_arithmetic,
@@ -173,7 +172,7 @@ class Stage:
             check_parents(self.path, old)
             more = self.collection and (cfg.questions > old["state"].get("wanted", 0)
                                         or old["state"].get("open", 0) > 0  # somebody had enough for a while
-                                        or rows_in(self.path) < old["step"])  # some are gone
+                                        or len(load_rows(self.path)) < old["step"])  # some are gone
             if old["finished"] and not more:
                 draw_if_missing(self.folder, self.name, old)
                 print(self.where_it_lies())
@@ -408,7 +407,7 @@ class Stage:
 
     def write_record(self, finished):
         """Write the record of a collection."""
-        rows = rows_in(self.path)
+        rows = len(load_rows(self.path))
         print_of_it = fingerprint_of(self.path) if rows else ""
         record = self.record(rows, finished, print_of_it)
         write_atomic(self.file("json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
