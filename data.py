@@ -141,10 +141,8 @@ def prompt_text(prompt):
 
 
 def encode_prompt(enc, prompt, template=True):
-    """Token ids of a prompt, up to the point where the answer begins.
-
-    With template=False the plain text, for a language model that has not seen the template yet.
-    """
+    """Token ids of a prompt, up to the point where the answer begins. template=False: of the plain text, for
+    a language model that has not seen the template yet."""
     if not template:
         return encode(enc, "\n\n" + prompt_text(prompt))
     ids = []
@@ -320,7 +318,7 @@ def load_text(folder):
 def read_text(path):
     """Text of a file. Raises UserError where there is none (a pipe has no end and is none) or no UTF-8."""
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; put it back, or begin another run with --run NAME")
+        raise UserError(f"{path}: no such file, or no plain one; put it back, or take another --run NAME")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -393,10 +391,12 @@ def say_once(text):
 
 def of_split(rows, split, where):
     """The rows of a split. Raises UserError if there is nothing to train on; where nothing is held out, says
-    so and takes all rows."""
+    so and takes all rows. where: the file, or what else they come from."""
+    if not rows:
+        raise UserError(f"{where}: there are no rows, and so nothing to train on or to measure with")
     chosen = [row for row in rows if row["split"] == split]
-    if not chosen and (split == "train" or not rows):
-        raise UserError(f"{where}: no row is in the split {split}, so there is nothing to train on")
+    if not chosen and split == "train":
+        raise UserError(f"{where}: no row is in the split train, so there is nothing to train on")
     if not chosen:
         say_once(f"{where}: no row is in the split {split}; the figures at the end are measured on rows that "
                  "were trained on")

@@ -300,7 +300,7 @@ def main(argv=None):
         policy, before = load_model(stage.parent(newest), stage.device)
         sft, _ = load_model(stage.parent("sft"), stage.device)
         enc, everything = stage.encoding(), data.load_prompts(stage.data)
-        prompts = [row["prompt"] for row in data.of_split(everything, "train", stage.data)]
+        prompts = [row["prompt"] for row in data.of_split(everything, "train", stage.data / "prompts.jsonl")]
         scorer = load_scorer(stage, reward, enc, one)
         room_for_prompts(cfg.max_new_tokens, policy)
         stage.check_contexts(["sft", newest, *reward_models(reward)])
@@ -320,7 +320,7 @@ def main(argv=None):
         fine_tune(stage, model, sum(pool, []), enc, cfg)
 
         # 4. measure
-        rows = data.of_split(everything, cfg.eval_split, stage.data)[:400]
+        rows = data.of_split(everything, cfg.eval_split, stage.data / "prompts.jsonl")[:400]
         torch.manual_seed(cfg.seed + 1)
         curve = best_of_n_curve(policy, enc, scorer, [row["prompt"] for row in rows], cfg)
         models = {"SFT": sft}

@@ -113,7 +113,7 @@ def rows_of(stage, enc, cfg, block_size):
     demonstrations, rows = load_sft(stage.data), {}
     say_what_is_cut(enc, demonstrations, block_size)
     for split in ("train", cfg.eval_split):
-        some = of_split(demonstrations, split, stage.data)
+        some = of_split(demonstrations, split, stage.data / "sft.jsonl")
         prompts, responses = ([d[key] for d in some] for key in ("prompt", "response"))
         rows[split] = lay_out(enc, prompts, responses, block_size)
     return rows
@@ -128,7 +128,7 @@ def check_demonstrations(stage, cfg):
         source = cfg.data or stage.data
         raise UserError(f"{source} has no demonstrations, and text alone is for train_pretrain.py: add "
                         f"sft.jsonl or preferences.jsonl, then delete {stage.folder} or name another --run")
-    of_split(load_prompts(stage.data), cfg.eval_split, stage.data)
+    of_split(load_prompts(stage.data), cfg.eval_split, stage.data / "prompts.jsonl")
 
 
 def say_what_is_cut(enc, rows, block_size):
@@ -210,7 +210,7 @@ PANELS = [
 def report(stage, cfg, enc, model):
     """Pretrained against SFT on held-out prompts."""
     pretrained, _ = load_language_model(stage.parent("pretrain"), stage.device)
-    prompts = of_split(load_prompts(stage.data), cfg.eval_split, stage.data)[:300]
+    prompts = of_split(load_prompts(stage.data), cfg.eval_split, stage.data / "prompts.jsonl")[:300]
     found = compare({"pretrained": pretrained, "SFT": model}, enc, prompts, cfg.max_new_tokens,
                     baseline="pretrained", templates={"pretrained": False}, seed=cfg.seed)
     print("\n" + found.text)

@@ -264,7 +264,8 @@ def chat(models, judges, args):
 def pairs(a, b, args):
     """(questions, what they have in common) for a blind comparison: held-out prompts, each with an answer of
     a and one of b in random order; "turned" says that b's is the first."""
-    rows = of_split(load_prompts(a.path.parent / "data"), "test", a.path.parent)
+    folder = a.path.parent / "data"
+    rows = of_split(load_prompts(folder), "test", folder / "prompts.jsonl")
     rows = random.Random(args.seed).sample(rows, len(rows))[: args.questions]
     prompts, texts = [row["prompt"] for row in rows], []
     for s in (a, b):

@@ -113,7 +113,7 @@ def test_a_file_of_a_run_that_is_none_is_told_by_its_name(tmp_path, name, load):
         if optional and not path.exists():
             assert load(tmp_path) == []
             continue
-        with pytest.raises(UserError, match=f"{name}: there is no such file|byte 1"):
+        with pytest.raises(UserError, match=f"{name}: no such file|byte 1"):
             load(tmp_path)
         if path.exists():
             path.rmdir() if path.is_dir() else path.unlink()
@@ -141,10 +141,10 @@ def test_prompts_are_missed_before_anything_is_trained(tmp_path):
     row = {"prompt": "a", "response": "b", "split": "train"}
     (tmp_path / "sft.jsonl").write_text(json.dumps(row) + "\n")
     stage = SimpleNamespace(data=tmp_path, folder=tmp_path)
-    with pytest.raises(UserError, match="prompts.jsonl: there is no such file"):
+    with pytest.raises(UserError, match="prompts.jsonl: no such file"):
         check_demonstrations(stage, SimpleNamespace(reviews=0, data="", eval_split="test"))
     (tmp_path / "prompts.jsonl").touch()
-    with pytest.raises(UserError, match="no row is in the split test"):
+    with pytest.raises(UserError, match="prompts.jsonl: there are no rows"):
         check_demonstrations(stage, SimpleNamespace(reviews=0, data="", eval_split="test"))
 
 
