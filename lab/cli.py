@@ -247,12 +247,15 @@ def convert(f, text):
 
 def knobs_from(config_class, knobs, where):
     """{name: value} of those of the knobs of a stage, a dict, that a Config has. Raises UserError where one
-    has a value that no flag could have given it."""
-    known = {f.name: f for f in fields(config_class) if f.name in knobs}
-    try:
-        return {name: value_of(f, knobs[name]) for name, f in known.items()}
-    except (argparse.ArgumentTypeError, TypeError) as error:
-        raise UserError(f"{where} is damaged (a knob: {error}): make it again with --overwrite") from None
+    has a value that no flag gives it, or none gives it any more. where: the stage's file."""
+    found = {}
+    for f in (f for f in fields(config_class) if f.name in knobs):
+        try:
+            found[f.name] = value_of(f, knobs[f.name])
+        except (argparse.ArgumentTypeError, TypeError) as error:
+            raise UserError(f"{where} has a --{f.name} that is not allowed ({error}): make it again with "
+                            "--overwrite") from None
+    return found
 
 
 def value_of(f, value):

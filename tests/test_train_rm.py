@@ -562,6 +562,9 @@ def test_a_model_that_goes_on_keeps_its_knobs(monkeypatch):
     cfg.argv = ["--aspect", "safety"]
     with pytest.raises(UserError, match="was asked for overall, not safety"):
         settle(cfg)
+    old["limit"] = -1
+    with pytest.raises(UserError, match="runs/tiny/rm.pt has a --limit that is not allowed .expected at"):
+        settle(Config(start="rm", name="rm.2", rankings=("x",)))
 
 
 # ------------------------------------------------------------------------------------------------
