@@ -166,11 +166,11 @@ def load_model(path, device="cpu", dropout=0.0):
     return model.eval(), checkpoint
 
 
-def load_language_model(path, device="cpu", dropout=0.0, flag="--start"):
-    """The same of a model that shall write. flag: what names it. Raises UserError for a reward model, too."""
+def load_language_model(path, device="cpu", dropout=0.0):
+    """The same of a model that shall write. Raises UserError for a reward model, too."""
     model, checkpoint = load_model(path, device, dropout)
     if model.config.reward_head:
-        raise UserError(f"{flag} {path.stem}: a reward model gives scores, no answers")
+        raise UserError(f"{path}: a reward model gives scores, no answers")
     return model, checkpoint
 
 

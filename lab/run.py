@@ -284,9 +284,9 @@ class Stage:
         return path
 
     def note_data(self):
-        """The files of the run's data that it learns from are parents, too."""
-        files = (self.data / name for name in LEARNED_FROM.get(self.stage, ()))
-        for path in (path for path in files if path.exists()):
+        """The files of the run's data that it learns from are parents, too; an AI judge has reviews."""
+        names = () if getattr(self.cfg, "reviews", 0) else LEARNED_FROM.get(self.stage, ())
+        for path in filter(Path.exists, map(self.data.joinpath, names)):
             self.note(path)
 
     def note(self, path):

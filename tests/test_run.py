@@ -43,6 +43,7 @@ class Config(Common):
     timeout: float = knob(1.0, "changes nothing that is learned", learned=False)
     files: tuple = knob((), "names")
     questions: int = knob(0, "questions", learned=False)
+    reviews: int = knob(0, "reviews", learned=False)
 
 
 PRESETS = {"tiny": {}, "small": {}}
@@ -505,7 +506,7 @@ def test_a_reward_model_is_none_that_writes(here):
     stage.track(model=GPT(GPTConfig(5, 8, 1, 1, 4, reward_head=True)))
     stage.save(0, True)
     assert not load_language_model(Path("runs/tiny/pretrain.pt"))[0].training
-    with pytest.raises(UserError, match="--start mine: a reward model gives scores, no answers"):
+    with pytest.raises(UserError, match="^runs/tiny/mine.pt: a reward model gives scores, no answers"):
         load_language_model(stage.path)
 
 
@@ -728,8 +729,10 @@ def test_a_foreign_or_damaged_tokenizer_is_told(here, enc):
 
 @pytest.mark.parametrize("run", ["../x", "/elsewhere/x", "x" * 300, "狗" * 50, "./"])
 def test_a_run_lies_in_runs(here, run):
-    with pytest.raises(UserError, match="choose a short name"):
+    with pytest.raises(UserError, match="^--run [^,]*: choose a short name"):
         new_stage("--run", run)
+    with pytest.raises(UserError, match="made of the name of --data: choose a short name"):
+        new_stage("--data", "x" * 120)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -820,6 +823,13 @@ def test_a_reward_model_has_learned_from_demonstrations_and_text(here, file):
     Path(f"runs/tiny/data/{file}").write_text("edited")
     with pytest.raises(UserError, match=f"rm.pt was made from an earlier data/{file}"):
         new_stage(stage="rm")
+
+
+def test_a_judge_has_not_learned_from_demonstrations(here):
+    Path("runs/tiny/data").mkdir(parents=True)
+    Path("runs/tiny/data/sft.jsonl").write_text("")
+    assert [*new_stage(stage="sft").parents] == ["data/sft.jsonl"]
+    assert [*new_stage("--reviews", "20", "--name", "judge", stage="sft").parents] == []
 
 
 def test_another_number_of_steps_is_told(here):
