@@ -26,7 +26,8 @@ from data import (
 )
 from lab.formats import convert, source_of
 from lab.rankings import drop_cut
-from train_sft import check_demonstrations, say_what_is_cut
+from lab.tokens import laid_out
+from train_sft import check_demonstrations
 from world.labelers import RankingFile, is_ranking
 from world.server import MOST, Server
 
@@ -163,8 +164,8 @@ def test_what_is_cut_is_said(enc, capsys):
     drop_cut([row], enc, 24)
     out = " ".join(capsys.readouterr().out.split())
     assert "1 of 1 prompts lose their beginning and 1 of 2 answers lose their end" in out
-    rows = [{"prompt": row["prompt"], "response": text} for text in ("no", "A cat.", "A cat. " * 40)]
-    say_what_is_cut(enc, rows, 24)
+    rows = [{"prompt": row["prompt"], "responses": [text]} for text in ("no", "A cat.", "A cat. " * 40)]
+    laid_out(enc, rows, 24)
     assert "3 of 3 prompts lose their beginning and 1 of 3 answers lose their end" in capsys.readouterr().out
 
 
