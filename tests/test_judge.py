@@ -15,7 +15,7 @@ from lab import judges
 from lab.cli import JudgeKnobs
 from lab.judges import load_judge
 from world.judge import AI, PREAMBLES, OwnModel, expected_rating, preambles, read_preamble
-from world.labelers import rank_all
+from world.labelers import RankingFile, rank_all
 from world.server import Server
 
 SILENT = {"overall": ""}
@@ -165,7 +165,7 @@ def test_notes_and_soft_labels_are_saved_with_each_ranking(tmp_path):
         {"prompt": "What?", "responses": ["a", "aaa"], "split": "train"},
         {"prompt": "Who?", "responses": ["b"], "split": "train"},
     ]
-    rows = rank_all(tmp_path / "r.jsonl", questions, AI(model, SILENT, chain_of_thought=True))
+    rows = rank_all(RankingFile(tmp_path / "r.jsonl"), questions, AI(model, SILENT, chain_of_thought=True))
     assert rows == load_rows(tmp_path / "r.jsonl")
     assert (
         rows[0]["pairs"] == [[0, 1, 0.1]]
