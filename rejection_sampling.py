@@ -50,19 +50,19 @@ class Config(Common):
     then_ppo: bool = knob(False, "PPO on top of the last round, with the newest reward model: NAME.ppo",
                           learned=False)
 
-    answers_per_prompt: int = knob(16, "K answers a prompt, the best is kept", low=2, high=10000,
+    answers_per_prompt: int = knob(16, "K answers a prompt, the best is kept", low=2, high=10**4,
                                    heading="Sampling")
     temperature: float = knob(1.0, "the more answers, the warmer may it be", low=0.01)
     max_new_tokens: int = knob(48, "longest answer", low=1)
 
     epochs: int = knob(2, "passes over the winners", low=1, heading="Fine-tuning")
-    batch_size: int = knob(16, "winners in a step", low=1, high=1000000)
+    batch_size: int = knob(16, "winners in a step", low=1, high=10**6)
     lr: float = knob(1e-3, "peak learning rate", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
     clip_grad: float = knob(1.0, "largest gradient norm (0: no clipping)", low=0)
 
-    eval_answers: int = knob(4, "answers to each prompt in the final table", low=1, high=10000,
+    eval_answers: int = knob(4, "answers to each prompt in the final table", low=1, high=10**4,
                              heading="Looking at it")
     eval_split: str = knob("test", "prompts of that table: dev while tuning", choices=("dev", "test"))
 

@@ -3,7 +3,6 @@ import argparse
 import difflib
 import math
 import re
-import shutil
 import sys
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from data import UserError
 from lab.checks import CONTROL
-from lab.terminal import screens, visible
+from lab.terminal import screens, terminal_width, visible
 
 
 class InvariantError(Exception):
@@ -128,8 +127,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
     """-h within 100 columns, or those of the terminal."""
 
     def __init__(self, prog):
-        columns = shutil.get_terminal_size((100, 24)).columns
-        super().__init__(prog, max_help_position=28, width=max(40, min(100, columns)))
+        super().__init__(prog, max_help_position=28, width=terminal_width())
 
 
 def parse(config_class, presets, doc, argv=None, rules=()):

@@ -103,7 +103,8 @@ def fingerprint_of(path):
         return record_in(path)["fingerprint"]
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; put it back, or make it again")
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def must_be_there(path):

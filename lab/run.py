@@ -57,8 +57,8 @@ from lab.tokens import FILE, encoding_of, tokenizer_print
 
 
 def finished(cfg, name):
-    """Path of what a finished stage of the run that cfg belongs to has made, or None. Raises UserError where
-    its parents have been made again since."""
+    """Path of what a finished stage of the run that cfg belongs to has made, or None; its picture is drawn if
+    it is missing. Raises UserError where its parents have been made again since."""
     folder = run_folder(cfg)
     record = record_of(folder, name)
     if record is None or not record["finished"]:
