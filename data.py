@@ -29,6 +29,7 @@ class UserError(Exception):
 # Written so that Python's `re` (training) and tiktoken (encoding) read it alike.
 PATTERN = r" ?[^\W\d_]+| ?\d+| ?(?:[^\w\s]|_)+|\s+(?!\S)|\s+"
 SPECIAL = ("<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # characters that a terminal obeys
 
 
 def train_bpe(text, vocab_size):
@@ -241,9 +242,7 @@ def epoch_order(n, step, batch_size, seed):
 
 def ranking_to_pairs(tiers, ties=False):
     """All K(K-1)/2 comparisons of a ranking, as (better, worse, how many tiers apart); with ties also those.
-
-    Example: [[1], [0, 2]] -> [(1, 0, 1), (1, 2, 1)], with ties also (0, 2, 0).
-    """
+    Example: [[1], [0, 2]] -> [(1, 0, 1), (1, 2, 1)], with ties also (0, 2, 0)."""
     places = [(i, t) for t, tied in enumerate(tiers) for i in tied]
     pairs = []
     for n, (i, t) in enumerate(places):

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
-from data import UserError
-from lab.checks import CONTROL
+from data import CONTROL, UserError
 from lab.terminal import screens, terminal_width, visible
 
 
