@@ -29,6 +29,7 @@ class UserError(Exception):
 # Written so that Python's `re` (training) and tiktoken (encoding) read it alike.
 PATTERN = r" ?[^\W\d_]+| ?\d+| ?(?:[^\w\s]|_)+|\s+(?!\S)|\s+"
 SPECIAL = ("<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # characters that a terminal obeys
 
 
 def train_bpe(text, vocab_size):
@@ -141,10 +142,8 @@ def prompt_text(prompt):
 
 
 def encode_prompt(enc, prompt, template=True):
-    """Token ids of a prompt, up to the point where the answer begins.
-
-    With template=False the plain text, for a language model that has not seen the template yet.
-    """
+    """Token ids of a prompt, up to the point where the answer begins. template=False: of the plain text, for
+    a language model that has not seen the template yet."""
     if not template:
         return encode(enc, "\n\n" + prompt_text(prompt))
     ids = []
@@ -243,9 +242,7 @@ def epoch_order(n, step, batch_size, seed):
 
 def ranking_to_pairs(tiers, ties=False):
     """All K(K-1)/2 comparisons of a ranking, as (better, worse, how many tiers apart); with ties also those.
-
-    Example: [[1], [0, 2]] -> [(1, 0, 1), (1, 2, 1)], with ties also (0, 2, 0).
-    """
+    Example: [[1], [0, 2]] -> [(1, 0, 1), (1, 2, 1)], with ties also (0, 2, 0)."""
     places = [(i, t) for t, tied in enumerate(tiers) for i in tied]
     pairs = []
     for n, (i, t) in enumerate(places):
@@ -320,7 +317,7 @@ def load_text(folder):
 def read_text(path):
     """Text of a file. Raises UserError where there is none (a pipe has no end and is none) or no UTF-8."""
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; put it back, or begin another run with --run NAME")
+        raise UserError(f"{path}: no such file, or no plain one; put it back, or take another --run NAME")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -393,10 +390,12 @@ def say_once(text):
 
 def of_split(rows, split, where):
     """The rows of a split. Raises UserError if there is nothing to train on; where nothing is held out, says
-    so and takes all rows."""
+    so and takes all rows. where: the file, or what else they come from."""
+    if not rows:
+        raise UserError(f"{where}: there are no rows, and so nothing to train on or to measure with")
     chosen = [row for row in rows if row["split"] == split]
-    if not chosen and (split == "train" or not rows):
-        raise UserError(f"{where}: no row is in the split {split}, so there is nothing to train on")
+    if not chosen and split == "train":
+        raise UserError(f"{where}: no row is in the split train, so there is nothing to train on")
     if not chosen:
         say_once(f"{where}: no row is in the split {split}; the figures at the end are measured on rows that "
                  "were trained on")

@@ -164,7 +164,7 @@ def questions_of(prompts, cfg):
 
 def load_policy(path, stage, enc, cfg):
     """A function: prompts -> a sampled answer of the model at `path` to each."""
-    model, checkpoint = load_language_model(path, stage.device, flag="--answers_of")
+    model, checkpoint = load_language_model(path, stage.device)
     encode_prompts(enc, [p["prompt"] for p in load_prompts(stage.data)], cfg.max_new_tokens, model)
     template = checkpoint["stage"] != "pretrain"  # which knows no chat template: it goes on with plain text
     return partial(answer, model, enc, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature,

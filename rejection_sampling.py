@@ -50,19 +50,19 @@ class Config(Common):
     then_ppo: bool = knob(False, "PPO on top of the last round, with the newest reward model: NAME.ppo",
                           learned=False)
 
-    answers_per_prompt: int = knob(16, "K answers a prompt, the best is kept", low=2, high=10000,
+    answers_per_prompt: int = knob(16, "K answers a prompt, the best is kept", low=2, high=10**4,
                                    heading="Sampling")
     temperature: float = knob(1.0, "the more answers, the warmer may it be", low=0.01)
     max_new_tokens: int = knob(48, "longest answer", low=1)
 
     epochs: int = knob(2, "passes over the winners", low=1, heading="Fine-tuning")
-    batch_size: int = knob(16, "winners in a step", low=1, high=1000000)
+    batch_size: int = knob(16, "winners in a step", low=1, high=10**6)
     lr: float = knob(1e-3, "peak learning rate", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
     clip_grad: float = knob(1.0, "largest gradient norm (0: no clipping)", low=0)
 
-    eval_answers: int = knob(4, "answers to each prompt in the final table", low=1, high=10000,
+    eval_answers: int = knob(4, "answers to each prompt in the final table", low=1, high=10**4,
                              heading="Looking at it")
     eval_split: str = knob("test", "prompts of that table: dev while tuning", choices=("dev", "test"))
 
@@ -300,7 +300,7 @@ def main(argv=None):
         policy, before = load_model(stage.parent(newest), stage.device)
         sft, _ = load_model(stage.parent("sft"), stage.device)
         enc, everything = stage.encoding(), data.load_prompts(stage.data)
-        prompts = [row["prompt"] for row in data.of_split(everything, "train", stage.data)]
+        prompts = [row["prompt"] for row in data.of_split(everything, "train", stage.data / "prompts.jsonl")]
         scorer = load_scorer(stage, reward, enc, one)
         room_for_prompts(cfg.max_new_tokens, policy)
         stage.check_contexts(["sft", newest, *reward_models(reward)])
@@ -320,7 +320,7 @@ def main(argv=None):
         fine_tune(stage, model, sum(pool, []), enc, cfg)
 
         # 4. measure
-        rows = data.of_split(everything, cfg.eval_split, stage.data)[:400]
+        rows = data.of_split(everything, cfg.eval_split, stage.data / "prompts.jsonl")[:400]
         torch.manual_seed(cfg.seed + 1)
         curve = best_of_n_curve(policy, enc, scorer, [row["prompt"] for row in rows], cfg)
         models = {"SFT": sft}

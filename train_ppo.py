@@ -345,7 +345,7 @@ def main(argv=None):
     reference, _ = load_language_model(stage.parent(cfg.start), stage.device)
     enc, names = stage.encoding(), leave_out_names(cfg.leave_out)
     rows = [row for row in data.load_prompts(stage.data) if not left_out(row["prompt"], names)]
-    prompts = [row["prompt"] for row in data.of_split(rows, "train", stage.data)]
+    prompts = [row["prompt"] for row in data.of_split(rows, "train", stage.data / "prompts.jsonl")]
     corpus, held_out_text = data.tokens_of(enc, data.load_text(stage.data))
     scorer = load_scorer(stage, cfg.reward, enc, cfg)
     stage.check_contexts(["pretrain", "sft", cfg.start, *reward_models(cfg.reward)])

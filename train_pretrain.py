@@ -37,16 +37,16 @@ class Config(Common):
     init: str = knob("", "checkpoint of a language model to go on with, instead of random weights",
                      heading="The model; with --init all but dropout is that checkpoint's")
     vocab_size: int = knob(1400, "tokens of the BPE trained on the text, 4 special ones included", low=260,
-                           high=1000000)
+                           high=10**6)
     block_size: int = knob(96, "longest sequence in tokens, prompt and answer together", low=8, high=65536)
     n_layer: int = knob(3, "transformer blocks", low=1, high=1000)
     n_head: int = knob(3, "attention heads", low=1)
-    n_embd: int = knob(96, "width of the residual stream", low=1, high=100000)
+    n_embd: int = knob(96, "width of the residual stream", low=1, high=10**5)
     dropout: float = knob(0.0, "off where there is more text than the model can learn by heart", low=0,
                           high=0.9)
 
     steps: int = knob(1800, "optimizer steps", low=1, heading="Training")
-    batch_size: int = knob(16, "windows of block_size tokens in a step", low=1, high=1000000)
+    batch_size: int = knob(16, "windows of block_size tokens in a step", low=1, high=10**6)
     lr: float = knob(5e-3, "peak learning rate; small models bear large ones", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
@@ -112,7 +112,7 @@ def make_tokenizer(stage, cfg, text):
         enc = make_encoding(train_bpe(text, cfg.vocab_size - len(SPECIAL)))
     stage.words = dump_encoding(enc)  # written together with the first checkpoint
     others = cfg.name or not cfg.overwrite and any(stage.folder.glob("*.pt"))
-    if others and path.exists() and path.read_text(encoding="utf-8") != stage.words:
+    if others and path.exists() and dump_encoding(encoding_of(stage.folder)) != stage.words:
         raise UserError(f"a run folder has one tokenizer, and {path} is another one; name a folder of its "
                         "own with --run NAME")
     return enc

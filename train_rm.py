@@ -201,14 +201,15 @@ def inherit(cfg):
     if cfg.start == (cfg.name or USUAL[cfg.aspect][0]):
         raise UserError(f"--start {cfg.start}: give the model that goes on from it a --name of its own")
     train_if_missing(cfg, cfg.start)
-    record = record_of(run_folder(cfg), cfg.start)
+    folder = run_folder(cfg)
+    record = record_of(folder, cfg.start)
     if record["stage"] == "preferences":
         raise UserError(f"--start {cfg.start}: that is a collection; learn from it with --rankings")
     if record["stage"] != "rm":
         return
     if not cfg.rankings:
         raise UserError(f"--start {cfg.start} goes on with a reward model: name new rankings with --rankings")
-    old = knobs_from(Config, record["knobs"], cfg.start)
+    old = knobs_from(Config, record["knobs"], folder / f"{cfg.start}.pt")
     given = {word.split("=")[0] for word in cfg.argv}
     common = {f.name for f in fields(Common)}
     for f in fields(Config):

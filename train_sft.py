@@ -14,9 +14,7 @@ import torch.nn.functional as F
 
 from data import (
     UserError,
-    encode_prompt,
     epoch_order,
-    lay_out,
     load_prompts,
     load_sft,
     of_split,
@@ -27,12 +25,11 @@ from data import (
 from lab.cli import Common, knob, parse, run_main
 from lab.measure import held_out_loss, sft_batches
 from lab.optim import clip_gradients, muon, set_lr
-from lab.rankings import say_cut
 from lab.records import load_language_model
 from lab.report import compare
 from lab.run import Stage
 from lab.school import by_length, report_on_reviews, reviews_of, with_context
-from lab.tokens import room_for_prompts
+from lab.tokens import laid_out, room_for_prompts
 
 # ------------------------------------------------------------------------------------------------
 # Knobs
@@ -44,7 +41,7 @@ class Config(Common):
     start: str = knob("pretrain", "language model to start from: pretrain, or a variant of it in this run",
                       heading="Training")
     epochs: int = knob(2, "passes over the demonstrations; more makes a small model recite them", low=1)
-    batch_size: int = knob(16, "demonstrations in a step", low=1, high=1000000)
+    batch_size: int = knob(16, "demonstrations in a step", low=1, high=10**6)
     lr: float = knob(1e-3, "peak learning rate", low=0)
     warmup: int = knob(40, "steps of linear warm-up before the cosine decay", low=0)
     weight_decay: float = knob(0.1, "weight decay on the matrices of the blocks", low=0)
@@ -52,7 +49,7 @@ class Config(Common):
     dropout: float = knob(0.0, "dropout in training", low=0, high=0.9)
 
     reviews: int = knob(0, "learn from so many reviews of answers in place of demonstrations", low=0,
-                        high=10000000, heading="An AI judge")
+                        high=10**7, heading="An AI judge")
     block_size: int = knob(0, "longest sequence in tokens (0: the model's); a review of two answers has 250",
                            low=0, high=65536)
 
@@ -110,12 +107,12 @@ def rows_of(stage, enc, cfg, block_size):
     """{split: [(prompt_ids, response_ids)]} of the demonstrations, or of reviews for a judge."""
     if cfg.reviews:
         return reviews_of(stage.data, enc, block_size, cfg.reviews, cfg.seed)
-    demonstrations, rows = load_sft(stage.data), {}
-    say_what_is_cut(enc, demonstrations, block_size)
+    demonstrations = [{**d, "responses": [d["response"]]} for d in load_sft(stage.data)]
+    for d, [ids] in zip(demonstrations, laid_out(enc, demonstrations, block_size), strict=True):
+        d["ids"] = ids
+    rows = {}
     for split in ("train", cfg.eval_split):
-        some = of_split(demonstrations, split, stage.data)
-        prompts, responses = ([d[key] for d in some] for key in ("prompt", "response"))
-        rows[split] = lay_out(enc, prompts, responses, block_size)
+        rows[split] = [d["ids"] for d in of_split(demonstrations, split, stage.data / "sft.jsonl")]
     return rows
 
 
@@ -128,17 +125,7 @@ def check_demonstrations(stage, cfg):
         source = cfg.data or stage.data
         raise UserError(f"{source} has no demonstrations, and text alone is for train_pretrain.py: add "
                         f"sft.jsonl or preferences.jsonl, then delete {stage.folder} or name another --run")
-    of_split(load_prompts(stage.data), cfg.eval_split, stage.data)
-
-
-def say_what_is_cut(enc, rows, block_size):
-    """Tell how many demonstrations the context is too short for."""
-    prompts, responses = ([d[key] for d in rows] for key in ("prompt", "response"))
-    laid_out = lay_out(enc, prompts, responses, block_size)
-    pairs = zip(prompts, laid_out, strict=True)
-    n_prompts = sum(len(ids) < len(encode_prompt(enc, prompt)) for prompt, (ids, _) in pairs)
-    n_answers = sum(ids[-1] != enc.eot_token for _, ids in laid_out)
-    say_cut(block_size, (n_prompts, len(rows)), (n_answers, len(rows)))
+    of_split(load_prompts(stage.data), cfg.eval_split, stage.data / "prompts.jsonl")
 
 
 def order_of(rows, cfg):
@@ -210,7 +197,7 @@ PANELS = [
 def report(stage, cfg, enc, model):
     """Pretrained against SFT on held-out prompts."""
     pretrained, _ = load_language_model(stage.parent("pretrain"), stage.device)
-    prompts = of_split(load_prompts(stage.data), cfg.eval_split, stage.data)[:300]
+    prompts = of_split(load_prompts(stage.data), cfg.eval_split, stage.data / "prompts.jsonl")[:300]
     found = compare({"pretrained": pretrained, "SFT": model}, enc, prompts, cfg.max_new_tokens,
                     baseline="pretrained", templates={"pretrained": False}, seed=cfg.seed)
     print("\n" + found.text)

@@ -9,7 +9,7 @@ from dataclasses import astuple, fields
 
 import torch
 
-from data import is_prompt
+from data import CONTROL, is_prompt
 from lab.optim import Muon
 from model import GPT, GPTConfig
 
@@ -22,7 +22,6 @@ MOST = {"n_layer": 1000}  # blocks; any other size of a model is at most:
 SIZE = 2**20
 MOMENTS = {Muon: {"momentum"}, torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
            torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # characters that a terminal obeys
 
 
 def stored_whole(file):
@@ -80,6 +79,8 @@ def wrong_state(state):
         return "winners"
     if not all(isinstance(row, dict) and is_plain(list(row.values())) for row in state.get("left", [])):
         return "left"
+    if len(state.get("picture", ["panels", "caption"])) != 2:
+        return "picture"
     return None
 
 

@@ -3,15 +3,13 @@ import argparse
 import difflib
 import math
 import re
-import shutil
 import sys
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
-from data import UserError
-from lab.checks import CONTROL
-from lab.terminal import screens, visible
+from data import CONTROL, UserError
+from lab.terminal import screens, terminal_width, visible
 
 
 class InvariantError(Exception):
@@ -110,11 +108,14 @@ class Parser(argparse.ArgumentParser):
     """argparse, whose complaint is one line."""
 
     def parse_known_args(self, args=None, namespace=None):
-        for word in args or ():
+        args = sys.argv[1:] if args is None else args
+        for word in args:
             if re.fullmatch("--\\w+=--", word):  # which argparse takes for no value at all
                 self.error(f"argument {word[:-3]}: expected a value, got --")
             if re.search("[\ud800-\udfff]", word):  # bytes that no file could keep as text
                 self.error(f"expected text in UTF-8, got {word[:60]!r}")
+            if CONTROL.search(word):  # a record that holds such would be taken for damaged
+                self.error(f"expected text without control characters, got {word[:60]!r}")
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
@@ -125,8 +126,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
     """-h within 100 columns, or those of the terminal."""
 
     def __init__(self, prog):
-        columns = shutil.get_terminal_size((100, 24)).columns
-        super().__init__(prog, max_help_position=28, width=max(40, min(100, columns)))
+        super().__init__(prog, max_help_position=28, width=terminal_width())
 
 
 def parse(config_class, presets, doc, argv=None, rules=()):
@@ -146,8 +146,6 @@ def parse(config_class, presets, doc, argv=None, rules=()):
         for f in group:
             add_flag(section, f, presets[preset].get(f.name, f.default))
     args, unknown = parser.parse_known_args(argv)
-    for word in filter(CONTROL.search, argv):  # a record that holds such would be taken for damaged
-        parser.error(f"expected text without control characters, got {word[:60]!r}")
     if unknown:
         parser.error(about_unknown(unknown[0], [f.name for f in fields(config_class)]))
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items()}
@@ -246,12 +244,15 @@ def convert(f, text):
 
 def knobs_from(config_class, knobs, where):
     """{name: value} of those of the knobs of a stage, a dict, that a Config has. Raises UserError where one
-    has a value that no flag could have given it."""
-    known = {f.name: f for f in fields(config_class) if f.name in knobs}
-    try:
-        return {name: value_of(f, knobs[name]) for name, f in known.items()}
-    except (argparse.ArgumentTypeError, TypeError) as error:
-        raise UserError(f"{where} is damaged (a knob: {error}): make it again with --overwrite") from None
+    has a value that no flag gives it, or none gives it any more. where: the stage's file."""
+    found = {}
+    for f in (f for f in fields(config_class) if f.name in knobs):
+        try:
+            found[f.name] = value_of(f, knobs[f.name])
+        except (argparse.ArgumentTypeError, TypeError) as error:
+            raise UserError(f"{where} has a --{f.name} that is not allowed ({error}): make it again with "
+                            "--overwrite") from None
+    return found
 
 
 def value_of(f, value):

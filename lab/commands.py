@@ -43,7 +43,8 @@ def run_folder(cfg):
         parts.append(f"seed{cfg.seed}")
     run = cfg.run or "-".join(parts)
     if is_long(run) or not Path(run).parts or Path(run).is_absolute() or ".." in Path(run).parts:
-        raise UserError(f"--run {run[:60]}: choose a short name; the folder lies in runs/")
+        made = "" if cfg.run else ", which is made of the name of --data"
+        raise UserError(f"--run {run[:60]}{made}: choose a short name; the folder lies in runs/")
     return Path("runs") / run
 
 

@@ -21,8 +21,8 @@ from lab.cli import Help, Parser, convert, knobs_from, run_main
 from lab.explain_words import branch_in_words, in_words, obedient, score_in_words, what_is_learned
 from lab.optim import adam, set_lr
 from lab.records import (
+    check_parents,
     damaged,
-    fingerprint_of,
     load_checkpoint,
     load_model,
     pick_device,
@@ -208,10 +208,7 @@ class Opened:
         path = self.folder / f"{name}.pt"
         if not path.exists():
             raise data.UserError(f"{path}, which {self.path.name} was trained with, is no longer there")
-        then = self.checkpoint["parents"].get(path.name)
-        if then and fingerprint_of(path) != then:
-            raise data.UserError(f"{path} has been trained again since {self.path.name} was trained with it; "
-                                 f"train that again, too: {self.checkpoint['command']} --overwrite")
+        check_parents(self.path, self.checkpoint)
         return path
 
 
@@ -330,7 +327,7 @@ def main(argv=None):
     agent, optimizer = load_agent(ppo, stage, reference, scorer)
     corpus, _ = data.tokens_of(enc, data.load_text(stage.data))
     left = leave_out_names(cfg.leave_out)
-    rows = data.of_split(data.load_prompts(stage.data), "train", stage.data)
+    rows = data.of_split(data.load_prompts(stage.data), "train", stage.data / "prompts.jsonl")
     prompts = [row["prompt"] for row in rows if not left_out(row["prompt"], left)]
     set_random_state(stage.checkpoint["random"])
 

@@ -19,18 +19,29 @@ def take(folder, name, wait=False):
     if fcntl is None or path in held:
         return
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")  # which does not wait for the other end of a pipe
+        file = opened(path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.close()
             raise UserError(f"another process is at {folder / name} at this moment: wait for it, or give "
                             "yours a --name of its own") from None
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            held[path] = file
-            return
-        file.close()  # whoever had it has just removed it
+        with contextlib.suppress(FileNotFoundError):  # whoever had it has just removed it
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                held[path] = file
+                return
+        file.close()
+
+
+def opened(path, tries=100):
+    """The file of a lock. Its folder is made, again where whoever left it empty has just removed it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+")  # which does not wait for the other end of a pipe
+    except (FileNotFoundError, FileExistsError):
+        if not tries:  # something else is wrong
+            raise
+        return opened(path, tries - 1)
 
 
 def release(folder, name):

@@ -2,9 +2,10 @@
 import json
 import random
 
-from data import UserError, encode_prompt, has_pairs, is_thumb, lay_out, load_rows, of_split
+from data import UserError, has_pairs, is_thumb, load_rows, of_split
 from lab.records import fingerprint_of, record_of
 from lab.terminal import wrapped
+from lab.tokens import laid_out
 from world.labelers import is_ranking
 from world.tiny import leave_out_names, left_out
 
@@ -116,28 +117,14 @@ def drop_cut(rows, enc, block_size):
     how many these are, and how many prompts and answers are cut."""
     if block_size is None:
         return rows
-    kept, prompts, ends = [], 0, 0
-    for row in rows:
-        K = len(row["responses"])
-        answers = lay_out(enc, [row["prompt"]] * K, row["responses"], block_size)
-        whole = len(encode_prompt(enc, row["prompt"]))
-        prompts += any(len(prompt) < whole for prompt, _ in answers)
-        ends += sum(answer[-1] != enc.eot_token for _, answer in answers)
-        if K == 1 or any(ids != answers[0] for ids in answers):
+    kept = []
+    for row, answers in zip(rows, laid_out(enc, rows, block_size), strict=True):
+        if len(answers) == 1 or any(ids != answers[0] for ids in answers):
             kept.append(row)
     if len(kept) < len(rows):
         print(wrapped(f"{len(rows) - len(kept)} of {len(rows)} rankings dropped: within a context of "
                       f"{block_size} tokens their answers are the same"))
-    say_cut(block_size, (prompts, len(rows)), (ends, sum(len(row["responses"]) for row in rows)))
     return kept
-
-
-def say_cut(block_size, prompts, answers):
-    """Tell what a context is too short for. prompts, answers: (how many are cut, of how many)."""
-    parts = ((prompts, "prompts lose their beginning"), (answers, "answers lose their end"))
-    said = [f"{cut} of {n} {what}" for (cut, n), what in parts if cut]
-    if said:
-        print(wrapped(f"within a context of {block_size} tokens {' and '.join(said)}"))
 
 
 def first_of_training(rows, limit):
@@ -160,11 +147,12 @@ def earlier_rankings(stage, cfg, enc, block_size, new):
     """What a reward model at --start has learned from, and the one that it began with, and so on; without
     the rows that are among the new ones. Returns rows of all splits, [] for a --start that is none. Raises
     UserError where thumbs would be replayed among comparisons, or the other way round."""
-    earlier, name = [], cfg.start
+    earlier, name, seen = [], cfg.start, set()
     record = record_of(stage.folder, name)
-    while record and record["stage"] == "rm":
-        names, limit = record["knobs"].get("rankings", ()), record["knobs"].get("limit", 0)
-        rows, others = rankings_of(stage, cfg, enc, block_size, names, limit)
+    while record and record["stage"] == "rm" and name not in seen:  # a damaged one might name itself
+        seen.add(name)
+        names, limit = record["knobs"].get("rankings"), record["knobs"].get("limit", 0)
+        rows, others = rankings_of(stage, cfg, enc, block_size, names, limit) if names else ([], [])
         earlier += rows + others
         name = record["knobs"].get("start", "pretrain")
         record = record_of(stage.folder, name)

@@ -103,7 +103,8 @@ def fingerprint_of(path):
         return record_in(path)["fingerprint"]
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; put it back, or make it again")
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def must_be_there(path):
@@ -166,11 +167,11 @@ def load_model(path, device="cpu", dropout=0.0):
     return model.eval(), checkpoint
 
 
-def load_language_model(path, device="cpu", dropout=0.0, flag="--start"):
-    """The same of a model that shall write. flag: what names it. Raises UserError for a reward model, too."""
+def load_language_model(path, device="cpu", dropout=0.0):
+    """The same of a model that shall write. Raises UserError for a reward model, too."""
     model, checkpoint = load_model(path, device, dropout)
     if model.config.reward_head:
-        raise UserError(f"{flag} {path.stem}: a reward model gives scores, no answers")
+        raise UserError(f"{path}: a reward model gives scores, no answers")
     return model, checkpoint
 
 
@@ -249,11 +250,6 @@ def check_parents(path, record, checked=None):
         of_parent = record_of(parent.parent, parent.stem)
         if of_parent:  # a user's file has none
             check_parents(parent, of_parent, checked)
-
-
-def rows_in(path):
-    """Number of rows in a file of rankings."""
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def rows_until(path, step):

@@ -1,4 +1,5 @@
 """Tables and pictures for a person, and the one comparison of models that SFT, PPO and the rounds share."""
+import io
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 import data
+from lab import lock
 from lab.measure import (
     chance_corrected,
     describe,
@@ -20,6 +22,7 @@ from lab.measure import (
     text_windows,
     win_rate,
 )
+from lab.records import write_atomic
 from lab.talk import answer
 from lab.terminal import terminal_width, visible, wrapped
 from world.labelers import SimulatedHuman
@@ -119,12 +122,13 @@ def laid_out(columns):
 
 
 def drawn(path, draw):
-    """draw(a path) makes a picture, which then lies at `path`, whole or not at all. What prevents it is told,
-    and stops nothing."""
-    unfinished = path.with_name(path.name + ".tmp")
+    """draw(an open file) makes a picture, which then lies at `path`, whole or not at all; of two processes
+    one writes after the other. What prevents it is told, and stops nothing."""
     try:
-        draw(unfinished)
-        os.replace(unfinished, path)
+        file = io.BytesIO()
+        draw(file)
+        with lock.alone(path.parent, path.name):
+            write_atomic(path, file.getvalue())
     except Exception as error:  # whatever a library for drawing comes up with: everything else is there
         print(wrapped(f"no picture ({type(error).__name__}: {error}); everything else is saved"))
 
@@ -154,7 +158,7 @@ def has_letters(text):
 
 
 def picture(path, rows, panels, caption=""):
-    """Curves, drawn from the metrics of a stage.
+    """Curves, drawn from the metrics of a stage. path: or an open file.
 
     rows: a dict a step; panels: (title, curves, unit of the y axis[, of the x axis[, options]]);
     curves: {label: key of the rows, drawn over the steps, or a list of points (x, y)};
@@ -184,8 +188,8 @@ def draw_panel(axis, rows, title, curves, unit, x="step", options=None):
     axis.spines[["top", "right"]].set_visible(False)
     if options.get("log"):
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter("{x:g}")  # 0.6, not 6 times a power of ten
-        axis.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "24" else "")
+        axis.yaxis.set_major_formatter("{x:g}")  # 0.1, not 10 to the power of -1
+        axis.yaxis.set_minor_formatter(lambda y, _: between_powers(y, *axis.get_ylim()))
     if all(float(x).is_integer() for line in lines for x in line.get_xdata()):
         axis.xaxis.get_major_locator().set_params(integer=True)  # no step 2.5, no round 0.5
     if "right" in options:
@@ -197,6 +201,13 @@ def draw_panel(axis, rows, title, curves, unit, x="step", options=None):
         other.spines[["top", "left"]].set_visible(False)
     if len(lines) > 1:
         axis.legend(handles=lines, fontsize=8, frameon=False)
+
+
+def between_powers(y, low, high):
+    """What stands at a tick y between two powers of ten, of an axis from low to high: the shorter the axis,
+    the more ticks have their number."""
+    digits = "24" if high > 100 * low else "246" if high > 4 * low else "123456789"
+    return f"{y:g}" if f"{y:e}"[0] in digits else ""
 
 
 def draw_curves(axis, rows, curves, colors):

@@ -40,7 +40,7 @@ def warn(stage):
 def report(stage, cfg, enc, policy, reference, sft, scorer, held_out_text):
     """Compare pretrained, SFT and PPO (and the model that PPO started from, where it is another one) on
     held-out prompts; print and write the table, some answers and the pictures."""
-    rows = data.of_split(data.load_prompts(stage.data), cfg.eval_split, stage.data)[:400]
+    rows = data.of_split(data.load_prompts(stage.data), cfg.eval_split, stage.data / "prompts.jsonl")[:400]
     prompts = [row["prompt"] for row in rows]
     models = {"pretrained": load_model(stage.parent("pretrain"), stage.device)[0], "SFT": sft}
     if cfg.start != "sft":

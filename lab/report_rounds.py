@@ -43,10 +43,9 @@ def curve_in_words(curve, name):
         lines[0] += (" Where it is above what is possible it is wrong by at least that much, for what was "
                      "never sampled is a guess: there the KL is about as large as it can be.")
     if first["gold"] is not None:
-        low = shown(last["gold_gain_low"])
         sure = " (of one prompt, so nobody knows how sure that is)"
-        if low != "-":
-            sure = f" (95 % interval from {low} on)"
+        if last["gold_gain_low"] is not None:
+            sure = f" (95 % interval from {last['gold_gain_low']:.2f} on)"
         lines.append(f"The best of {last['n']} by the reward model beats a random one by "
                      f"{last['gold'] - first['gold']:.2f} points of gold score{sure}.")
     return "\n".join([table(header, rows), *map(wrapped, lines)])

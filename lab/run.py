@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import UserError
+from data import UserError, load_rows
 from lab import lock
 from lab.commands import (
     COLLECTOR,
@@ -46,7 +46,6 @@ from lab.records import (
     record_in,
     record_of,
     restore,
-    rows_in,
     rows_until,
     set_random_state,
     steady_arithmetic,
@@ -58,8 +57,8 @@ from lab.tokens import FILE, encoding_of, tokenizer_print
 
 
 def finished(cfg, name):
-    """Path of what a finished stage of the run that cfg belongs to has made, or None. Raises UserError where
-    its parents have been made again since."""
+    """Path of what a finished stage of the run that cfg belongs to has made, or None; its picture is drawn if
+    it is missing. Raises UserError where its parents have been made again since."""
     folder = run_folder(cfg)
     record = record_of(folder, name)
     if record is None or not record["finished"]:
@@ -73,15 +72,17 @@ def finished(cfg, name):
 
 
 def draw_if_missing(folder, name, record):
-    """The picture of a finished stage, where the command was stopped before it was drawn."""
-    if "picture" in record["state"] and not (folder / f"{name}.png").exists():
+    """The picture of a finished stage, where the command was stopped before it was drawn; not of one of
+    which only the checkpoint was copied."""
+    there = [(folder / f"{name}.{ending}").exists() for ending in ("jsonl", "png")]
+    if "picture" in record["state"] and there == [True, False]:
         draw(folder, name, record["step"], *record["state"]["picture"])
 
 
 def draw(folder, name, steps, panels, caption):
     """A picture of so many steps."""
-    def curves(path):
-        picture(path, rows_until(folder / f"{name}.jsonl", steps), panels, caption)
+    def curves(file):
+        picture(file, rows_until(folder / f"{name}.jsonl", steps), panels, caption)
 
     drawn(folder / f"{name}.png", curves)
 
@@ -117,6 +118,9 @@ def train_if_missing(cfg, name, command=None):
         raise
     except UserError as error:
         raise OfAParent(f"{error} (told by what comes first: {shown_command(words)})") from None
+    except SystemExit as end:
+        if end.code:  # it was stopped; 0 means that another process has finished it meanwhile
+            raise
     set_random_state(state)
     return path
 
@@ -168,7 +172,7 @@ class Stage:
             check_parents(self.path, old)
             more = self.collection and (cfg.questions > old["state"].get("wanted", 0)
                                         or old["state"].get("open", 0) > 0  # somebody had enough for a while
-                                        or rows_in(self.path) < old["step"])  # some are gone
+                                        or len(load_rows(self.path)) < old["step"])  # some are gone
             if old["finished"] and not more:
                 draw_if_missing(self.folder, self.name, old)
                 print(self.where_it_lies())
@@ -280,9 +284,9 @@ class Stage:
         return path
 
     def note_data(self):
-        """The files of the run's data that it learns from are parents, too."""
-        files = (self.data / name for name in LEARNED_FROM.get(self.stage, ()))
-        for path in (path for path in files if path.exists()):
+        """The files of the run's data that it learns from are parents, too; an AI judge has reviews."""
+        names = () if getattr(self.cfg, "reviews", 0) else LEARNED_FROM.get(self.stage, ())
+        for path in filter(Path.exists, map(self.data.joinpath, names)):
             self.note(path)
 
     def note(self, path):
@@ -403,7 +407,7 @@ class Stage:
 
     def write_record(self, finished):
         """Write the record of a collection."""
-        rows = rows_in(self.path)
+        rows = len(load_rows(self.path))
         print_of_it = fingerprint_of(self.path) if rows else ""
         record = self.record(rows, finished, print_of_it)
         write_atomic(self.file("json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -29,11 +29,11 @@ from data import (
 )
 from lab.cli import Help, Parser, add_flag, did_you_mean, knob
 from lab.measure import agreement, full_kl_and_entropy, wilson, win_rate
-from lab.records import load_checkpoint, load_model, pick_device
+from lab.records import load_model, pick_device
 from lab.terminal import wrapped
 from lab.tokens import encoding_of
 from model import GPT, generate, join, response_hidden
-from world.labelers import Human, Quit, RankingFile, Undo
+from world.labelers import Human, RankingFile, rank_all
 from world.reward import score_texts
 from world.taste import gold_score
 from world.tiny import PROMPTS, SENTENCES
@@ -140,7 +140,6 @@ def speaker(path, device, label):
     """The checkpoint at `path`. Raises UserError where there is none, with the names of those it has."""
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint" + others(path))
-    load_checkpoint(path)  # raises UserError for what is no checkpoint
     model, checkpoint = load_model(path, device)
     if not checkpoint["finished"]:
         print(wrapped(f"{path} is not finished: it stopped at step {checkpoint['step']} of "
@@ -264,7 +263,8 @@ def chat(models, judges, args):
 def pairs(a, b, args):
     """(questions, what they have in common) for a blind comparison: held-out prompts, each with an answer of
     a and one of b in random order; "turned" says that b's is the first."""
-    rows = of_split(load_prompts(a.path.parent / "data"), "test", a.path.parent)
+    folder = a.path.parent / "data"
+    rows = of_split(load_prompts(folder), "test", folder / "prompts.jsonl")
     rows = random.Random(args.seed).sample(rows, len(rows))[: args.questions]
     prompts, texts = [row["prompt"] for row in rows], []
     for s in (a, b):
@@ -286,14 +286,8 @@ def judge_blind(path, questions, who, human):
     """Have the questions judged, one by one; each judgement is in the file before the next question. Those of
     an earlier call with the same models and answers count. Returns the rows."""
     kept = RankingFile(path, part=lambda row: all(row.get(key) == value for key, value in who.items()))
-    human.total = len(questions)
-    with contextlib.suppress(Quit, KeyboardInterrupt):
-        while len(kept.rows) < len(questions):
-            human.done = len(kept.rows)
-            try:
-                kept.add(questions[human.done : human.done + 1], human)
-            except Undo:
-                kept.take_back()
+    with contextlib.suppress(KeyboardInterrupt):
+        rank_all(kept, questions, human)
     return kept.rows[: len(questions)]
 
 
@@ -339,7 +333,7 @@ def in_order(row):
 
 @dataclass
 class Knobs:
-    """What can be said about answers."""
+    """The flags that have a value, each with what is allowed."""
 
     questions: int = knob(20, "how many, for --against", low=1, high=10**6)
     temperature: float = knob(1.0, "0 is greedy, 1 what PPO trained", low=0)

@@ -1,7 +1,7 @@
 """A run folder's tokenizer and the checkpoints that were trained with it belong together."""
 import hashlib
 
-from data import UserError, encode_prompt, load_encoding
+from data import UserError, encode_prompt, lay_out, load_encoding
 from lab.terminal import wrapped
 
 FILE = "tokenizer.json"
@@ -53,3 +53,20 @@ def encode_prompts(enc, prompts, max_new_tokens, model):
         print(wrapped(f"{cut} of {len(prompts)} prompts are longer than the {room} tokens that an answer "
                       "leaves them: cut from the left"))
     return [row[-room:] for row in ids]
+
+
+def laid_out(enc, rows, block_size):
+    """Rows {"prompt", "responses"} -> for each the (prompt_ids, response_ids) of its answers, as they fit the
+    context. Says how many prompts and answers are cut."""
+    found, prompts, ends = [], 0, 0
+    for row in rows:
+        answers = lay_out(enc, [row["prompt"]] * len(row["responses"]), row["responses"], block_size)
+        whole = len(encode_prompt(enc, row["prompt"]))
+        prompts += any(len(prompt) < whole for prompt, _ in answers)
+        ends += sum(answer[-1] != enc.eot_token for _, answer in answers)
+        found.append(answers)
+    parts = ((prompts, len(rows), "prompts lose their beginning"),
+             (ends, sum(map(len, found)), "answers lose their end"))
+    if said := [f"{cut} of {n} {what}" for cut, n, what in parts if cut]:
+        print(wrapped(f"within a context of {block_size} tokens {' and '.join(said)}"))
+    return found

@@ -208,7 +208,7 @@ def run_lines(folder, lines, pictures=False):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         if not pictures:
-            patch.setattr(lab.run, "picture", lambda path, *rest: path.write_text("no picture"))
+            patch.setattr(lab.run, "picture", lambda file, *rest: file.write(b"no picture"))
         return [run_line(patch, line.split()) for line in lines]
 
 

@@ -90,8 +90,8 @@ def command(folder, line, code=0):
 def call(monkeypatch, capsys):
     """call(folder, line): a script's main() inside this process. Returns (exit code or message, what it
     printed)."""
-    def draw(path, *rest):  # drawing takes longest
-        path.write_text("no picture")
+    def draw(file, *rest):  # drawing takes longest
+        file.write(b"no picture")
 
     monkeypatch.setattr(lab.run, "picture", draw)
 

@@ -338,5 +338,8 @@ def test_a_split_without_rows(capsys):
     assert data.of_split(rows, "dev", "here") == rows
     assert "no row is in the split dev" in capsys.readouterr().out
     assert data.of_split(rows, "dev", "here") == rows and capsys.readouterr().out == "", "said once"
-    with pytest.raises(UserError, match="nothing to train on"):
+    with pytest.raises(UserError, match="no row is in the split train"):
         data.of_split(rows, "train", "here")
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match="here: there are no rows"):
+            data.of_split([], split, "here")

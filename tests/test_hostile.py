@@ -26,7 +26,8 @@ from data import (
 )
 from lab.formats import convert, source_of
 from lab.rankings import drop_cut
-from train_sft import check_demonstrations, say_what_is_cut
+from lab.tokens import laid_out
+from train_sft import check_demonstrations
 from world.labelers import RankingFile, is_ranking
 from world.server import MOST, Server
 
@@ -113,7 +114,7 @@ def test_a_file_of_a_run_that_is_none_is_told_by_its_name(tmp_path, name, load):
         if optional and not path.exists():
             assert load(tmp_path) == []
             continue
-        with pytest.raises(UserError, match=f"{name}: there is no such file|byte 1"):
+        with pytest.raises(UserError, match=f"{name}: no such file|byte 1"):
             load(tmp_path)
         if path.exists():
             path.rmdir() if path.is_dir() else path.unlink()
@@ -141,10 +142,10 @@ def test_prompts_are_missed_before_anything_is_trained(tmp_path):
     row = {"prompt": "a", "response": "b", "split": "train"}
     (tmp_path / "sft.jsonl").write_text(json.dumps(row) + "\n")
     stage = SimpleNamespace(data=tmp_path, folder=tmp_path)
-    with pytest.raises(UserError, match="prompts.jsonl: there is no such file"):
+    with pytest.raises(UserError, match="prompts.jsonl: no such file"):
         check_demonstrations(stage, SimpleNamespace(reviews=0, data="", eval_split="test"))
     (tmp_path / "prompts.jsonl").touch()
-    with pytest.raises(UserError, match="no row is in the split test"):
+    with pytest.raises(UserError, match="prompts.jsonl: there are no rows"):
         check_demonstrations(stage, SimpleNamespace(reviews=0, data="", eval_split="test"))
 
 
@@ -163,8 +164,8 @@ def test_what_is_cut_is_said(enc, capsys):
     drop_cut([row], enc, 24)
     out = " ".join(capsys.readouterr().out.split())
     assert "1 of 1 prompts lose their beginning and 1 of 2 answers lose their end" in out
-    rows = [{"prompt": row["prompt"], "response": text} for text in ("no", "A cat.", "A cat. " * 40)]
-    say_what_is_cut(enc, rows, 24)
+    rows = [{"prompt": row["prompt"], "responses": [text]} for text in ("no", "A cat.", "A cat. " * 40)]
+    laid_out(enc, rows, 24)
     assert "3 of 3 prompts lose their beginning and 1 of 3 answers lose their end" in capsys.readouterr().out
 
 

@@ -1,6 +1,8 @@
 """The AI in the annotator's chair: labels and ratings by hand, our own GPT, a model behind a server."""
 
 import math
+import socket
+import threading
 import time
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ from lab import judges
 from lab.cli import JudgeKnobs
 from lab.judges import load_judge
 from world.judge import AI, PREAMBLES, OwnModel, expected_rating, preambles, read_preamble
-from world.labelers import rank_all
+from world.labelers import RankingFile, rank_all
 from world.server import Server
 
 SILENT = {"overall": ""}
@@ -163,7 +165,7 @@ def test_notes_and_soft_labels_are_saved_with_each_ranking(tmp_path):
         {"prompt": "What?", "responses": ["a", "aaa"], "split": "train"},
         {"prompt": "Who?", "responses": ["b"], "split": "train"},
     ]
-    rows = rank_all(tmp_path / "r.jsonl", questions, AI(model, SILENT, chain_of_thought=True))
+    rows = rank_all(RankingFile(tmp_path / "r.jsonl"), questions, AI(model, SILENT, chain_of_thought=True))
     assert rows == load_rows(tmp_path / "r.jsonl")
     assert (
         rows[0]["pairs"] == [[0, 1, 0.1]]
@@ -390,10 +392,10 @@ def test_a_question_that_comes_twice_is_asked_once(server):
 
 @pytest.mark.parametrize(
     "url, key",
-    [("http://127.0.0.1:1/a b", ""), ("127.0.0.1:8000/v1", ""), ("http://127.0.0.1:1/v1", "\u20ac")],
+    [("http://127.0.0.1:1/a b", ""), ("http://127.0.0.1:1/v1", "\u20ac"), ("http://127.0.0.1:abc/v1", "")],
 )
 def test_what_no_request_can_be_made_of(url, key):
-    with pytest.raises(UserError, match="cannot be reached|--judge_url is http|JUDGE_API_KEY"):
+    with pytest.raises(UserError, match="--judge_url is http|JUDGE_API_KEY: expected"):
         Server(url, "m", key, wait=0.01, tries=1).next_token(["Which?"], "12")
 
 
@@ -408,6 +410,8 @@ def test_what_no_request_can_be_made_of(url, key):
         ((503, b"half", {"Content-Length": "100"}), 3, "trouble of its own .HTTP 503"),
         ((500, b"oh dear", {}), 3, "trouble of its own .HTTP 500: oh dear., 3 times"),
         ((401, {}, {}), 1, "refuses the key .* JUDGE_API_KEY"),
+        ((401, b"5\r\nhalf", {"Transfer-Encoding": "chunked"}), 1, "refuses the key .HTTP 401"),
+        ((400, b" " * (2**22 + 1), {}), 1, "does not accept the question .HTTP 400: without a reason"),
         ((404, b"no such path", {}), 1, "is not there .* ends in /v1"),
         (
             (400, {"error": {"message": "prompt too long"}}, {}),
@@ -430,6 +434,21 @@ def test_every_failure_of_a_server_is_one_sentence(server, reply, tries, sentenc
     with pytest.raises(UserError, match=sentence):
         patient(server, timeout=0.1 if tries == 2 else 5.0, tries=max(2, tries)).next_token(["Which?"], "12")
     assert len(server.seen) == tries
+
+
+def test_the_status_of_an_error_counts_where_its_text_never_comes():
+    """A server that promises a hundred bytes, sends none and waits."""
+    with socket.create_server(("127.0.0.1", 0)) as waiting:
+        def refuse():
+            with waiting.accept()[0] as asked:
+                asked.recv(65536)
+                asked.sendall(b"HTTP/1.1 401 No\r\nContent-Length: 100\r\n\r\n")
+                asked.recv(65536)  # until the other end has had enough
+
+        threading.Thread(target=refuse, daemon=True).start()
+        judge = Server(f"http://127.0.0.1:{waiting.getsockname()[1]}/v1", "m", timeout=0.4, tries=1)
+        with pytest.raises(UserError, match="refuses the key"):
+            judge.next_token(["Which?"], "12")
 
 
 def test_where_nothing_listens(server):

@@ -3,6 +3,7 @@ import json
 import math
 import os
 import re
+import sys
 
 import pytest
 import torch
@@ -208,6 +209,16 @@ def test_what_a_person_reads_fits_the_terminal(monkeypatch, capsys):
     assert max(map(len, capsys.readouterr().out.split("\n"))) <= 60
 
 
+@pytest.mark.parametrize("term, bold", [("xterm", True), ("dumb", False)])
+def test_questions_are_bold_where_the_terminal_can_show_it(monkeypatch, capsys, term, bold):
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    typing(monkeypatch, "1")
+    Human().label(["Why?"], [["a", "b"]])
+    assert ("\033[1m" in capsys.readouterr().out) == bold
+
+
 @pytest.mark.parametrize("typed, error", [
     ("u", Undo), ("q", Quit), ("undo", Undo), (" Q ", Quit), (EOFError, Quit),
     (KeyboardInterrupt, KeyboardInterrupt),
@@ -246,15 +257,15 @@ def test_every_ranking_is_on_disk_before_the_next_question(monkeypatch, tmp_path
     path = tmp_path / "rankings.jsonl"
     typing(monkeypatch, "1", "s", KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
-        rank_all(path, QUESTIONS, Human())
+        rank_all(RankingFile(path), QUESTIONS, Human())
     assert [json.loads(line)["tiers"] for line in path.read_text().splitlines()] == [[[0], [1]], []]
     path.write_bytes(path.read_bytes() + b'{"prompt": "half a li')
     typing(monkeypatch, "2", "=")
-    rows = rank_all(path, QUESTIONS, Human())
+    rows = rank_all(RankingFile(path), QUESTIONS, Human())
     assert [row["tiers"] for row in rows] == [[[0], [1]], [], [[1], [0]], [[0, 1]]]
     assert [row["prompt"] for row in rows] == [q["prompt"] for q in QUESTIONS] and load_rows(path) == rows
     typing(monkeypatch)
-    assert rank_all(path, QUESTIONS, Human()) == rows, "nothing is asked twice"
+    assert rank_all(RankingFile(path), QUESTIONS, Human()) == rows, "nothing is asked twice"
     assert sorted(rows[0]) == ["aspect", "labeler", "prompt", "responses", "split", "tiers"]
     assert rows[0]["labeler"] == "human" and rows[0]["aspect"] == "overall"
 
@@ -262,17 +273,17 @@ def test_every_ranking_is_on_disk_before_the_next_question(monkeypatch, tmp_path
 def test_undo_takes_the_last_ranking_back_also_one_of_an_earlier_start(monkeypatch, tmp_path, capsys):
     path = tmp_path / "rankings.jsonl"
     typing(monkeypatch, "u", "1", "2", "q")
-    rank_all(path, QUESTIONS, Human())
+    rank_all(RankingFile(path), QUESTIONS, Human())
     assert capsys.readouterr().out.count("nothing to take back") == 1
     typing(monkeypatch, "u", "u", "u", "=", "q")
-    rows = rank_all(path, QUESTIONS, Human())
+    rows = rank_all(RankingFile(path), QUESTIONS, Human())
     assert [row["tiers"] for row in rows] == [[[0, 1]]] and load_rows(path) == rows
     assert capsys.readouterr().out.count("nothing to take back") == 1
 
 
 def test_undo_leaves_the_other_part_of_a_file_alone(answers_are_their_gold, tmp_path):
     path, training = tmp_path / "rankings.jsonl", {**QUESTIONS[0], "responses": ["1", "2"]}
-    rank_all(path, [{**training, "split": "test"}] * 4, SimulatedHuman(0))
+    rank_all(RankingFile(path), [{**training, "split": "test"}] * 4, SimulatedHuman(0))
     kept = RankingFile(path, part=lambda row: row["split"] == "train")
     kept.take_back()
     assert len(load_rows(path)) == 4 and kept.rows == []
@@ -284,7 +295,7 @@ def test_undo_leaves_the_other_part_of_a_file_alone(answers_are_their_gold, tmp_
 
 def test_undo_takes_the_last_of_equal_rankings(answers_are_their_gold, tmp_path):
     path, (a, b) = tmp_path / "rankings.jsonl", ({**q, "responses": ["1", "2"]} for q in QUESTIONS[:2])
-    rank_all(path, [a, b, a], SimulatedHuman(0))
+    rank_all(RankingFile(path), [a, b, a], SimulatedHuman(0))
     RankingFile(path).take_back()
     assert [row["prompt"] for row in load_rows(path)] == [a["prompt"], b["prompt"]]
 
@@ -292,10 +303,10 @@ def test_undo_takes_the_last_of_equal_rankings(answers_are_their_gold, tmp_path)
 def test_a_question_with_one_answer_is_not_asked(monkeypatch, tmp_path):
     questions = [QUESTIONS[0], {**QUESTIONS[1], "responses": ["a"]}, QUESTIONS[2]]
     typing(monkeypatch, "1", "u", "2", "1")
-    rows = rank_all(tmp_path / "rankings.jsonl", questions, Human())
+    rows = rank_all(RankingFile(tmp_path / "rankings.jsonl"), questions, Human())
     assert [row["tiers"] for row in rows] == [[[1], [0]], [], [[0], [1]]], "and undo goes back behind it"
     typing(monkeypatch, "u", "q")
-    rows = rank_all(tmp_path / "second.jsonl", questions[1:], Human())
+    rows = rank_all(RankingFile(tmp_path / "second.jsonl"), questions[1:], Human())
     assert [row["responses"] for row in rows] == [["a"]], "there was nothing to take back"
 
 

@@ -8,7 +8,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lab.measure import held_out_loss, text_windows
-from lab.report import compare, draw_panel, picture, table, truth_about
+from lab.report import compare, draw_panel, drawn, picture, table, truth_about
 from lab.talk import answer
 from lab.terminal import terminal_width, wrapped
 from world.taste import gold_score
@@ -132,6 +132,18 @@ def test_an_axis_may_be_logarithmic(axis):
     assert axis.get_yscale() == "log"
 
 
+@pytest.mark.parametrize("low, high, some", [
+    (0.55, 0.95, {"0.6", "0.7", "0.8", "0.9"}), (5.2, 9.0, {"6", "7", "8", "9"}), (3.05, 3.4, {"3.2"}),
+    (4.1, 17, {"6", "10"}), (0.3, 9, {"0.4", "0.6", "1", "2", "4", "6"}), (2, 4000, {"10", "100", "1000"})])
+def test_a_logarithmic_axis_has_plain_numbers_wherever_it_begins(axis, low, high, some):
+    draw_panel(axis, ROWS, "Loss", {"training": [(1, high), (10, low)]}, "nats", "step", {"log": True})
+    axis.set_ylim(low, high)
+    axis.figure.canvas.draw()
+    ticks = axis.yaxis.get_major_ticks() + axis.yaxis.get_minor_ticks()
+    shown = {tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high} - {""}
+    assert some <= shown and 2 <= len(shown) <= 12 and all(float(text) for text in shown), shown
+
+
 def test_what_was_not_measured_is_not_drawn(axis):
     draw_panel(axis, ROWS, "Some", {"rare": "rare", "nobody's": "unknown"}, "nats")
     (line,) = axis.get_lines()
@@ -157,6 +169,25 @@ def test_a_picture_has_all_panels_and_no_empty_place(tmp_path, monkeypatch, n):
     assert taken == {(line, column) for line in range(places[0].get_gridspec().nrows)
                      for column in range(places[0].get_gridspec().ncols)}
     assert len({(place.num1, place.num2) for place in places}) == n
+
+
+def test_a_picture_is_drawn_whole_or_not_at_all_also_by_two_at_once(tmp_path, capsys):
+    def draw(file):
+        picture(file, ROWS, [("Title", {"score": "score"}, "SD")])
+
+    def more_slowly(file):
+        drawn(tmp_path / "shown.png", draw)  # by another process
+        draw(file)
+
+    def fail(file):
+        draw(file)
+        raise ValueError("no such font")
+
+    drawn(tmp_path / "shown.png", more_slowly)
+    assert (tmp_path / "shown.png").read_bytes().startswith(b"\x89PNG") and capsys.readouterr().out == ""
+    drawn(tmp_path / "other.png", fail)
+    assert "no picture (ValueError: no such font)" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["shown.png"]
 
 
 # ------------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ class Config(Common):
     timeout: float = knob(1.0, "changes nothing that is learned", learned=False)
     files: tuple = knob((), "names")
     questions: int = knob(0, "questions", learned=False)
+    reviews: int = knob(0, "reviews", learned=False)
 
 
 PRESETS = {"tiny": {}, "small": {}}
@@ -452,6 +453,15 @@ def test_a_missing_parent_is_trained_by_its_own_command(here, monkeypatch, capsy
     assert told[-1].startswith("--config tiny --run mine/first")
 
 
+def test_a_parent_that_another_process_finishes_meanwhile_is_taken(here, monkeypatch):
+    def main(argv):
+        saved(new_stage())  # of another process, as soon as we know that it is missing
+        new_stage()
+
+    monkeypatch.setitem(sys.modules, "train_pretrain", types.SimpleNamespace(main=main))
+    assert new_stage(stage="sft").parent("pretrain") == Path("runs/tiny/pretrain.pt")
+
+
 def test_a_mistake_of_a_parent_names_the_command_whose_flags_it_is_about(here, monkeypatch):
     """Once, where the parent has a parent."""
     def refuse(argv):
@@ -496,7 +506,7 @@ def test_a_reward_model_is_none_that_writes(here):
     stage.track(model=GPT(GPTConfig(5, 8, 1, 1, 4, reward_head=True)))
     stage.save(0, True)
     assert not load_language_model(Path("runs/tiny/pretrain.pt"))[0].training
-    with pytest.raises(UserError, match="--start mine: a reward model gives scores, no answers"):
+    with pytest.raises(UserError, match="^runs/tiny/mine.pt: a reward model gives scores, no answers"):
         load_language_model(stage.path)
 
 
@@ -546,8 +556,10 @@ def test_a_collection_is_a_file_with_a_record_beside_it(here):
 
 def test_a_finished_collection_of_which_a_part_is_gone_goes_on(here, capsys):
     collection().finish_collection("")
-    with pytest.raises(SystemExit):
-        new_stage("--name", "rankings", stage="preferences")
+    for rows in ('{"row": 0}\n{"row": 1}\n', '{"row": 0}\n{"row": 1}'):  # as editors save it
+        Path("runs/tiny/rankings.jsonl").write_text(rows)
+        with pytest.raises(SystemExit):
+            new_stage("--name", "rankings", stage="preferences")
     Path("runs/tiny/rankings.jsonl").write_text('{"row": 0}\n')
     new_stage("--name", "rankings", stage="preferences")
     assert "is not complete: it goes on from there" in capsys.readouterr().out
@@ -717,8 +729,10 @@ def test_a_foreign_or_damaged_tokenizer_is_told(here, enc):
 
 @pytest.mark.parametrize("run", ["../x", "/elsewhere/x", "x" * 300, "狗" * 50, "./"])
 def test_a_run_lies_in_runs(here, run):
-    with pytest.raises(UserError, match="choose a short name"):
+    with pytest.raises(UserError, match="^--run [^,]*: choose a short name"):
         new_stage("--run", run)
+    with pytest.raises(UserError, match="made of the name of --data: choose a short name"):
+        new_stage("--data", "x" * 120)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -763,6 +777,29 @@ def test_data_that_are_refused_leave_no_folder(here, monkeypatch, flags):
     assert not list(here.iterdir())
 
 
+def test_what_another_process_removes_meanwhile_is_made_again(here, monkeypatch):
+    """First the folder that it leaves empty goes, then its lock, before anybody else has it."""
+    folder, opened, real = Path("runs/tiny"), [], Path.open
+
+    def too_late(path, *args):
+        opened.append(path)
+        if len(opened) == 1:
+            path.parent.rmdir()
+        file = real(path, *args)
+        if len(opened) == 2:
+            path.unlink()
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", too_late)
+        lab.lock.take(folder, "data")
+    assert len(opened) == 3 and (folder / ".data.lock").exists()
+    lab.lock.release(folder, "data")
+    Path("runs/file").write_text("")
+    with pytest.raises(FileExistsError):  # which does not go away
+        lab.lock.take(Path("runs/file"), "data")
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_stage_whose_data_were_changed_by_hand_is_told(here, finished):
     saved(new_stage(), finished)
@@ -786,6 +823,13 @@ def test_a_reward_model_has_learned_from_demonstrations_and_text(here, file):
     Path(f"runs/tiny/data/{file}").write_text("edited")
     with pytest.raises(UserError, match=f"rm.pt was made from an earlier data/{file}"):
         new_stage(stage="rm")
+
+
+def test_a_judge_has_not_learned_from_demonstrations(here):
+    Path("runs/tiny/data").mkdir(parents=True)
+    Path("runs/tiny/data/sft.jsonl").write_text("")
+    assert [*new_stage(stage="sft").parents] == ["data/sft.jsonl"]
+    assert [*new_stage("--reviews", "20", "--name", "judge", stage="sft").parents] == []
 
 
 def test_another_number_of_steps_is_told(here):
@@ -826,8 +870,8 @@ def test_a_signal_that_is_ignored_stops_nothing(here, monkeypatch):
 
 
 def test_a_picture_that_was_not_drawn_any_more_is_drawn_by_the_same_command(here, monkeypatch):
-    def killed(path, *_):
-        path.write_bytes(b"half a picture")
+    def killed(file, *_):
+        file.write(b"half a picture")
         raise KeyboardInterrupt
 
     path = here / "runs/tiny/pretrain.png"
@@ -842,3 +886,11 @@ def test_a_picture_that_was_not_drawn_any_more_is_drawn_by_the_same_command(here
     with pytest.raises(SystemExit) as stop:
         toy_training()
     assert stop.value.code == 0 and path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_where_only_the_checkpoint_was_copied_nothing_is_drawn(here, capsys):
+    toy_training()
+    for ending in ("png", "jsonl"):
+        Path(f"runs/tiny/pretrain.{ending}").unlink()
+    capsys.readouterr()
+    assert finished(read(), "pretrain") and capsys.readouterr().out == ""

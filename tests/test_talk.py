@@ -1,6 +1,7 @@
 """Texts in, texts out; the chat, the scores, the blind comparison."""
 import json
 import re
+import sys
 from dataclasses import asdict
 
 import pytest
@@ -271,6 +272,15 @@ def test_a_value_that_nobody_can_mean_is_one_line(flag, capsys):
         talk.arguments(["sft.pt", flag])
     told = capsys.readouterr().err
     assert stop.value.code == 2 and told.count("\n") == 1 and flag.split("=")[0] in told
+
+
+@pytest.mark.parametrize("word, hint", [("--seed=--", "argument --seed: expected a value"),
+                                        ("--prompt=a\x07b", "text without control characters")])
+def test_what_the_shell_hands_over_is_looked_at_like_what_a_function_does(monkeypatch, capsys, word, hint):
+    monkeypatch.setattr(sys, "argv", ["model.py", "sft.pt", word])
+    with pytest.raises(SystemExit):
+        talk.arguments()
+    assert hint in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------

@@ -790,7 +790,7 @@ FLAGS = ("--data mine --batch_size 8 --minibatch_size 8 --micro_batch_size 8 --m
 def loop(tmp_path, monkeypatch, make_gpt, enc):
     """loop(flags) runs train_ppo.py from random models and 8 prompts. Returns the rows of its metrics, and
     what its formulas got and gave: {name: [(arguments, result)]}."""
-    monkeypatch.setattr(lab.run, "picture", lambda path, *rest: path.write_text("no picture"))  # slow
+    monkeypatch.setattr(lab.run, "picture", lambda file, *rest: file.write(b"no picture"))  # slow
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     text = "A dog is a furry mammal. What is a cat? A cat is a small hunter.\n"

@@ -85,6 +85,10 @@ def test_a_run_folder_has_one_tokenizer(tmp_path, enc):
     make_tokenizer(stage, cfg, text)
     stage.start = 3  # who goes on takes what is there
     assert make_tokenizer(stage, cfg, "other text").n_vocab == first.n_vocab
+    stage.start = 0
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="tokenizer.json is damaged"):
+        make_tokenizer(stage, SimpleNamespace(**{**vars(cfg), "overwrite": False}), text)
 
 
 def test_the_tokenizer_comes_with_the_model_that_is_gone_on_with(tmp_path, enc):

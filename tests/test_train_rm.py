@@ -455,6 +455,8 @@ def test_earlier_rankings_are_those_of_all_models_before(tmp_path, monkeypatch):
     assert earlier_rankings(stage, Config(start="pretrain"), None, None, []) == []
 
     assert prompts_of(replayed(rows, 4, Config(replay=0.25))) in (["b"], ["a0"], ["a1"])
+    known["rm"] = ("rm", [], "rm.2", 0)  # a damaged one: no rankings, and it goes round in a circle
+    assert prompts_of(earlier_rankings(stage, cfg, None, None, [ranked("new")])) == ["b", "a1", "h"]
     assert sorted(prompts_of(replayed(rows, 10, Config(replay=1.0)))) == ["a0", "a1", "b"]
     assert replayed(rows, 10, Config(replay=0.0)) == replayed([], 10, Config()) == []
 
@@ -560,6 +562,9 @@ def test_a_model_that_goes_on_keeps_its_knobs(monkeypatch):
     cfg.argv = ["--aspect", "safety"]
     with pytest.raises(UserError, match="was asked for overall, not safety"):
         settle(cfg)
+    old["limit"] = -1
+    with pytest.raises(UserError, match="runs/tiny/rm.pt has a --limit that is not allowed .expected at"):
+        settle(Config(start="rm", name="rm.2", rankings=("x",)))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -595,7 +600,7 @@ def rankings(better, worse, n, split="train"):
 def run(make_gpt, enc, tmp_path, monkeypatch):
     """runs/tiny with a pretrained model, data and a collection; what its path is."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lab.run, "picture", lambda path, *rest: path.write_text("no picture"))
+    monkeypatch.setattr(lab.run, "picture", lambda file, *rest: file.write(b"no picture"))
     folder = tmp_path / "runs" / "tiny"
     text = "A dog is a furry mammal. A cat is a small hunter. " * 30
     for name in ("pretrain.txt", "pretrain.held_out.txt"):

@@ -1,4 +1,5 @@
 """Supervised fine-tuning: which tokens are supervised, and by which logits; the lessons of an AI judge."""
+import json
 import math
 from types import SimpleNamespace
 
@@ -13,7 +14,8 @@ import train_sft
 from data import UserError, lay_out, sft_batch
 from lab.measure import held_out_loss, sft_batches
 from lab.school import by_length, examine, with_context
-from train_sft import batch_loss, order_of, say_what_is_cut, sft_loss
+from lab.tokens import laid_out
+from train_sft import batch_loss, order_of, rows_of, sft_loss
 
 EOS, PAD = 10, 11
 ROWS = [([1, 2, 3], [4, 5, EOS]), ([6], [7, EOS]), ([8, 9, 1, 2], [3, 3, 3, 3, EOS])]
@@ -119,13 +121,23 @@ def rows_of_lengths(lengths):
 
 def test_what_the_context_is_too_short_for_is_told(enc, capsys):
     """Prompt and answer count, the tokens of the template and the EOS with them."""
-    short, long = ({"prompt": "1 2", "response": text} for text in ("3 4 5", "3 4 5 6"))
+    short, long = ({"prompt": "1 2", "responses": [text]} for text in ("3 4 5", "3 4 5 6"))
     [(prompt_ids, response_ids)] = lay_out(enc, ["1 2"], ["3 4 5"], 64)
     n = len(prompt_ids) + len(response_ids)
-    say_what_is_cut(enc, [short, short], n)
+    laid_out(enc, [short, short], n)
     assert capsys.readouterr().out == ""
-    say_what_is_cut(enc, [short, long], n)
+    laid_out(enc, [short, long], n)
     assert f"within a context of {n} tokens 1 of 2 answers lose their end" in capsys.readouterr().out
+
+
+def test_demonstrations_are_laid_out_split_by_split(enc, tmp_path):
+    rows = [{"prompt": "A dog is", "response": f"{i}", "split": split}
+            for i, split in enumerate(("train", "test", "train", "dev"))]
+    (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = SimpleNamespace(reviews=0, eval_split="test")
+    found = rows_of(SimpleNamespace(data=tmp_path), enc, cfg, 64)
+    assert {split: [enc.decode(ids[:-1]) for _, ids in some] for split, some in found.items()} == {
+        "train": [" 0", " 2"], "test": [" 1"]}
 
 
 def test_demonstrations_come_in_a_new_order_every_epoch():

@@ -7,13 +7,12 @@ import itertools
 import json
 import math
 import os
-import re
 import time
 from pathlib import Path
 
 import torch
 
-from data import UserError, decode_response, encode, pad_rows, prompt_text, special_id
+from data import CONTROL, UserError, decode_response, encode, pad_rows, prompt_text, special_id
 from model import generate
 from world.labelers import Labeler
 from world.reviews import BASE, BEST, BOTH, COMPARE, DETAILED, RATE, RATING, REASONS, preamble_of
@@ -67,7 +66,7 @@ def read_preamble(name):
         text = Path(name).read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
         raise UserError(f"--preamble {name}: expected a text file, in UTF-8") from None
-    if re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text):
+    if CONTROL.search(text):
         raise UserError(f"--preamble {name}: expected text without control characters")
     return text
 

@@ -174,7 +174,8 @@ class Human(Labeler):
     def show(self, prompt, responses, aspect):
         """A question on the terminal: how far you are, the prompt, the answers with their numbers."""
         width = max(40, min(100, shutil.get_terminal_size().columns))
-        styled = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        unwanted = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        styled = sys.stdout.isatty() and not unwanted
         bold, plain = ("\033[1m", "\033[0m") if styled else ("", "")
         left = ""
         if self.done > self.first:
@@ -245,16 +246,14 @@ class RankingFile:
         rewrite(self.path, everything[::-1])
 
 
-def rank_all(path, questions, labeler, aspect="overall", part=lambda row: True):
-    """Have each question {"prompt", "responses", ...} ranked; what is in the file already is not asked again.
-
-    Returns the rows (see RankingFile.add) of all that were answered."""
-    kept = RankingFile(path, part)
+def rank_all(kept, questions, labeler):
+    """Have questions {"prompt", "responses", "split"} ranked, but for those that `kept`, a RankingFile, has
+    already. Returns the rows of all that were answered."""
     labeler.total = len(questions)
     while len(kept.rows) < len(questions):
         labeler.done = len(kept.rows)
         try:
-            kept.add(questions[labeler.done : labeler.done + labeler.batch], labeler, aspect)
+            kept.add(questions[labeler.done : labeler.done + labeler.batch], labeler)
         except Undo:
             kept.take_back()
         except Quit:

@@ -50,22 +50,25 @@ def in_time(seconds, work, *args):
 
 
 def fetch(request, seconds):
-    """(HTTP status, headers, bytes) of the answer to a request. Raises OSError, HTTPException, or ValueError
-    where it is too long."""
+    """(HTTP status, headers, bytes) of the answer to a request; of an error whose text breaks off the status
+    and b"". Raises OSError, HTTPException, or ValueError where it is too long."""
     try:
-        with OPENER.open(request, timeout=seconds) as reply:
-            return reply.status, reply.headers, read_all(reply)
+        reply = OPENER.open(request, timeout=seconds)
+        return reply.status, reply.headers, read_all(reply)
     except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.headers, read_all(error)
+        said = b""
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+            said = in_time(seconds / 2, read_all, error)  # in less time than there is for all of it
+        return error.code, error.headers, said
 
 
 def read_all(reply):
     read = b""
-    while part := reply.read1(65536):
-        read += part
-        if len(read) > MOST:
-            raise ValueError(f"answers with more than {MOST / 2**20:.0f} MB")
+    with reply:
+        while part := reply.read1(65536):
+            read += part
+            if len(read) > MOST:
+                raise ValueError(f"answers with more than {MOST / 2**20:.0f} MB")
     return read
 
 
@@ -121,17 +124,17 @@ class Server:
         try:
             request = urllib.request.Request(f"{self.url}/completions", body, self.headers())
             code, headers, said = in_time(self.timeout, fetch, request, self.timeout)
+        except (ValueError, http.client.InvalidURL) as error:  # no request, or an answer without end
+            raise UserError(f"{self.url}: {self.shown(str(error))}; --judge_url is http://HOST:PORT/v1"
+                            ) from None
         except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
             reason = getattr(error, "reason", None)
             if isinstance(error, TimeoutError) or isinstance(reason, TimeoutError):
                 raise Busy(f"gave no answer within {self.timeout:g} s") from None
             problem = self.shown(str(reason or repr(error)))
             raise Busy(f"cannot be reached ({problem}): is the server running?") from None
-        except ValueError as error:  # what no request can be made of, or an answer without end
-            raise UserError(f"{self.url}: {self.shown(str(error))}; --judge_url is http://HOST:PORT/v1"
-                            ) from None
         if code >= 300:
-            raise self.refusal(code, headers, self.shown(said))
+            raise self.refusal(code, headers, self.shown(said) or "without a reason")
         return said
 
     def refusal(self, code, headers, said):
