@@ -4,6 +4,9 @@ import errno
 import importlib
 import os
 import re
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -257,3 +260,13 @@ def test_ctrl_c_is_one_quiet_line_or_none(capsys):
         with pytest.raises(SystemExit) as stop:
             run_main(main, stopped=stopped)
         assert stop.value.code == 130 and capsys.readouterr().out.strip() == stopped
+
+
+@pytest.mark.parametrize("command", ["model.py", "data.py", *(f"{s}.py" for s in SCRIPTS), "-m lab.explain"])
+def test_ctrl_c_while_torch_is_imported_is_one_quiet_line_too(command, tmp_path):
+    for module in ("torch", "numpy", "tiktoken"):
+        (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt\n")
+    ended = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True,
+                           env={**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=60)
+    assert ended.returncode == -signal.SIGINT  # a shell calls it 130
+    assert ended.stdout == "" and ended.stderr.strip() == "Stopped before it began."
