@@ -8,6 +8,7 @@ import zipfile
 from dataclasses import astuple, fields
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from data import CONTROL, is_prompt
 from lab.optim import Muon
@@ -153,11 +154,20 @@ def wrong_shape(shape):
     return None
 
 
+class NoInit(TorchFunctionMode):
+    """Weights are not drawn: for those without memory torch would first import its compiler, in a second."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
 @functools.lru_cache(maxsize=100)
 def shapes_of(config):
     """{name: torch.Size} of a model's weights; config: the values of a GPTConfig in their order. Nothing is
     allocated."""
-    with torch.device("meta"):
+    with torch.device("meta"), NoInit():
         return {name: x.shape for name, x in GPT(GPTConfig(*config)).state_dict().items()}
 
 

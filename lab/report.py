@@ -256,17 +256,18 @@ def compare(models, enc, rows, max_new_tokens, temperature=1.0, n=1, baseline=No
     answers = {}
     for name, model in models.items():
         known = templates.get(name, True)
-        other = reference if known else None  # with other words before them, two models cannot be compared
+        # with other words before the answers two models cannot be compared
+        other = reference if known and model is not reference else None
         answers[name] = answer(model, enc, prompts * n, max_new_tokens, temperature, known, other)
     for name in greedy:
-        answers[f"{name}, T=0"] = answer(models[name], enc, prompts, max_new_tokens, 0, reference=reference)
+        answers[f"{name}, T=0"] = answer(models[name], enc, prompts, max_new_tokens, 0)
     found = {name: describe(asked(prompts, a), a) for name, a in answers.items()}
     for name, d in found.items():
         texts = [a.text for a in answers[name]]
         d["score"] = scorer.of_texts(enc, asked(prompts, texts), texts) if scorer else None
         d["distinct"] = len(set(texts[: len(prompts)])) / len(prompts)  # of one answer to each prompt
         kls = [a.kl for a in answers[name] if a.kl is not None]
-        d["kl"] = None if name.endswith("T=0") else mean(kls)
+        d["kl"] = mean(kls)
         loss = text is not None and name in models
         d["text_loss"] = text_loss(models[name], text) if loss else None
     who = "AI judge" if scorer and scorer.judge else "reward model"
