@@ -48,6 +48,7 @@ import world.judge
 from lab.commands import STAGES
 from lab.measure import calibration_slope, differences, scores_of
 from lab.records import load_checkpoint, load_model, record_of
+from lab.terminal import visible
 from world.reward import score_texts
 from world.taste import gold_score
 from world.tiny import PROMPTS
@@ -461,7 +462,7 @@ def test_an_ai_rates_without_a_reward_model(copy, done, refused, monkeypatch):
     mean, std = checkpoint["state"]["sft_scale"]
     found = re.search(r"score ([+-][\d.]+) SD, KL [-\d.]+ nats: (.*?) -> (.*?)\n  score", out, re.S)
     score, prompt, text = float(found[1]), flat(found[2]), flat(found[3])
-    said = {(p, flat(t)): r for (p, t), r in told.items()}
+    said = {(p, flat(visible(t))): r for (p, t), r in told.items()}
     assert (said[prompt, text] - mean) / std == pytest.approx(score, abs=0.006)
     assert not same(run / "direct.pt", run / "ppo.pt")
     done(copy, f"train_ppo.py {THREE} --reward ai --preamble none --name other_taste")

@@ -87,7 +87,9 @@ class Scorer:
     def measure_scale(self, enc, prompts, texts):
         """From now on the scores of these answers have mean 0 and standard deviation 1."""
         raw = self.raw_texts(enc, prompts, texts).tolist()
-        self.mean, self.std = statistics.fmean(raw), statistics.pstdev(raw) or 1.0
+        self.mean, self.std = statistics.fmean(raw), statistics.pstdev(raw)
+        if self.std < 1e-6 * (1 + abs(self.mean)):  # equal scores, but for rounding
+            self.std = 1.0
 
     def of_texts(self, enc, prompts, texts):
         """Scores of texts in standard deviations of the SFT model's answers, as a list."""
