@@ -35,10 +35,10 @@ class Muon(torch.optim.Optimizer):
             p.add_(step, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
 
 
-def orthogonal(matrices, steps=3):
+def orthogonal(matrices, steps=5):
     """Pull all singular values towards 1 by Newton-Schulz iterations of an odd polynomial, with Jordan's
-    coefficients: x -> 3.4445 x - 4.775 (x x') x + 2.0315 (x x')^2 x. matrices: (N, rows, columns). Jordan
-    takes five; here three reach the same loss."""
+    coefficients: x -> 3.4445 x - 4.775 (x x') x + 2.0315 (x x')^2 x. matrices: (N, rows, columns). With
+    three in place of five the language models here are as good, and an AI judge learns far less."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
