@@ -70,13 +70,13 @@ class Scores:
         return torch.tensor([self.score_of[text] for text in texts])
 
 
-def ppo_finds(seed, iterations=200, B=512):
-    """Run PPO on a random reference and random scores. Returns KL(pi, pi*), in nats, and
-    KL(reference, pi*)."""
-    torch.manual_seed(seed)
-    logits = 0.7 * torch.randn(OVER + 1, 6)
+def ppo_finds(instance, iterations=200, B=512):
+    """Run PPO on a random reference and random scores, the same ones for the same number. Returns KL(pi, pi*),
+    in nats, and KL(reference, pi*)."""
+    generator = torch.Generator().manual_seed(instance)
+    logits = 0.7 * torch.randn(OVER + 1, 6, generator=generator)
     logits[:, PAD] = -1e9
-    scores = torch.randn(len(ANSWERS))
+    scores = torch.randn(len(ANSWERS), generator=generator)
     texts = [ENC.decode([i for i in answer if i != EOS]) for answer in ANSWERS]
     scorer = Scores(dict(zip(texts, scores.tolist(), strict=True)))
     reference, policy = table_model(logits), table_model(logits)
