@@ -310,7 +310,7 @@ def update(agent, optimizer, batch, cfg, corpus=None):
             for micro in by_length.split(cfg.micro_batch_size):
                 loss, numbers = ppo_loss(agent, batch.take(micro), n_tokens, cfg)
                 loss.backward()
-                total = {name: total.get(name, 0.0) + x.item() for name, x in numbers.items()}
+                total = {name: total.get(name, 0.0) + float(x) for name, x in numbers.items()}
             if cfg.ptx_coef:
                 add_ptx_gradient(agent.policy, corpus, cfg.ptx_coef)
             limit = cfg.clip_grad or torch.inf

@@ -198,10 +198,7 @@ WRONG = [
         "an answer ends at a pad, too": "going = going & (token != eos) & (token != pad)",
         "all stop with the first": "going = going & (token != eos).all()",
     }),
-    *in_each(3, "if not going.any():", {
-        "stops when one answer is over": "if not going.all():",
-        "goes on when all are over": "if False:",
-    }),
+    Wrong(3, "stops when one answer is over", [("if not going.any():", "if not going.all():")]),
     *in_each(3, "[rows, lengths - 1]", {
         "the first token is read off the padding": "[:, -1]",
         "the first token is read one too early": "[rows, lengths - 2]",

@@ -8,7 +8,7 @@ POLICY_LOSS = "logprobs, mb.old_logprobs, mb.advantages, mb.mask, cfg.clip, n_to
 VALUE_LOSS = "value_loss(values, mb.old_values, mb.returns, mb.mask, cfg.value_clip, n_tokens)"
 ORDER = "for rows in torch.randperm(len(batch.mask)).split(cfg.minibatch_size):"
 ZERO = "            optimizer.zero_grad()\n            n_tokens, total"
-TOTAL = "total = {name: total.get(name, 0.0) + x.item() for name, x in numbers.items()}"
+TOTAL = "total = {name: total.get(name, 0.0) + float(x) for name, x in numbers.items()}"
 PTX = ("            if cfg.ptx_coef:\n"
        "                add_ptx_gradient(agent.policy, corpus, cfg.ptx_coef)")
 LIMIT = "limit = cfg.clip_grad or torch.inf"
@@ -29,7 +29,6 @@ IN_ROLLOUT = [
     *in_each(12, "for x in data.pad_rows(ids, pad))", {
         "prompts without their first token": "for x in data.pad_rows([i[1:] for i in ids], pad))",
         "prompts without their last token": "for x in data.pad_rows([i[:-1] for i in ids], pad))",
-        "padded with EOS": "for x in data.pad_rows(ids, eos))",
         "the same prompt for all": "for x in data.pad_rows([ids[0] for _ in ids], pad))",
     }),
     *in_each(12, "tokens, _ = join(padded, prompt_lengths, responses, mask, pad)", {
@@ -276,11 +275,11 @@ IN_UPDATE = [
         "cleared before each part": "optimizer.zero_grad(); loss.backward()",
     }),
     *in_each(12, TOTAL, {
-        "numbers of the last part": "total = {name: x.item() for name, x in numbers.items()}",
+        "numbers of the last part": "total = {name: float(x) for name, x in numbers.items()}",
         "numbers of the first part":
-            "total = total or {name: x.item() for name, x in numbers.items()}",
+            "total = total or {name: float(x) for name, x in numbers.items()}",
         "numbers are averaged over the parts":
-            TOTAL.replace("x.item()", "x.item() / len(by_length.split(cfg.micro_batch_size))"),
+            TOTAL.replace("float(x)", "float(x) / len(by_length.split(cfg.micro_batch_size))"),
     }),
     *in_each(12, PTX, {
         "no text": "",

@@ -88,7 +88,6 @@ WRONG = [
     *in_each(7, "values = values * response_mask", {
         "values behind the end count": "pass",
         "the values are whitened": "values = whiten(values, response_mask)",
-        "the caller's values are changed": "values *= response_mask",
         "the last real value is lost": "values = values * response_mask * (response_mask.cumsum(1) < "
                                        "response_mask.sum(1, True))",
     }),
