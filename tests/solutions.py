@@ -1,17 +1,19 @@
 """Solutions of the assignments' problems, wrong ones and right ones: does each get what it deserves?
 
-    python tests/solutions.py                      no wrong one may pass the tests of its problem, no right one
-                                                   may fail one of them; with several seeds
+    python tests/solutions.py                      no wrong one may pass all tests of its problem, no right
+                                                   one may fail one of them, with five seeds
     python tests/solutions.py --problem 12         those of one problem only
     python tests/solutions.py --seeds 1 --jobs 1   one seed, one process
 
-A wrong solution is ours with a plausible mistake: WRONG in solutions_wrong.py and solutions_wrong_ppo.py. A
-right one does the same in another style: RIGHT in solutions_right.py. The exit code is 1 where a wrong one has
-passed or a right one has failed.
+A wrong solution is ours with a plausible mistake: solutions_wrong.py and, of PPO's formulas and loop,
+solutions_wrong_ppo.py and solutions_wrong_loop.py. A right one does the same in another style:
+solutions_right.py and solutions_right_ppo.py. The exit code is 1 where a wrong one has passed or a right one
+has failed.
 """
 import argparse
 import ast
 import contextlib
+import functools
 import gc
 import importlib
 import io
@@ -23,18 +25,18 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib.pyplot  # noqa: F401  (what is slow to import is imported once)
 import pytest
 import torch
-import torch._dynamo
 from assignment import PROBLEMS
-from solutions_right import RIGHT
+from solutions_right import RIGHT as RIGHT_BEFORE_PPO
+from solutions_right_ppo import RIGHT as RIGHT_IN_PPO
 from solutions_wrong import WRONG as WRONG_BEFORE_PPO
 from solutions_wrong_loop import IN_ROLLOUT, IN_THE_LOSS, IN_UPDATE
 from solutions_wrong_ppo import WRONG as WRONG_FORMULAS
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+RIGHT = RIGHT_BEFORE_PPO + RIGHT_IN_PPO
 WRONG = WRONG_BEFORE_PPO + WRONG_FORMULAS + IN_ROLLOUT + IN_THE_LOSS + IN_UPDATE
 
 # ------------------------------------------------------------------------------------------------
@@ -42,6 +44,7 @@ WRONG = WRONG_BEFORE_PPO + WRONG_FORMULAS + IN_ROLLOUT + IN_THE_LOSS + IN_UPDATE
 # ------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def pieces(problem):
     """The functions of a problem with their decorators: [(file, text)]."""
     found = []
@@ -55,8 +58,8 @@ def pieces(problem):
 
 
 def wrong_code(solution):
-    """{module: code of the functions with the mistake in them}. Raises ValueError where a text to replace does
-    not occur exactly once in the functions of the problem."""
+    """{module: code of the functions with the mistake in them}. Raises ValueError where a text to replace
+    does not occur exactly once in the functions of the problem."""
     functions = pieces(solution.problem)
     for right, wrong in solution.edits:
         count = sum(text.count(right) for _, text in functions)
@@ -134,9 +137,9 @@ def examine(task, limit=600):
 
 def examined(tasks, jobs):
     """Results of examine, as they come, each of a process of its own that has everything imported."""
-    for problem in PROBLEMS:
-        for file in problem.functions:
-            importlib.import_module(file.removesuffix(".py"))
+    files = {file.removesuffix(".py") for problem in PROBLEMS for file in problem.functions}
+    for slow in ("matplotlib.pyplot", "torch._dynamo", *sorted(files)):
+        importlib.import_module(slow)
     torch.set_num_threads(1)
     gc.freeze()
     os.chdir(ROOT)
@@ -151,8 +154,8 @@ def examined(tasks, jobs):
 
 def main(argv=None):
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     numbers = range(1, len(PROBLEMS) + 1)
     parser.add_argument("--problem", type=int, choices=numbers, metavar="N", help="one problem only")
     parser.add_argument("--seeds", type=int, default=5, help="for the right ones (default: 5)")
@@ -172,8 +175,8 @@ def main(argv=None):
         if unjust or args.verbose:
             verdict = f"fails {failure}" if failure else "PASSES"
             print(f"problem {s.problem}, {'wrong' if is_wrong else 'right'}: {s.what}  {verdict}", flush=True)
-    print(f"{len(wrong)} wrong and {len(right)} right solutions ({args.seeds} seeds), {bad} of them not judged "
-          f"as they deserve; {time.time() - began:.0f} s")
+    print(f"{len(wrong)} wrong and {len(right)} right solutions ({args.seeds} seeds), {bad} of them not "
+          f"judged as they deserve; {time.time() - began:.0f} s")
     return int(bad > 0)
 
 

@@ -36,7 +36,7 @@ WRONG = [
         "a logarithm of softmax that is minus infinity": f"-{NAIVE}.log().mean()",
         "a small number added to the probabilities": f"-({NAIVE} + 1e-9).log().mean()",
         "log-probabilities that are cut off": f"-{NAIVE}.log().clamp(min=-100).mean()",
-        "exp overflows": "(logits.exp().sum(-1).log() - logits.gather(-1, targets[..., None])[..., 0]).mean()",
+        "exp overflows": "(logits.exp().sum(-1, True).log() - logits.gather(-1, targets[..., None])).mean()",
         "token 0 is left out": f"F.cross_entropy({FLAT}, ignore_index=0)",
         "smoothed labels": f"F.cross_entropy({FLAT}, label_smoothing=0.1)",
         "view, which slices refuse": "F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))",
@@ -96,7 +96,8 @@ WRONG = [
                                      "if n_tokens is None else (losses * response_mask).sum() / n_tokens",
         "a sum": "(losses * response_mask).sum() / (1 if n_tokens is None else n_tokens)",
         "the sign": f"-{SFT_LOSS}",
-        "divided by the rows": "(losses * response_mask).sum() / (len(targets) if n_tokens is None else n_tokens)",
+        "divided by the rows":
+            "(losses * response_mask).sum() / (len(targets) if n_tokens is None else n_tokens)",
         "no mask in the sum": "losses.sum() / (response_mask.sum() if n_tokens is None else n_tokens)",
         "the mask is turned round":
             "(losses * (1 - response_mask)).sum() / (response_mask.sum() if n_tokens is None else n_tokens)",
@@ -210,14 +211,15 @@ WRONG = [
         "positions stand still": "lengths[:, None])[:, 0]",
         "lengths of the caller grow": "lengths[:, None])[:, 0]\n        lengths += 1",
     }),
-    Wrong(3, "one token too few", [("for t in range(max_new_tokens):", "for t in range(max_new_tokens - 1):")]),
+    Wrong(3, "one token too few", [("range(max_new_tokens)", "range(max_new_tokens - 1)")]),
     Wrong(3, "answers of the wrong rows go on", [("lengths[going], token[going]",
                                                   "lengths[: going.sum()], token[going]")]),
     # --------------------------------------------------------------------------------------------
     # The Bradley-Terry loss
     # --------------------------------------------------------------------------------------------
     *in_each(4, "difference = chosen - rejected - (0 if margin is None else margin)", {
-        "chosen and rejected are swapped": "difference = rejected - chosen - (0 if margin is None else margin)",
+        "chosen and rejected are swapped":
+            "difference = rejected - chosen - (0 if margin is None else margin)",
         "the sign of the margin": "difference = chosen - rejected + (0 if margin is None else margin)",
         "no margin": "difference = chosen - rejected",
         "the margin multiplies": "difference = (chosen - rejected) * (1 if margin is None else margin)",
@@ -300,7 +302,8 @@ WRONG = [
                                             "        if rng:\n            random.shuffle(games)\n",
         "every pass starts again": "    for _ in range(passes):\n        if rng:\n"
                                    "            rng.shuffle(games)\n        rating = [start] * len(rating)\n",
-        "a pass too many": "    for _ in range(passes + 1):\n        if rng:\n            rng.shuffle(games)\n",
+        "a pass too many":
+            "    for _ in range(passes + 1):\n        if rng:\n            rng.shuffle(games)\n",
         "only the rankings are shuffled, not their games":
             "    for n in range(passes):\n        if rng:\n"
             "            rng.shuffle(rankings := [*rankings])\n"
@@ -311,7 +314,8 @@ WRONG = [
     *in_each(5, "for tiers in rankings for game in ranking_to_pairs(tiers, ties=True)", {
         "no ties": "for tiers in rankings for game in ranking_to_pairs(tiers)",
         "the first ranking only": "for tiers in rankings[:1] for game in ranking_to_pairs(tiers, ties=True)",
-        "the last ranking first": "for tiers in rankings[::-1] for game in ranking_to_pairs(tiers, ties=True)",
+        "the last ranking first":
+            "for tiers in rankings[::-1] for game in ranking_to_pairs(tiers, ties=True)",
         "neighbours only":
             "for tiers in rankings for game in ranking_to_pairs(tiers, ties=True) if game[2] < 2",
     }),
@@ -353,7 +357,7 @@ WRONG = [
     }),
     *in_each(11, "values.gather(1, rewards.argsort(dim=1, stable=True))", {
         "ordered by value": "values.sort(1).values",
-        "the best first": "values.gather(1, rewards.argsort(dim=1, descending=True))",
+        "from the best to the worst": "values.gather(1, rewards.argsort(dim=1, descending=True))",
         "in the order in which they came": "values",
         "the rewards": "rewards.sort(1).values",
         "ordered over the prompts": "values.gather(0, rewards.argsort(dim=0))",
@@ -366,7 +370,5 @@ WRONG = [
                                       ".repeat(rewards.shape[1])[: rewards.shape[1]]",
         "single precision, which float64 cannot take": "subset_weights(rewards.shape[1], n).float()",
     }),
-    Wrong(11, "one number for all prompts", [("return ranked @ subset_weights(rewards.shape[1], n).to(ranked.dtype)",
-                                              "return (ranked @ subset_weights(rewards.shape[1], n)"
-                                              ".to(ranked.dtype)).mean()")]),
+    Wrong(11, "one number for all prompts", [("return ranked @", "return ranked.mean(0) @")]),
 ]

@@ -77,7 +77,8 @@ IN_ROLLOUT = [
         "the penalty for those that ended": "scores = torch.where(ended, -cfg.eos_penalty, scores)",
         "the penalty for all": "scores = torch.full_like(scores, -cfg.eos_penalty)",
         "a penalty of 1": "scores = torch.where(ended, scores, -1.0)",
-        "the penalty is whitened": "scores = whiten_scores(torch.where(ended, raw, -cfg.eos_penalty), *statistics)",
+        "the penalty is whitened":
+            "scores = whiten_scores(torch.where(ended, raw, -cfg.eos_penalty), *statistics)",
         "the penalty in the raw scores, too":
             "scores = torch.where(ended, scores, -cfg.eos_penalty); raw = torch.where(ended, raw, "
             "-cfg.eos_penalty)",
@@ -152,7 +153,8 @@ IN_THE_LOSS = [
     *in_each(12, "token_logprobs(logits, mb.responses, cfg.temperature)", {
         "trained at temperature 1": "token_logprobs(logits, mb.responses)",
         "trained at temperature 1 / T": "token_logprobs(logits, mb.responses, 1 / cfg.temperature)",
-        "the next token's log-probability": "token_logprobs(logits, mb.responses.roll(-1, 1), cfg.temperature)",
+        "the next token's log-probability":
+            "token_logprobs(logits, mb.responses.roll(-1, 1), cfg.temperature)",
     }),
     *in_each(12, POLICY_LOSS, {
         "the ratio is always 1": POLICY_LOSS.replace("mb.old_logprobs", "logprobs.detach()"),
@@ -226,14 +228,15 @@ IN_UPDATE = [
     *in_each(12, ORDER, {
         "no random order": ORDER.replace("randperm", "arange"),
         "drawn with replacement":
-            ORDER.replace("torch.randperm(len(batch.mask))", "torch.randint(len(batch.mask), (len(batch.mask),))"),
+            ORDER.replace("randperm(len(batch.mask))", "randint(len(batch.mask), batch.mask.shape[:1])"),
         "one minibatch": ORDER.replace("cfg.minibatch_size", "len(batch.mask)"),
         "minibatches of parts": ORDER.replace("cfg.minibatch_size", "cfg.micro_batch_size"),
         "the last minibatch is dropped": ORDER.replace(".split(cfg.minibatch_size):",
                                                        ".split(cfg.minibatch_size)[:-1]:"),
         "the first minibatch only": ORDER.replace(".split(cfg.minibatch_size):",
                                                   ".split(cfg.minibatch_size)[:1]:"),
-        "one answer is forgotten": ORDER.replace("randperm(len(batch.mask))", "randperm(len(batch.mask) - 1)"),
+        "one answer is forgotten":
+            ORDER.replace("randperm(len(batch.mask))", "randperm(len(batch.mask) - 1)"),
     }),
     Wrong(12, "one order for all passes", [
         ("    updates = []\n", "    updates = []\n    order = torch.randperm(len(batch.mask))\n"),
@@ -246,7 +249,7 @@ IN_UPDATE = [
     }),
     Wrong(12, "gradients are cleared once a pass", [
         ("            optimizer.zero_grad()\n", ""),
-        ("for _ in range(cfg.ppo_epochs):\n", "for _ in range(cfg.ppo_epochs):\n        optimizer.zero_grad()\n")]),
+        ("range(cfg.ppo_epochs):\n", "range(cfg.ppo_epochs):\n        optimizer.zero_grad()\n")]),
     Wrong(12, "gradients are cleared once", [
         ("            optimizer.zero_grad()\n", ""),
         ("    updates = []\n", "    updates = []\n    optimizer.zero_grad()\n")]),
@@ -293,8 +296,8 @@ IN_UPDATE = [
     }),
     Wrong(12, "text for each part", [
         (PTX, ""),
-        ("                loss.backward()\n", "                loss.backward()\n    " + PTX.replace("\n", "\n    ")
-         + "\n")]),
+        ("                loss.backward()\n",
+         "                loss.backward()\n    " + PTX.replace("\n", "\n    ") + "\n")]),
     Wrong(12, "text once a pass", [
         (PTX, PTX.replace("if cfg.ptx_coef:", "if cfg.ptx_coef and len(updates) % "
                           "-(-len(batch.mask) // cfg.minibatch_size) == 0:"))]),

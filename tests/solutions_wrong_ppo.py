@@ -94,8 +94,8 @@ WRONG = [
     *in_each(7, "return advantages, advantages + values", {
         "returns are the advantages": "return advantages, advantages",
         "returns minus the values": "return advantages, advantages - values",
-        "returns are sums of rewards": "return advantages, (rewards * response_mask).flip(1).cumsum(1).flip(1) "
-                                       "* response_mask",
+        "returns are sums of rewards": "return advantages, (rewards * response_mask).flip(1).cumsum(1)"
+                                       ".flip(1) * response_mask",
         "swapped": "return advantages + values, advantages",
         "whitened": "return whiten(advantages, response_mask), advantages + values",
         "returns of whitened advantages":
@@ -128,7 +128,7 @@ WRONG = [
     *in_each(8, "variance = masked_mean((x - mean) ** 2, mask)", {
         "unbiased": "variance = ((x - mean) ** 2 * mask).sum() / (mask.sum() - 1)",
         "a variance over everything": "variance = ((x - mean) ** 2).mean()",
-        "padding counts as 0": "variance = ((x - mean) ** 2 * mask).mean()",
+        "padding counts in the variance": "variance = ((x - mean) ** 2 * mask).mean()",
         "the second moment": "variance = masked_mean(x ** 2, mask)",
         "the mean distance": "variance = masked_mean((x - mean).abs(), mask) ** 2",
         "the deviation, of which the root is taken": "variance = masked_mean((x - mean) ** 2, mask).sqrt()",
@@ -167,7 +167,8 @@ WRONG = [
     }),
     *in_each(9, "plain = -advantages * ratio", {
         "the sign": "plain = advantages * ratio",
-        "advantages are whitened once more": "advantages = whiten(advantages, mask); plain = -advantages * ratio",
+        "advantages are whitened once more":
+            "advantages = whiten(advantages, mask); plain = -advantages * ratio",
         "the size of the advantages": "plain = -advantages.abs() * ratio",
     }),
     *in_each(9, "-advantages * ratio.clamp(1 - clip, 1 + clip) if clip else plain", {
@@ -195,7 +196,8 @@ WRONG = [
         "a sum": "masked_mean(torch.max(plain, clipped), mask, n_tokens or 1)",
         "a sum over tokens, a mean over rows":
             "masked_mean(torch.max(plain, clipped), mask, len(mask) if n_tokens is None else n_tokens)",
-        "the larger mean": "torch.max(masked_mean(plain, mask, n_tokens), masked_mean(clipped, mask, n_tokens))",
+        "the larger mean":
+            "torch.max(masked_mean(plain, mask, n_tokens), masked_mean(clipped, mask, n_tokens))",
     }),
     *in_each(9, '"clip_fraction": masked_mean((clipped > plain).float(), mask, n_tokens)', {
         "a clip fraction of all that is outside": '"clip_fraction": masked_mean('
@@ -252,9 +254,10 @@ WRONG = [
                                      "if n_tokens is None else 0.5 * masked_mean(errors, mask, n_tokens)",
         "a sum": "return 0.5 * (errors * mask).sum() / (n_tokens or 1)",
         "the root": "return 0.5 * masked_mean(errors, mask, n_tokens) ** 0.5",
-        "the larger mean": "return 0.5 * torch.max(masked_mean((values - returns) ** 2, mask, n_tokens), "
-                           "masked_mean((values.clamp(old_values - (clip or 1e9), old_values + (clip or 1e9)) "
-                           "- returns) ** 2, mask, n_tokens))",
+        "the larger mean":
+            "c = clip or 1e9; near = values.clamp(old_values - c, old_values + c); return 0.5 * torch.max("
+            "masked_mean((values - returns) ** 2, mask, n_tokens), "
+            "masked_mean((near - returns) ** 2, mask, n_tokens))",
     }),
     Wrong(10, "clip 0 stops everything", [("if clip:", "if True:")]),
 ]

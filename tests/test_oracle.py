@@ -71,8 +71,8 @@ class Scores:
 
 
 def ppo_finds(instance, iterations=200, B=512):
-    """Run PPO on a random reference and random scores, the same ones for the same number. Returns KL(pi, pi*),
-    in nats, and KL(reference, pi*)."""
+    """Run PPO on a random reference and random scores, the same ones for the same number. Returns
+    KL(pi, pi*), in nats, and KL(reference, pi*)."""
     generator = torch.Generator().manual_seed(instance)
     logits = 0.7 * torch.randn(OVER + 1, 6, generator=generator)
     logits[:, PAD] = -1e9

@@ -620,9 +620,9 @@ def test_the_parts_of_a_minibatch_divide_by_its_tokens(make_gpt, monkeypatch):
 
 
 def steps(make_gpt, **changes):
-    """An update whose optimizer moves nothing and keeps what it gets. Returns, for each step, the gradients of
-    policy and critic, two long vectors, and the dict of the step. Its text for pretraining is one token, again
-    and again."""
+    """An update whose optimizer moves nothing and keeps what it gets. Returns, for each step, the gradients
+    of policy and critic, two long vectors, and the dict of the step. Its text for pretraining is one token,
+    again and again."""
     torch.manual_seed(0)
     cfg, agent = config(**changes), two_networks(make_gpt)
     batch, seen = sampled_batch(agent, cfg), []
@@ -693,7 +693,8 @@ class Lengths:
     models, mean, std = [], 3.0, 2.0
 
     def raw(self, tokens, lengths, prompts, texts):
-        self.asked = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)], prompts, texts
+        ids = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+        self.asked = ids, prompts, texts
         return lengths.float()
 
 
