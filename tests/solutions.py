@@ -158,13 +158,14 @@ def main(argv=None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     numbers = range(1, len(PROBLEMS) + 1)
     parser.add_argument("--problem", type=int, choices=numbers, metavar="N", help="one problem only")
+    parser.add_argument("--only", choices=("wrong", "right"), help="not the others")
     parser.add_argument("--seeds", type=int, default=5, help="for the right ones (default: 5)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
     parser.add_argument("--verbose", action="store_true", help="say of all wrong ones which test has failed")
     args = parser.parse_args(argv)
     asked = [args.problem] if args.problem else numbers
-    wrong = [s for s in WRONG if s.problem in asked]
-    right = [s for s in RIGHT if s.problem in asked]
+    wrong = [s for s in WRONG if s.problem in asked and args.only != "right"]
+    right = [s for s in RIGHT if s.problem in asked and args.only != "wrong"]
     tasks = [(n, s.problem, wrong_code(s), [0]) for n, s in enumerate(wrong)]
     tasks += [(n, s.problem, right_code(s), range(args.seeds)) for n, s in enumerate(right, len(wrong))]
     bad, began = 0, time.time()

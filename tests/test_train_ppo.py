@@ -726,7 +726,8 @@ def test_a_batch_holds_what_the_formulas_give(make_gpt, enc):
     close(b.scores, (b.raw - 3) / 2, 1e-4)
     answers = [r[m.bool()].tolist() for r, m in zip(b.responses, b.mask, strict=True)]
     seen = [data.encode_prompt(enc, prompt) + ids for prompt, ids in zip(PROMPTS, answers, strict=True)]
-    assert [row[: len(ids)] for row, ids in zip(b.tokens.tolist(), seen, strict=True)] == seen
+    width, pad = int(b.prompt_lengths.max()) + b.mask.shape[1], data.special_id(enc, "pad")
+    assert b.tokens.tolist() == [ids + [pad] * (width - len(ids)) for ids in seen]
     assert b.prompt_lengths.tolist() == [len(data.encode_prompt(enc, prompt)) for prompt in PROMPTS]
     assert b.texts == [data.decode_response(enc, ids) for ids in answers]
     to_eos = [ids + [enc.eot_token] * (ids[-1] != enc.eot_token) for ids in seen]
