@@ -73,7 +73,10 @@ def sft_loss(logits, targets, response_mask, n_tokens=None):
     total = F.cross_entropy(logits[real], targets[real], reduction="sum")
     return total / (real.sum() if n_tokens is None else n_tokens)
 """),
-    Right(2, "gather, reshape, einsum", """
+    Right(2, "gather, einsum", """
+import torch
+
+
 def sft_loss(logits, targets, response_mask, n_tokens=None):
     if n_tokens is None:
         n_tokens = response_mask.sum()

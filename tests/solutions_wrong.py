@@ -108,7 +108,7 @@ WRONG = [
     *in_each(2, SFT_LOSSES, {
         "the mask multiplies the logits":
             "losses = F.cross_entropy((logits * response_mask[..., None]).transpose(1, 2), targets, "
-            'reduction="none"); response_mask = torch.ones_like(losses)',
+            'reduction="none"); response_mask = losses * 0 + 1',
         "reshaped where a transposition is meant":
             "losses = F.cross_entropy(logits.reshape(len(logits), -1, targets.shape[1]), targets, "
             'reduction="none")',
