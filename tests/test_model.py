@@ -284,11 +284,12 @@ def test_returned_logprobs_are_those_of_the_distribution_that_was_sampled(make_g
 def test_eos_is_in_the_mask_and_nothing_behind_it(make_bigram):
     """The counting model: 7 -> 8 9 EOS; 9 -> EOS; every row stops at its own time. Responses are whole
     numbers, the other two are not."""
-    prompts, lengths = padded([[7], [9], [5, 8]])
+    prompts, lengths = padded([[7], [9], [5, 8], [6]])
     responses, mask, logprobs = generate(make_bigram(counting_table()), prompts, lengths, 10, 1.0, EOS, PAD)
-    assert responses.tolist() == [[8, 9, EOS], [EOS, PAD, PAD], [9, EOS, PAD]]
-    assert mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
-    assert logprobs[mask == 0].tolist() == [0, 0, 0]
+    assert responses.tolist() == [
+        [8, 9, EOS, PAD], [EOS, PAD, PAD, PAD], [9, EOS, PAD, PAD], [7, 8, 9, EOS]]
+    assert mask.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
+    assert logprobs[mask == 0].tolist() == [0] * 6
     assert [x.dtype for x in (responses, mask, logprobs)] == [torch.long, torch.float, torch.float]
 
 
