@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import math
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -625,7 +626,8 @@ def steps(make_gpt, **changes):
     """An update whose optimizer moves nothing and keeps what it gets. Returns, for each step, the gradients
     of policy and critic, two long vectors, and the dict of the step. Its text for pretraining is one token,
     again and again."""
-    torch.manual_seed(0)
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(0)
     cfg, agent = config(**changes), two_networks(make_gpt)
     batch, seen = sampled_batch(agent, cfg), []
 
