@@ -215,10 +215,10 @@ def generate(model, prompts, prompt_lengths, max_new_tokens, temperature, eos, p
     """Sample one answer a row. Every row writes at its own length: prompts of any length share a batch.
 
     prompts: (B, P) right-padded; prompt_lengths: (B,); temperature 0 is greedy.
-    Returns, all (B, R) and left-aligned, R the length of the longest answer: responses (pad behind EOS),
-    response_mask (1 on the answer, its EOS included), logprobs (of the very distribution that was sampled; 0
-    behind EOS).
-    Raises ValueError where prompt and answer do not fit the context.
+    Returns, all (B, R) and left-aligned, R the length of the longest answer: responses (long, pad behind
+    EOS), response_mask (float, 1 on the answer, its EOS included), logprobs (of the very distribution that
+    was sampled, as by log_softmax; 0 behind EOS). Dropout is off; model and arguments stay as they were.
+    Raises ValueError where P + max_new_tokens is more than the context.
     """
     (B, P), device, longest = prompts.shape, prompts.device, prompts.shape[1] + max_new_tokens
     if longest > model.config.block_size:

@@ -147,7 +147,7 @@ def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip, n_tokens=Non
     (Schulman et al. 2017, eq. 7, as a loss: the sign is turned, so min becomes max.)
 
     logprobs, old_logprobs, advantages, mask: (B, R); clip: c, or 0 for the unclipped -A rho
-    Returns the loss and, detached, clip_fraction (share of tokens whose gradient the clip stopped) and
+    Returns the loss and a dict, detached: clip_fraction (share of tokens whose gradient the clip stopped) and
     approx_kl (mean of (rho - 1) - log rho: how far the update has moved the policy, nats a token).
     """
     log_ratio = logprobs - old_logprobs
@@ -225,7 +225,7 @@ class Batch:
     prompt_lengths: torch.Tensor  # (B,)
     responses: torch.Tensor  # (B, R)
     mask: torch.Tensor  # (B, R) 1 on the answer, its EOS included
-    ended: torch.Tensor  # (B,) whether it has an EOS
+    ended: torch.Tensor  # (B,) bool: whether it has an EOS
     raw: torch.Tensor  # (B,) scores as the scorer gives them
     scores: torch.Tensor  # (B,) in standard deviations: what PPO is paid for
     old_logprobs: torch.Tensor  # (B, R)
@@ -286,8 +286,8 @@ def rollout(agent, reference, scorer, enc, prompts, ids, cfg, kl_coef):
 
 
 def ppo_loss(agent, mb, n_tokens, cfg):
-    """Policy loss + value loss of a micro-batch `mb` (a Batch), and numbers for the log. n_tokens: real
-    tokens of the whole minibatch, so that the losses of its micro-batches add up to its mean over tokens."""
+    """Policy loss + value loss of a micro-batch `mb`, and the dict of ppo_policy_loss with policy_loss and
+    value_loss in it. n_tokens: of the whole minibatch, so that its parts' losses add up to its mean."""
     logits, values = agent(mb.tokens, mb.prompt_lengths, mb.mask.shape[1])
     logprobs = token_logprobs(logits, mb.responses, cfg.temperature)
     p_loss, numbers = ppo_policy_loss(
@@ -298,9 +298,9 @@ def ppo_loss(agent, mb, n_tokens, cfg):
 
 
 def update(agent, optimizer, batch, cfg, corpus=None):
-    """5. Clipped updates of policy and critic, a minibatch of the sampled answers at a time. In the first one
-    every ratio is 1 and nothing is clipped: with one pass of two minibatches the clip can act in the second.
-    corpus: tokens of text for --ptx_coef, 16 windows a step. Returns a dict of numbers an optimizer step."""
+    """5. Clipped updates of policy and critic, a minibatch at a time (in the first every ratio is 1). corpus:
+    text for --ptx_coef, 16 windows a step, whose gradient is clipped with the rest. Returns a dict a step, of
+    floats: the numbers of ppo_loss, added up over its parts, and grad_norm, the policy's before clipping."""
     updates = []
     for _ in range(cfg.ppo_epochs):
         for rows in torch.randperm(len(batch.mask)).split(cfg.minibatch_size):
@@ -310,7 +310,7 @@ def update(agent, optimizer, batch, cfg, corpus=None):
             for micro in by_length.split(cfg.micro_batch_size):
                 loss, numbers = ppo_loss(agent, batch.take(micro), n_tokens, cfg)
                 loss.backward()
-                total = {name: total.get(name, 0.0) + x.item() for name, x in numbers.items()}
+                total = {name: total.get(name, 0.0) + float(x) for name, x in numbers.items()}
             if cfg.ptx_coef:
                 add_ptx_gradient(agent.policy, corpus, cfg.ptx_coef)
             limit = cfg.clip_grad or torch.inf

@@ -77,7 +77,7 @@ def lm_loss(logits, targets):
     """Next-token cross-entropy: -1/(B T) sum log p(target_t | tokens before it), in nats a token.
 
     logits:  (B, T, V)
-    targets: (B, T) already shifted: targets[:, t] is the token behind inputs[:, t]
+    targets: (B, T) already shifted: targets[:, t] is the token behind inputs[:, t]; a slice, not contiguous
     """
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
 

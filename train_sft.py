@@ -82,7 +82,7 @@ def sft_loss(logits, targets, response_mask, n_tokens=None):
     answer tokens.
 
     logits:        (B, T, V)
-    targets:       (B, T) already shifted
+    targets:       (B, T) already shifted; a slice, not contiguous
     response_mask: (B, T) aligned with targets: 1 where the target belongs to the answer
     n_tokens:      the number to divide by, where this is a micro-batch of a larger batch; default sum(mask)
     (InstructGPT, Ouyang et al. 2022, section 3.5.)

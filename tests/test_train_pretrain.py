@@ -12,11 +12,13 @@ from train_pretrain import check_init, first_words, held_out_texts, lm_loss, mak
 
 
 def test_loss_is_the_mean_of_minus_log_p():
-    """Probabilities of the targets 1/4, 3/4, 1/2, 1/2: the mean of their negative logarithms."""
+    """Probabilities of the targets 1/4, 3/4, 1/2, 1/2: the mean of their negative logarithms. Targets are a
+    slice, as in training."""
     logits = torch.tensor([[[0.0, math.log(3)], [0.0, math.log(3)]], [[2.0, 2.0], [-1.0, -1.0]]])
-    targets = torch.tensor([[0, 1], [0, 1]])
+    tokens = torch.tensor([[1, 0, 1], [0, 0, 1]])
     expected = -(math.log(1 / 4) + math.log(3 / 4) + 2 * math.log(1 / 2)) / 4
-    assert lm_loss(logits, targets).item() == pytest.approx(expected, abs=1e-6)
+    loss = lm_loss(logits, tokens[:, 1:])
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_loss_falls_as_the_target_becomes_likelier():

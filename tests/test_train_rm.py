@@ -100,6 +100,10 @@ def test_soft_labels_are_a_cross_entropy():
     swapped = bradley_terry_loss(rejected, chosen, -margin).item()
     got = bradley_terry_loss(chosen, rejected, margin, torch.tensor([0.0])).item()
     assert got == pytest.approx(swapped, abs=1e-6), "the margin counts here, too"
+    apart, labels = torch.tensor([0.0, -500, 500]), torch.tensor([0.3, 0.5, 0.9])
+    got = bradley_terry_loss(apart, torch.zeros(3), None, labels)
+    expected = (math.log(2) + 0.5 * 500 + 0.1 * 500) / 3
+    assert got.item() == pytest.approx(expected, rel=1e-5), "a pair its own label, and no infinity"
     d = torch.tensor([math.log(0.8 / 0.2)], requires_grad=True)
     bradley_terry_loss(d, torch.zeros(1), p_chosen=torch.tensor([0.8])).backward()
     assert d.grad.item() == pytest.approx(0, abs=1e-6)

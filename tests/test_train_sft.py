@@ -32,11 +32,14 @@ def naive_loss(model, rows):
 
 
 def test_loss_by_hand():
-    """Only the second and the third target count: -(log 3/4 + log 1/2) / 2."""
-    logits = torch.tensor([[[5.0, -5.0], [0.0, math.log(3)], [1.0, 1.0], [-3.0, 3.0]]])
+    """Only the second and the third target count, however wrong another one is: -(log 3/4 + log 1/2) / 2. As
+    a part of a batch of 8 answer tokens it is divided by 8."""
+    logits = torch.tensor([[[500.0, -500.0], [0.0, math.log(3)], [1.0, 1.0], [-3.0, 3.0]]])
     targets, mask = torch.tensor([[1, 1, 0, 0]]), torch.tensor([[0.0, 1, 1, 0]])
     expected = -(math.log(3 / 4) + math.log(1 / 2)) / 2
-    assert sft_loss(logits, targets, mask).item() == pytest.approx(expected, abs=1e-6)
+    loss, of_8 = sft_loss(logits, targets, mask), sft_loss(logits, targets, mask, n_tokens=8)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    assert of_8.item() == pytest.approx(2 / 8 * expected, abs=1e-6)
 
 
 def test_descending_the_loss_makes_the_answer_likelier():
