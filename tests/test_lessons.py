@@ -13,8 +13,18 @@ def test_every_problem_has_every_part_and_every_rubric_its_points():
     assert faults(len(PROBLEMS)) == []
 
 
-def test_a_lesson_is_called_what_its_problem_is_called():
+def test_lessons_and_answers_are_called_what_their_problems_are_called():
     assert [title(n) for n in NUMBERS] == [problem.title for problem in PROBLEMS]
+    for language in FOLDERS:
+        answered = [section.title for section in sections("teaching-answers", language).values()]
+        assert answered == [title(n, language) for n in NUMBERS]
+
+
+@pytest.mark.parametrize("language", FOLDERS)
+def test_hints_have_no_code(language):
+    for number in NUMBERS:
+        parts = sections("lessons", language)[number].parts
+        assert not any("```" in parts[hint] for hint in LESSON[language][3:5]), number
 
 
 @pytest.mark.parametrize("language", FOLDERS)
