@@ -36,8 +36,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 OURS = (  # what students do not get
     "tests/assignment.py", "tests/test_assignment.py", "tests/mutants.py", "tests/test_mutants.py",
+    "tests/solutions*.py", "tests/test_solutions.py", "tests/lessons.py", "tests/test_lessons.py",
     "tests/test_layout.py", "tests/test_docs.py",  # house rules, which say nothing about a student's code
-    "docs/*.py", "docs/*.png", "docs/*teaching.md", ".ci/*", ".github/*",
+    "docs/*.py", "docs/*.png", "docs/*teaching*.md", ".ci/*", ".github/*",
 )
 
 # ------------------------------------------------------------------------------------------------
