@@ -42,7 +42,7 @@ class Config(JudgeKnobs):
                        choices=("separate", "shared"))
     leave_out: str = knob("", "subjects or topics (cake,why) that no training prompt has")
 
-    steps: int = knob(60, "iterations", low=1, heading="Sampling")
+    steps: int = knob(80, "iterations", low=1, heading="Sampling")
     batch_size: int = knob(128, "answers sampled in an iteration", low=1,
                            high=10**6)
     max_new_tokens: int = knob(48, "longest answer", low=1)
@@ -66,8 +66,8 @@ class Config(JudgeKnobs):
     value_clip: float = knob(0.2, "how far a value may move, in SD of the score (0: off)", low=0)
     value_coef: float = knob(0.1, "weight of the value loss on a shared trunk", low=0)
     ptx_coef: float = knob(0.0, "weight of a pretraining loss mixed in (PPO-ptx)", low=0)
-    lr: float = knob(8e-4, "peak learning rate of the policy", low=0)
-    critic_lr: float = knob(8e-4, "peak learning rate of a separate critic", low=0)
+    lr: float = knob(5e-4, "peak learning rate of the policy", low=0)
+    critic_lr: float = knob(5e-4, "peak learning rate of a separate critic", low=0)
     warmup: int = knob(3, "iterations of warm-up before the cosine decay", low=0)
     clip_grad: float = knob(1.0, "largest gradient norm (0: no clipping)", low=0)
 
