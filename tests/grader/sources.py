@@ -11,10 +11,11 @@ from pathlib import Path
 from grader.problems import ALL, PROBLEMS, ROOT, Mistake, problems_of
 
 OURS = (  # what students do not get
-    "tests/assignment.py", "tests/test_assignment.py", "tests/grader/*", "tests/lessons.py",
-    "tests/solutions.py", "tests/test_grader_*.py", "tests/mutants.py", "tests/test_mutants.py",
+    "tests/assignment.py", "tests/test_assignment.py", "tests/grader/*", "tests/test_grader*.py",
+    "tests/lessons.py", "tests/test_lessons.py", "tests/*solutions*.py",
+    "tests/mutants.py", "tests/test_mutants.py", "docs/bugs.png",  # the bugs that they are to find
     "tests/test_layout.py", "tests/test_docs.py",  # house rules, which say nothing about a student's code
-    "docs/*.py", "docs/*.png", "docs/*teaching.md", ".ci/*", ".github/*",
+    "docs/*teaching*.md", ".ci/*", ".github/*",
 )
 
 
