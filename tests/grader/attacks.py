@@ -1,5 +1,5 @@
-"""The grader, attacked. Each attack is handed in twice: as a student would, and as if the first wall, the check of
-what a submission says, were not there."""
+"""The grader, attacked. Each attack is handed in twice: as a student would, and as if the check of what it says and
+the hook in Python were not there, so that the namespaces alone must hold it."""
 import contextlib
 import hashlib
 import os
@@ -14,11 +14,12 @@ from unittest import mock
 
 from grader.attack_table import ATTACKS
 from grader.examine import standing
+from grader.language import attributes
 from grader.points import grade_one
 from grader.problems import ROOT
 from grader.sources import functions_of, source, span
 
-LIMIT = 8.0  # seconds for an attack
+LIMIT = 12.0  # seconds for an attack
 FILE, NUMBER, OTHER = "train_ppo.py", 8, 4  # what is attacked, and a problem that the submission has solved
 MARK = "torch.rsqrt(variance"  # stands in our solution
 
@@ -27,6 +28,7 @@ class Outcome(NamedTuple):
     points: float  # that the attack has earned
     others: bool  # whether the other problem kept its points
     harm: str  # what changed or leaked, or ""
+    late: bool  # whether the deadline ended it
 
 
 class Target:
@@ -47,10 +49,10 @@ class Target:
 
     def harm(self, server, said, seconds):
         """What an attack has done, or ""."""
-        text = " ".join(filter(None, said))
+        text = " ".join(said)
         found = [(self.state() != self.before, "files changed"), (self.secret in text, "the secret leaked"),
                  (MARK in text, "our solution leaked"), (called(server), "it reached the network"),
-                 (seconds > LIMIT + 6, f"it took {seconds:.0f} s")]
+                 (seconds > LIMIT + 10, f"it took {seconds:.0f} s")]
         return ", ".join(words for is_so, words in found if is_so)
 
 
@@ -79,18 +81,22 @@ def outcome(attack, first_wall=True):
         texts = {FILE: attack.text(folder, ROOT, target.port),
                  "train_rm.py": solution("train_rm.py", "bradley_terry_loss")}
         began = time.time()
-        row = grade_one(NUMBER, texts, LIMIT, first_wall=first_wall)
-        harm = target.harm(server, row["tests"].values(), time.time() - began)
+        walls = None if first_wall else ("namespaces",)
+        row = grade_one(NUMBER, texts, LIMIT, first_wall=first_wall, walls=walls)
+        said = list(filter(None, row["tests"].values()))
+        harm = target.harm(server, said, time.time() - began)
         other = grade_one(OTHER, texts, 60.0) if not first_wall else None
-    return Outcome(row["points"], other is None or other["points"] == other["of"], harm)
+    late = any(why.startswith("not done after") for why in said)
+    return Outcome(row["points"], other is None or other["points"] == other["of"], harm, late)
 
 
 def attack_all():
     """Print what all attacks come to. Returns whether none of them harms or earns anything."""
+    attributes()  # torch is imported before time is measured
     began, good = time.time(), True
     walls = [True, False] if "namespaces" in standing() else [True]
     for first_wall in walls:
-        where = "as handed in" if first_wall else "without the check of what it says"
+        where = "as handed in" if first_wall else "against the namespaces alone"
         with mock.patch.dict(os.environ, GRADER_SECRET="secret"), ThreadPoolExecutor(2) as pool:
             outcomes = list(pool.map(lambda a, up=first_wall: outcome(a, up), ATTACKS))
         for attack, came in zip(ATTACKS, outcomes, strict=True):
@@ -99,8 +105,10 @@ def attack_all():
                 print(f"{where}: {attack.kind}, {attack.name}: {came}")
         n, earned = len(ATTACKS), sum(came.points > 0 for came in outcomes)
         harm, others = sum(bool(came.harm) for came in outcomes), sum(not came.others for came in outcomes)
+        late = sum(came.late for came in outcomes)
         print(f"{time.time() - began:4.0f} s  {where}: of {n} attacks {harm} changed or leaked something, "
-              f"{earned} earned points, {others} cost another problem its points", flush=True)
+              f"{earned} earned points, {others} cost another problem its points; the deadline ended {late}",
+              flush=True)
     if len(walls) == 1:
-        print("no namespaces here: without the check no attack is tried, for nothing would hold it")
+        print("no namespaces here: without the check of what it says no attack is tried, for nothing would hold it")
     return good

@@ -96,23 +96,29 @@ def short(value):
     return text if len(text) <= 90 else text[:87] + "..."
 
 
-def explained(excinfo, path):
-    """Why a test failed, in a line: what it asserts with the values of the names in it, or the error and where
-    it was raised."""
-    entries = [entry for entry in excinfo.traceback if str(entry.path) == str(path)]
-    message = excinfo.exconly().split("\n")[0].removeprefix("AssertionError: ")
-    if not entries or not excinfo.errisinstance(AssertionError):
-        theirs = [entry for entry in excinfo.traceback if Path(entry.path).name in FILES]
-        return f"{message} (in: {str(theirs[-1].statement).strip()})" if theirs else message
-    statement = str(entries[-1].statement).strip()
+def values_in(statement, known):
+    """The names in a statement with their values, as far as they are data: ["a = 1", ...]."""
     try:
-        names = {x.id: 0 for x in ast.walk(ast.parse(statement)) if isinstance(x, ast.Name)}
+        names = dict.fromkeys(x.id for x in ast.walk(ast.parse(statement)) if isinstance(x, ast.Name))
     except SyntaxError:
-        names = {}
-    known = {name: entries[-1].locals.get(name) for name in names}
-    values = [f"{name} = {short(x)}" for name, x in known.items() if x is not None and not callable(x)]
-    said = "" if message.startswith(("assert", "AssertionError")) else f"{message}: "
-    return "; ".join([said + re.sub(r"\s+", " ", statement), *values])
+        return []
+    pairs = [(name, known.get(name)) for name in names]
+    return [f"{name} = {short(x)}" for name, x in pairs if x is not None and not callable(x)]
+
+
+def explained(excinfo, path):
+    """Why a test failed, in a line: the line of the test, what it says or the values of the names in it; of an
+    error that is none of an assertion's what it says and the student's line."""
+    message = excinfo.exconly().split("\n")[0].removeprefix("AssertionError: ")[:160]
+    tests = [entry for entry in excinfo.traceback if str(entry.path) == str(path)]
+    theirs = [entry for entry in excinfo.traceback if Path(entry.path).name in FILES]
+    if not tests or not excinfo.errisinstance(AssertionError):
+        return f"{message} (in: {str(theirs[-1].statement).strip()})" if theirs else message
+    line = re.sub(r"\s+", " ", str(tests[0].statement)).strip()
+    if not message.startswith(("assert", "AssertionError")):
+        return f"{line[:120]}: {message}"
+    last = str(tests[-1].statement).strip()
+    return "; ".join([line, *values_in(last, tests[-1].locals)])
 
 
 class Ears:
@@ -125,6 +131,11 @@ class Ears:
     def tell(self, node, why):
         line = json.dumps([self.word, node, why and why[:LONGEST]])
         self.said.sendall(line.encode() + b"\n")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collection_modifyitems(self, items):
+        yield
+        items.sort(key=lambda item: item.nodeid.startswith(CANARY))  # stable: these come last
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):

@@ -50,8 +50,9 @@ the program are written, `python -m pytest` and `python train_ppo.py --config ti
 the functions asked for, with the functions, constants and imports of your own that they use, each in the same
 file. Changes elsewhere, tests included, count for nothing.
 
-**What you may write.** Functions that calculate. You may import from {imports}.
-Classes, `global`, names that start with an underscore, and what opens files, starts programs or looks into
+**What you may write.** Functions that calculate. You may import from
+{imports}.
+Classes, `global`, attributes that start with an underscore, and what opens files, starts programs or looks into
 Python itself (`open`, `exec`, `getattr` ...) are refused with a sentence that names the line.
 
 **How it is graded.** By the tests named here, some of which may run with other numbers and sizes. Each

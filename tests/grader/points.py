@@ -1,5 +1,6 @@
 """From tests to points: a submission, many of them, and the results in files that other programs read."""
 import csv
+import functools
 import json
 import os
 import sys
@@ -21,9 +22,19 @@ def points_of(problem, tests, said):
     return round(problem.points * passed / sum(test.weight for test in tests), 2)
 
 
-def grade_one(number, texts, limit, seed=0, first_wall=True):
+@functools.cache
+def seed_of(number, seed, limit):
+    """The seed with which a problem is graded in a variant: the first of a row that begins with `seed` under
+    which our own solution passes, for some tests need answers that not every seed gives; 0 where none does."""
+    nodes = PROBLEMS[number - 1].nodes()
+    tries = range(1000 * seed, 1000 * seed + 8) if seed else ()
+    return next((s for s in tries if not any(run(nodes, {}, limit, s).values())), 0)
+
+
+def grade_one(number, texts, limit, seed=0, first_wall=True, walls=None):
     """Grade one problem. texts: the student's files {file: text, or None where it is missing}; seed: of the
-    variant, 0 for the tests as they are. Returns a row of the result."""
+    variant, 0 for the tests as they are; walls: those behind the first, by default all that stand. Returns a row
+    of the result."""
     problem = PROBLEMS[number - 1]
     tests, changed = problem.graded(), {}
     if seed and number in CASES:
@@ -34,7 +45,8 @@ def grade_one(number, texts, limit, seed=0, first_wall=True):
             if texts.get(file) is None:
                 raise Refused("is missing")
             changed[file] = alone(file, texts[file], number, first_wall)
-        said = run([test.node for test in tests], changed, limit, seed)
+        nodes = [test.node for test in tests]
+        said = run(nodes, changed, limit, seed_of(number, seed, limit), walls)
     except Refused as error:
         said = {test.node: f"{file} {error}" for test in tests}
     return {"problem": number, "title": problem.title, "points": points_of(problem, tests, said),

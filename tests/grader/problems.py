@@ -42,7 +42,7 @@ PROBLEMS = [
     Problem(
         "The language-model loss", 5, {"train_pretrain.py": "lm_loss"},
         {"train_pretrain": """
-            loss_is_the_mean_of_minus_log_p
+            *loss_is_the_mean_of_minus_log_p
             the_loss_falls_as_the_target_becomes_likelier
             large_logits_stay_finite
          """},
@@ -53,8 +53,8 @@ PROBLEMS = [
     Problem(
         "The mask of supervised fine-tuning", 8, {"data.py": "sft_batch", "train_sft.py": "sft_loss"},
         {"train_sft": """
-            targets_are_the_next_tokens_and_the_mask_is_on_the_answer
-            loss_by_hand
+            *targets_are_the_next_tokens_and_the_mask_is_on_the_answer
+            *loss_by_hand
             descending_the_loss_makes_the_answer_likelier
             batched_loss_equals_the_answers_one_token_at_a_time
             every_answer_token_and_no_other_is_supervised
@@ -69,11 +69,11 @@ PROBLEMS = [
     Problem(
         "Sampling", 12, {"model.py": "generate"},
         {"model": """
-            cached_greedy_equals_the_naive_sampler_for_ragged_prompts
-            returned_logprobs_are_those_of_the_distribution_that_was_sampled
+            *cached_greedy_equals_the_naive_sampler_for_ragged_prompts
+            *returned_logprobs_are_those_of_the_distribution_that_was_sampled
             eos_is_in_the_mask_and_nothing_behind_it
             an_answer_that_never_ends_has_a_full_mask
-            temperature_divides_the_logits
+            *temperature_divides_the_logits
             rows_and_steps_do_not_share_one_random_number
             the_same_seed_gives_the_same_answers
          """},
@@ -87,8 +87,8 @@ PROBLEMS = [
     Problem(
         "The Bradley-Terry loss", 6, {"train_rm.py": "bradley_terry_loss"},
         {"train_rm": """
-            loss_by_hand
-            the_gradient_is_sigmoid_minus_1
+            *loss_by_hand
+            *the_gradient_is_sigmoid_minus_1
             large_differences_stay_finite
             a_margin_asks_for_a_larger_difference
             soft_labels_are_a_cross_entropy
@@ -101,7 +101,7 @@ PROBLEMS = [
     Problem(
         "Elo scores", 6, {"preferences.py": "elo_scores"},
         {"preferences": """
-            elo_by_hand
+            *elo_by_hand
             elo_takes_from_one_what_it_gives_to_the_other
             one_pass_depends_on_the_order_of_the_games_and_many_passes_have_no_end
             every_pass_is_shuffled
@@ -114,9 +114,9 @@ PROBLEMS = [
     Problem(
         "Rewards with the price of the KL", 8, {"train_ppo.py": "kl_shaped_rewards"},
         {"train_ppo": """
-            rewards_of_the_worked_example
+            *rewards_of_the_worked_example
             kl_costs_when_the_policy_is_more_certain_than_the_reference
-            score_lands_on_the_last_real_token_of_each_row
+            *score_lands_on_the_last_real_token_of_each_row
             rewards_are_zero_on_padding_whatever_the_logprobs_there
             rewards_of_a_row_sum_to_score_minus_beta_kl
             shaping_does_not_change_its_arguments
@@ -128,10 +128,10 @@ PROBLEMS = [
     Problem(
         "Advantages", 10, {"train_ppo.py": "gae"},
         {"train_ppo": """
-            gae_of_the_worked_example
+            *gae_of_the_worked_example
             with_lambda_1_returns_are_the_rewards_to_go
             with_lambda_0_an_advantage_is_one_step_of_surprise
-            gae_is_the_double_sum_of_the_paper
+            *gae_is_the_double_sum_of_the_paper
             gae_does_not_bootstrap_past_the_end
             gae_ignores_garbage_rewards_and_values_on_padding
          """},
@@ -143,7 +143,7 @@ PROBLEMS = [
     Problem(
         "Whitening", 5, {"train_ppo.py": "whiten"},
         {"train_ppo": """
-            whitening_by_hand
+            *whitening_by_hand
             whitening_removes_the_mean_and_keeps_it_only_when_asked
             whitening_sees_only_real_tokens
             whitening_equal_advantages_gives_no_infinity
@@ -155,8 +155,8 @@ PROBLEMS = [
     Problem(
         "The clipped objective", 10, {"train_ppo.py": "ppo_policy_loss"},
         {"train_ppo": """
-            clipped_objective_of_the_worked_table
-            a_good_token_becomes_likelier
+            *clipped_objective_of_the_worked_table
+            *a_good_token_becomes_likelier
             the_clip_is_as_wide_as_asked
             clip_0_means_no_clipping
             policy_loss_is_a_mean_over_real_tokens_only
@@ -171,8 +171,8 @@ PROBLEMS = [
     Problem(
         "The value loss", 6, {"train_ppo.py": "value_loss"},
         {"train_ppo": """
-            value_loss_takes_the_larger_error
-            value_loss_inside_the_clip_and_without_it_is_half_the_squared_error
+            *value_loss_takes_the_larger_error
+            *value_loss_inside_the_clip_and_without_it_is_half_the_squared_error
             value_loss_sees_only_real_tokens_and_adds_up_over_micro_batches
          """},
         """
@@ -182,8 +182,8 @@ PROBLEMS = [
     Problem(
         "Rejection sampling", 6, {"rejection_sampling.py": "best_of subset_weights best_of_n"},
         {"rejection_sampling": """
-            the_best_answer_is_chosen_for_each_prompt
-            weights_of_ranks
+            *the_best_answer_is_chosen_for_each_prompt
+            *weights_of_ranks
             best_of_n_is_the_mean_over_all_choices_of_n
          """},
         """
@@ -193,11 +193,11 @@ PROBLEMS = [
     Problem(
         "The PPO loop", 18, {"train_ppo.py": "ppo_loss rollout update"},
         {"train_ppo": """
-            the_first_ratio_is_1_at_any_temperature
+            *the_first_ratio_is_1_at_any_temperature
             the_ratio_compares_with_the_policy_that_sampled
             the_value_loss_has_the_weight_of_the_agent
             gradients_of_micro_batches_add_up_to_those_of_the_minibatch
-            a_batch_holds_what_the_formulas_give
+            *a_batch_holds_what_the_formulas_give
             only_the_advantages_are_whitened
             scores_are_in_deviations_of_sft_answers_or_of_the_batch
             an_answer_that_was_cut_off_has_the_penalty_as_its_score
@@ -210,7 +210,7 @@ PROBLEMS = [
             the_formulas_get_the_knobs
             the_reference_stays_where_it_was
          """,
-         "oracle": "ppo_finds_the_best_policy_there_is"},
+         "oracle": "ppo_finds_the_best_policy_there_is:8"},
         """
         The steps have the numbers that they have at the top of `train_ppo.py`. `rollout`: 1. sample an answer
         to each prompt; 2. score the answers by `scorer.raw`, those that were cut off with an EOS behind them
