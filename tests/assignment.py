@@ -1,27 +1,27 @@
 """Assignments that grade themselves: this repository without the bodies of its central functions, and points
 for whoever writes them.
 
-    python tests/assignment.py OUT                     writes the student's repository into the new folder OUT,
-                                                       with a HANDOUT.md
-    python tests/assignment.py OUT --problems 1-5,7    asks for some of the problems; what they need is given
-                                                       solved, or with --blank is not
-    python tests/assignment.py OUT --grade             grades it: points for each problem; --json for machines,
-                                                       --gradescope FILE for Gradescope
-    python tests/assignment.py FOLDER --grade-all      grades every folder in FOLDER, and writes grades.csv and
-                                                       grades.json there
-    python tests/assignment.py --prove                 shows that the tests can be passed, and neither by
-                                                       nothing nor by a sham
-    python tests/assignment.py --attack                shows what the attacks of tests/grader/attacks.py come to
+    python tests/assignment.py OUT                   writes the student's repository into the new folder OUT,
+                                                     with a HANDOUT.md
+    python tests/assignment.py OUT --problems 1-5,7  asks for some of the problems; what they need is given
+                                                     solved, or with --blank is not
+    python tests/assignment.py OUT --grade           grades it: points for each problem; --json for machines,
+                                                     --gradescope FILE for Gradescope
+    python tests/assignment.py FOLDER --grade-all    grades every folder in FOLDER, and writes grades.csv and
+                                                     grades.json there
+    python tests/assignment.py --prove               shows that the tests can be passed, and neither by
+                                                     nothing nor by a sham
+    python tests/assignment.py --attack              shows what the attacks of tests/grader/attacks.py come to
 
---grade and --grade-all take --problems, too, and --variant SEED: other random numbers in the tests, and hidden
-cases of other sizes.
+--grade and --grade-all take --problems, too, and --variant SEED: other random numbers in the tests, and
+hidden cases of other sizes.
 
 What is promised. Everywhere: of a submission only the functions asked for are taken, with what they use; what
 they say is checked before it runs, against a list of what a calculation needs; they run on a copy that is
 thrown away, with our tests and our solutions in everything but the problem in question, under limits of
-time; results come back as JSON and are checked. On Linux, as root or where ordinary users may have namespaces:
-they see no file but Python and the copy, can write 64 MB of memory that is gone afterwards, and have no
-network, no other process, 2 GB, and no rights. On macOS, on Windows and in a container that allows no
+time; results come back as JSON and are checked. On Linux, as root or where ordinary users may have
+namespaces: they see no file but Python and the copy, can write 64 MB of memory that is gone afterwards, and
+have no network, no other process, 2 GB, and no rights. On macOS, on Windows and in a container that allows no
 namespaces the check and a hook in Python are all there is (on macOS and in containers with limits of time and
 size): there grade on a machine that you can lose. Before anything is graded an attempt to write outside,
 to read the solutions, to open a connection and to start a program must fail.
@@ -74,12 +74,14 @@ def check_flags(args):
     """Raises Mistake where flags do not go together."""
     alone, grades = args.prove or args.attack, args.grade or args.grade_all
     rules = [
-        (bool(args.out) == alone, "expected OUT, the folder of a student's repository, or --prove or --attack"),
+        (bool(args.out) == alone,
+         "expected OUT, the folder of a student's repository, or --prove or --attack"),
         ((args.json or args.gradescope) and not args.grade,
          "--json and --gradescope go with OUT: python tests/assignment.py OUT --grade --json"),
         (args.blank and (grades or alone), "--blank says what is written: give it without --grade"),
         (args.variant is not None and not grades, "--variant goes with --grade or --grade-all"),
-        (args.variant is not None and args.variant < 1, f"--variant {args.variant}: expected a number from 1"),
+        (args.variant is not None and args.variant < 1,
+         f"--variant {args.variant}: expected a number from 1"),
         (args.problems and alone, "--problems goes with OUT"),
         (not args.limit > 0, f"--limit {args.limit:g}: expected a number of seconds above 0"),
         (args.jobs is not None and args.jobs < 1, f"--jobs {args.jobs}: expected a number from 1"),

@@ -192,8 +192,8 @@ def handed_in(student, tmp_path):
 
 
 def test_points(handed_in, capsys, tmp_path):
-    """Problem 8 is right, in a file that is not Python elsewhere and would never end; problem 4 passes all but
-    one test, which is none of its core; the file of problem 5 is gone."""
+    """Problem 8 is right, in a file that is not Python elsewhere and would never end; problem 4 passes all
+    but one test, which is none of its core; the file of problem 5 is gone."""
     right, _ = text_of("train_ppo.py", "whiten")
     broken = f"while True:\n    pass\n\n\ndef gae(:\n    return 1\n\n\n{right}\n\n\nraise SystemExit\n"
     (handed_in / "train_ppo.py").write_text(broken, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The walls around what is graded. All attacks, each against both walls: python tests/assignment.py --attack."""
+"""The walls around what is graded. All attacks against both: python tests/assignment.py --attack."""
 import json
 import os
 from unittest import mock
@@ -37,23 +37,20 @@ def test_our_solutions_pass_the_check_and_change_nothing(file):
     "from math import sqrt\nSMALL = 1e-8\ndef shrunk(v): return sqrt(v + SMALL)\n"
     "def whiten(x, mask, shift_mean=True):\n    return x * shrunk(masked_mean(x, mask).item())",
     "def whiten(x, mask, shift_mean=True):\n    from torch.distributions import Categorical\n    return x",
-    "def whiten(x, mask, shift_mean=True):\n    open = [row[m > 0].type(torch.float64) for row, m in zip(x, mask)]\n"
+    "def whiten(x, mask, shift_mean=True):\n"
+    "    open = [row[m > 0].type(torch.float64) for row, m in zip(x, mask)]\n"
     "    return torch.einsum('bt->b', x)[:, None] + open[0].mean()",
 ])
 def test_ordinary_code_is_taken(code):
-    if "distributions" in code:
-        with pytest.raises(Refused, match="line 2: import from torch.distributions"):
-            alone("train_ppo.py", code, 8)
-    else:
-        mixed = alone("train_ppo.py", code, 8)
-        assert all(line in mixed for line in code.split("\n")) and compile(mixed, "mixed", "exec")
+    mixed = alone("train_ppo.py", code, 8)
+    assert all(line in mixed for line in code.split("\n")) and compile(mixed, "mixed", "exec")
 
 
 def test_a_file_that_is_not_python_is_cut_into_what_is():
-    text = "import math\n\n\n@cache\ndef a(x):\n    return (x\n\n\ndef b(x):\n    '''\n\n\ndef c(x):\n    return x\n"
+    text = "import math\n\n\n@cache\ndef a(x):\n    return (x\n\n\n"
+    text += "def b(x):\n    '''\n\n\ndef c(x):\n    return x\n"
     broken = {piece.line: piece.why for piece in pieces_of(text) if piece.node is None}
-    assert list(broken) == [2, 9] or list(broken) == [4, 9]
-    assert "line 6" in broken[min(broken)]
+    assert list(broken) == [4, 9] and "line 6" in broken[4]
     assert [piece.node.name for piece in pieces_of(text) if hasattr(piece.node, "name")] == ["c"]
 
 

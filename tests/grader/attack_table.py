@@ -17,7 +17,8 @@ class Attack(NamedTuple):
 
 
 def of(kind, attacks):
-    return [Attack(kind, name, *([body] if isinstance(body, str) else body)) for name, body in attacks.items()]
+    return [Attack(kind, name, *([body] if isinstance(body, str) else body))
+            for name, body in attacks.items()]
 
 
 TELL = "raise ValueError(str(told))"  # the failure message is the way out
@@ -50,14 +51,16 @@ FILES = of("files", {
                        "open(OUTSIDE[1:] + '/new', 'w').write('x')",
     "site-packages": "import torch; open(torch.__file__, 'a').write('import os')",
     "Python's own files": "import os; open(os.__file__, 'a').write('')",
-    "the tests of the copy": "open('tests/test_train_ppo.py', 'w').write('def test_whitening_by_hand(): pass')",
+    "the tests of the copy":
+        "open('tests/test_train_ppo.py', 'w').write('def test_whitening_by_hand(): pass')",
 })
 SECRETS = of("secrets", {
     "read a file": f"told = open(OUTSIDE + '/secret').read(); {TELL}",
     "read the solution": f"told = open(ROOT + '/train_ppo.py').read()[-9000:]; {TELL}",
     "dir_fd, to read": "import os; f = os.open('secret', os.O_RDONLY, dir_fd=os.open(OUTSIDE, os.O_RDONLY)); "
                        f"told = os.read(f, 99); {TELL}",
-    "torch.from_file, to read": f"told = bytes(torch.from_file(OUTSIDE + '/secret', size=9, dtype=torch.uint8)); {TELL}",
+    "torch.from_file, to read":
+        f"told = bytes(torch.from_file(OUTSIDE + '/secret', size=9, dtype=torch.uint8)); {TELL}",
     "open of C": "import ctypes; c = ctypes.CDLL(None); b = ctypes.create_string_buffer(99); "
                  f"c.read(c.open((OUTSIDE + '/secret').encode(), 0), b, 99); told = b.value; {TELL}",
     "linecache": f"import linecache; told = linecache.getlines(OUTSIDE + '/secret'); {TELL}",
@@ -78,7 +81,8 @@ VERDICT = of("verdict", {
     "SkipTest": "import unittest; raise unittest.SkipTest",
     "replace allclose": "torch.allclose = lambda *a, **k: True; return x",
     "replace comparisons": "torch.Tensor.__eq__ = lambda *a: True; return x",
-    "replace all tests": "import sys; [setattr(m, n, lambda *a, **k: None) for m in list(sys.modules.values()) "
+    "replace all tests":
+        "import sys; [setattr(m, n, lambda *a, **k: None) for m in list(sys.modules.values()) "
                          "if m.__name__.startswith('test_') for n in dir(m) if n.startswith('test_')]",
     "equal to everything": ("return Yes()", "class Yes:\n    __eq__ = lambda *a: True\n"
                             "    __getattr__ = lambda self, name: lambda *a, **k: self"),
@@ -96,14 +100,18 @@ VERDICT = of("verdict", {
     "exit": "raise SystemExit(0)",
     "interrupt": "raise KeyboardInterrupt",
     "at the end": "import atexit, os; atexit.register(os._exit, 0)",
-    "find the messenger": "import gc; [o.tell('tests/test_train_ppo.py::test_whitening_by_hand', None) for o in "
+    "find the messenger":
+        "import gc; [o.tell('tests/test_train_ppo.py::test_whitening_by_hand', None) for o in "
                           "gc.get_objects() if type(o).__name__ == 'Ears']; import os; os._exit(0)",
-    "set by a helper of the library": "import functools; functools.update_wrapper(torch, x, ('allclose',), ())",
-    "all classes there are": "return [c for c in ().__class__.__base__.__subclasses__() if 'Popen' in str(c)]",
+    "set by a helper of the library":
+        "import functools; functools.update_wrapper(torch, x, ('allclose',), ())",
+    "all classes there are":
+        "return [c for c in ().__class__.__base__.__subclasses__() if 'Popen' in str(c)]",
     "names in another alphabet": "\uff4f\uff50\uff45\uff4e(OUTSIDE + '/new', 'w').write('x')",
     "a decorator": ("return x", "@exec('import os')\ndef help_me(): pass\nwhite = help_me"),
     "a default value": ("return f()", "def f(x=__import__('os').system('true')): return x"),
-    "hook into pytest": "import gc; from _pytest.config import Config; [setattr(o.hook, 'pytest_runtest_call', "
+    "hook into pytest":
+        "import gc; from _pytest.config import Config; [setattr(o.hook, 'pytest_runtest_call', "
                         "lambda **k: None) for o in gc.get_objects() if isinstance(o, Config)]",
 })
 PIPE = of("pipe", {
@@ -141,7 +149,8 @@ RESOURCES = of("resources", {
     "a program": "import subprocess; subprocess.run(['touch', OUTSIDE + '/new'])",
     "a shell": "import os; os.system('touch ' + OUTSIDE + '/new')",
     "a program of C": "import ctypes; ctypes.CDLL(None).system(('touch ' + OUTSIDE + '/new').encode())",
-    "multiprocessing": "import multiprocessing; multiprocessing.get_context('fork').Process(target=print).start()",
+    "multiprocessing":
+        "import multiprocessing; multiprocessing.get_context('fork').Process(target=print).start()",
     "kill the grader": "import os; os.kill(os.getppid(), 9)",
     "kill everybody of C": "import ctypes; ctypes.CDLL(None).kill(-1, 15)",
     "fill the disk": "f = open('/room/big', 'wb')\n    while True:\n        f.write(bytes(1 << 20))",
@@ -152,7 +161,8 @@ NETWORK = of("network", {
     "the web": "import urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{PORT}', timeout=1)",
     "UDP": "import socket; socket.socket(2, 2).sendto(b'x', ('127.0.0.1', PORT))",
     "socket of C": "import ctypes, struct; c = ctypes.CDLL(None); s = c.socket(2, 1, 0); "
-                   "c.connect(s, struct.pack('<HH4s8x', 2, (PORT >> 8) | (PORT & 255) << 8, bytes([127, 0, 0, 1])), 16)",
+                   "n = (PORT >> 8) | (PORT & 255) << 8; "
+                   "c.connect(s, struct.pack('<HH4s8x', 2, n, bytes([127, 0, 0, 1])), 16)",
     "listen": "import socket; socket.create_server(('', 0))",
 })
 ATTACKS = FILES + SECRETS + VERDICT + PIPE + RESOURCES + NETWORK

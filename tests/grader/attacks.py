@@ -1,5 +1,5 @@
-"""The grader, attacked. Each attack is handed in twice: as a student would, and as if the check of what it says and
-the hook in Python were not there, so that the namespaces alone must hold it."""
+"""The grader, attacked. Each attack is handed in twice: as a student would, and as if the check of what it
+says and the hook in Python were not there, so that the namespaces alone must hold it."""
 import contextlib
 import hashlib
 import os
@@ -110,5 +110,5 @@ def attack_all():
               f"{earned} earned points, {others} cost another problem its points; the deadline ended {late}",
               flush=True)
     if len(walls) == 1:
-        print("no namespaces here: without the check of what it says no attack is tried, for nothing would hold it")
+        print("no namespaces here: nothing would hold an attack without the check, so that none is tried")
     return good

@@ -1,8 +1,8 @@
-"""Tests in a process behind the walls. What comes back is lines of JSON through a socket: read as bytes, up to
-a size and a deadline, checked, never unpickled.
+"""Tests in a process behind the walls. What comes back is lines of JSON through a socket: read as bytes, up
+to a size and a deadline, checked, never unpickled.
 
-Every line carries a word that only this run knows, and behind the graded tests run three that must fail: where
-one of them passes or is not heard of, somebody has laid hands on the tests, and none of them counts."""
+Every line carries a word that only this run knows, and behind the graded tests run three that must fail:
+where one of them passes or is not heard of, somebody has laid hands on the tests, and none of them counts."""
 import ast
 import functools
 import gc
@@ -68,7 +68,7 @@ class Job(NamedTuple):
 
 
 def go_behind(job, said):
-    """Make the copy, raise the walls but for the hook. Returns the copy and the folder that may be written."""
+    """Make the copy, raise the walls but for the hook. Returns the copy and the folder for writing."""
     def fill(folder):
         write_to(folder, job.files + [name for name in job.changed if name not in job.files], job.changed)
 
@@ -107,8 +107,8 @@ def values_in(statement, known):
 
 
 def explained(excinfo, path):
-    """Why a test failed, in a line: the line of the test, what it says or the values of the names in it; of an
-    error that is none of an assertion's what it says and the student's line."""
+    """Why a test failed, in a line: the line of the test, what it says or the values of the names in it; of
+    an error that is none of an assertion's what it says and the student's line."""
     message = excinfo.exconly().split("\n")[0].removeprefix("AssertionError: ")[:160]
     tests = [entry for entry in excinfo.traceback if str(entry.path) == str(path)]
     theirs = [entry for entry in excinfo.traceback if Path(entry.path).name in FILES]
@@ -223,7 +223,7 @@ def message(line, word):
 
 
 def start(target, job):
-    """Run target(job, socket) in a process. Returns the lines that it sends and whether it ended by itself."""
+    """Run target(job, socket) in a process. Returns the lines it sends, and whether it ended by itself."""
     ears, mouth = socket.socketpair()
     with ears:
         process = processes().Process(target=target, args=(job, mouth), daemon=True)
@@ -253,9 +253,9 @@ def run(nodes, changed, limit, seed=0, walls=None):
         known[node] = known.get(node) or why  # of a test with several cases the first failure
     why = f"not done after {limit:g} s" if not over else "the process ended before this test did"
     said = {node: result.get(node, broken.get(node.split("::")[0], why)) for node in nodes}
-    if any(node in result and result[node] is None for node in MUST_FAIL):
+    if any(result.get(node, "") is None for node in MUST_FAIL):
         return dict.fromkeys(nodes, "a test that must fail passed: somebody has changed what tests do")
-    if result.get(MUST_PASS, "") is not None:  # not heard of them, so that nothing can be told
+    if result.get(MUST_PASS, "") is not None or not result.keys() >= set(MUST_FAIL):
         return {node: reason or why for node, reason in said.items()}
     return said
 
@@ -279,7 +279,8 @@ def attempts(outside, port):
     def begin():
         os.waitpid(os.posix_spawn(sys.executable, [sys.executable, "-c", ""], {}), 0)
 
-    return {"write outside": write, "read the solutions": read, "use the network": talk, "start a program": begin}
+    return {"write outside": write, "read the solutions": read, "use the network": talk,
+            "start a program": begin}
 
 
 def canary(job, said):
@@ -325,5 +326,5 @@ def standing():
 def in_words(walls):
     if "namespaces" in walls:
         return "namespaces, no network, limits, and a hook behind them"
-    return ("no namespaces here: only limits and a hook in Python stand behind the check of what a submission "
-            "says, so grade on a machine that you can lose")
+    return ("no namespaces here: only limits and a hook in Python stand behind the check of what a "
+            "submission says, so grade on a machine that you can lose")

@@ -52,15 +52,14 @@ file. Changes elsewhere, tests included, count for nothing.
 
 **What you may write.** Functions that calculate. You may import from
 {imports}.
-Classes, `global`, attributes that start with an underscore, and what opens files, starts programs or looks into
-Python itself (`open`, `exec`, `getattr` ...) are refused with a sentence that names the line.
+Classes, `global`, attributes that start with an underscore, and what opens files, starts programs or looks
+into Python itself (`open`, `exec`, `getattr` ...) are refused with a sentence that names the line.
 
 **How it is graded.** By the tests named here, some of which may run with other numbers and sizes. Each
 problem is graded by itself, your functions for it together with correct versions of all others, so that a
 mistake costs its points once. Tests marked *core* must pass first: where one of them fails the problem earns
 nothing. Then it is worth its points times the share of its tests that pass, by their weight. A function that
-ends the program or never ends itself takes the tests behind it along, but no other problem; so does one
-that Python cannot read.
+ends the program or never ends itself costs its problem, and no other; so does one that Python cannot read.
 
 | problem | points | where |
 |---|---|---|
@@ -96,7 +95,8 @@ def section(number):
     needs = ", ".join(f"{n} ({PROBLEMS[n - 1].title})" for n in problem.needs) or "none"
     tests = problem.graded()
     core = quoted(test.node.split("::test_")[1] for test in tests if test.core)
-    heavy = ", ".join(f"`{t.node.split('::test_')[1]}` counts {t.weight} times" for t in tests if t.weight > 1)
+    heavy = ", ".join(f"`{test.node.split('::test_')[1]}` counts {test.weight} times"
+                      for test in tests if test.weight > 1)
     return f"""## {number}. {problem.title} ({problem.points} points)
 
 {task_of(problem)}
@@ -118,7 +118,8 @@ def handout(numbers=ALL, blank=False):
     needs, state = needed_by(numbers), ""
     if needs:
         listed = ", ".join(f"{n} ({PROBLEMS[n - 1].title})" for n in needs)
-        state = f" Needed for these and {'not given: bring your own' if blank else 'given, solved'}: {listed}."
+        given = "not given: bring your own" if blank else "given, solved"
+        state = f" Needed for these and {given}: {listed}."
     chosen = [PROBLEMS[number - 1] for number in numbers]
     rows = [f"| {n}. {p.title} | {p.points} | {quoted(p.functions)} |"
             for n, p in zip(numbers, chosen, strict=True)]

@@ -14,9 +14,15 @@ from typing import NamedTuple
 from grader.problems import FILES, PROBLEMS, problems_of
 from grader.sources import functions_of, put, source, span
 
+
+def words(text):
+    return set(text.split())
+
+
 LONGEST = 200_000  # characters of a file
 IMPORTS = {  # module: the names that may be imported from it, or all of its public ones
-    "torch": None, "torch.nn": None, "torch.nn.functional": None, "math": None, "itertools": None,
+    "torch": None, "torch.distributions": {"Categorical", "Gumbel"}, "torch.nn": None,
+    "torch.nn.functional": None, "math": None, "itertools": None,
     "random": {"Random", "random", "shuffle"},
     "functools": {"partial", "reduce", "cache", "lru_cache"},  # update_wrapper could set any attribute
     "collections": {"Counter", "defaultdict", "deque"},
@@ -25,14 +31,14 @@ IMPORTS = {  # module: the names that may be imported from it, or all of its pub
     "typing": {"Any", "Callable", "Dict", "Iterable", "List", "Optional", "Sequence", "Tuple", "Union"},
     "__future__": {"annotations"},
 }
-BUILTINS = set("""
-    abs all any bool callable dict divmod enumerate filter float frozenset hash id int isinstance iter len list
-    map max min next pow print range repr reversed round set slice sorted str sum tuple zip
+BUILTINS = words("""
+    abs all any bool callable dict divmod enumerate filter float frozenset hash id int isinstance iter len
+    list map max min next pow print range repr reversed round set slice sorted str sum tuple zip
     True False None NotImplemented Ellipsis
-    ArithmeticError AssertionError Exception IndexError KeyError NotImplementedError OverflowError RuntimeError
-    StopIteration TypeError ValueError ZeroDivisionError
-""".split())
-TORCH = set("""
+    ArithmeticError AssertionError Exception IndexError KeyError NotImplementedError OverflowError
+    RuntimeError StopIteration TypeError ValueError ZeroDivisionError
+""")
+TORCH = words("""
     arange as_tensor asarray bool complex64 device double dtype e empty enable_grad eye finfo float float16
     float32 float64 full half iinfo inf inference_mode int int16 int32 int64 int8 is_tensor linspace logspace
     long manual_seed nan newaxis no_grad normal ones pi rand rand_like randint randint_like randn randn_like
@@ -40,9 +46,9 @@ TORCH = set("""
     Generator Size Tensor BoolTensor FloatTensor LongTensor
     nn functional utils linalg special distributions optim Module Parameter clip_grad_norm_ clip_grad_value_
     get_total_norm logsigmoid Categorical Gumbel Normal Uniform log_prob sample rsample entropy logits probs
-""".split())
-FORBIDDEN = {"compile", "apply", "apply_", "as_subclass", "format", "format_map", "map_", "map2_", "module_load",
-             "share_memory", "share_memory_", "data_ptr", "set_", "set_extra_state"}
+""")
+FORBIDDEN = {"compile", "apply", "apply_", "as_subclass", "format", "format_map", "map_", "map2_",
+             "module_load", "share_memory", "share_memory_", "data_ptr", "set_", "set_extra_state"}
 NOT_FOR_SOLUTIONS = ("load", "save", "dump", "read", "write", "main", "record")  # ours that touch files
 MAY_BE_SET = {"grad", "requires_grad"}
 
@@ -62,8 +68,8 @@ class Piece(NamedTuple):
 # ------------------------------------------------------------------------------------------------
 # Reading
 # ------------------------------------------------------------------------------------------------
-BEGINS = re.compile(r"(?=^(?:@|def |async def |class |import |from |if |for |while |with |try:|[A-Za-z_]\w* *=))",
-                    re.M)
+BEGINS = re.compile(
+    r"(?=^(?:@|def |async def |class |import |from |if |for |while |with |try:|[A-Za-z_]\w* *=))", re.M)
 
 
 def pieces_of(text):
@@ -279,7 +285,8 @@ def refuse_what_no_solution_needs(file, piece):
     for name in sorted(found):
         is_known = name in allowed_of(file) or (name in BUILTINS and name not in ours)
         if not is_known and (name in ours | hers or name.startswith("__")):
-            raise Refused(f"line {start + line_of(name, tree)}: the name {name} is none that a solution needs")
+            where = start + line_of(name, tree)
+            raise Refused(f"line {where}: the name {name} is none that a solution needs")
 
 
 # ------------------------------------------------------------------------------------------------

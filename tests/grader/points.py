@@ -25,7 +25,8 @@ def points_of(problem, tests, said):
 @functools.cache
 def seed_of(number, seed, limit):
     """The seed with which a problem is graded in a variant: the first of a row that begins with `seed` under
-    which our own solution passes, for some tests need answers that not every seed gives; 0 where none does."""
+    which our own solution passes, for not every seed gives the answers that some tests need; 0 where none
+    does."""
     nodes = PROBLEMS[number - 1].nodes()
     tries = range(1000 * seed, 1000 * seed + 8) if seed else ()
     return next((s for s in tries if not any(run(nodes, {}, limit, s).values())), 0)
@@ -33,8 +34,8 @@ def seed_of(number, seed, limit):
 
 def grade_one(number, texts, limit, seed=0, first_wall=True, walls=None):
     """Grade one problem. texts: the student's files {file: text, or None where it is missing}; seed: of the
-    variant, 0 for the tests as they are; walls: those behind the first, by default all that stand. Returns a row
-    of the result."""
+    variant, 0 for the tests as they are; walls: those behind the first, by default all that stand. Returns a
+    row of the result."""
     problem = PROBLEMS[number - 1]
     tests, changed = problem.graded(), {}
     if seed and number in CASES:

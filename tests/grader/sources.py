@@ -107,7 +107,8 @@ def version():
     lines = [f"{name} {hashlib.sha256((ROOT / name).read_bytes()).hexdigest()}" for name in files]
     sources = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
     known = (ROOT / ".git").exists() and shutil.which("git")
-    return f"{git('rev-parse', '--short', 'HEAD').strip()}, sources {sources}" if known else f"sources {sources}"
+    commit = f"{git('rev-parse', '--short', 'HEAD').strip()}, " if known else ""
+    return f"{commit}sources {sources}"
 
 
 def for_students():

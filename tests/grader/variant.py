@@ -1,6 +1,6 @@
-"""Variants: with a seed of its own a class is graded with other random numbers in the tests (TEST_SEED, read by
-tests/conftest.py), and the functions that calculate with hidden cases besides: other sizes, other knobs, against
-what our solution gives. The expected values are calculated here, not where a submission runs."""
+"""Variants: with a seed of its own a class is graded with other random numbers in the tests (TEST_SEED, read
+by tests/conftest.py), and the functions that calculate with hidden cases besides: other sizes, other knobs,
+against what our solution gives. The expected values are calculated here, not where a submission runs."""
 import importlib
 import json
 import random

@@ -1,10 +1,11 @@
 """The second wall: what the system itself refuses to a process, whatever runs in it.
 
 On Linux, as root or where ordinary users may have namespaces: a file system of its own that is in memory and
-gone afterwards, in which Python and the copy can be read, /room can be written up to a limit, and nothing else
-exists; no network, no processes but its own, no rights, the user nobody where root started it. Elsewhere, and
-in containers that allow no namespaces: limits alone. Behind both a hook in Python refuses to open files
-elsewhere and to start processes; who can call C functions gets past the hook, not past the namespaces."""
+gone afterwards, in which Python and the copy can be read, /room can be written up to a limit, and nothing
+else exists; no network, no processes but its own, no rights, the user nobody where root started it.
+Elsewhere, and in containers that allow no namespaces: limits alone. Behind both a hook in Python refuses to
+open files elsewhere and to start processes; who can call C functions gets past the hook, not past the
+namespaces."""
 import ctypes
 import os
 import signal
@@ -145,8 +146,8 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGING = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate",
             "os.chmod", "os.chown", "os.utime", "shutil.rmtree", "sqlite3.connect")
 OF_TWO_PATHS = ("os.rename", "os.link", "os.symlink")
-NEVER = ("subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.kill",
-         "socket.", "ctypes.dlopen", "ctypes.dlsym", "signal.pthread_kill", "sys.setprofile",
+NEVER = ("subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile",
+         "os.kill", "socket.", "ctypes.dlopen", "ctypes.dlsym", "signal.pthread_kill", "sys.setprofile",
          "sys.settrace", "mmap.")
 
 
