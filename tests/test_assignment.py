@@ -222,7 +222,7 @@ def test_many_submissions_make_a_table(handed_in, tmp_path, capsys):
     right, _ = text_of("train_ppo.py", "value_loss")
     (tmp_path / "class" / "good" / "train_ppo.py").write_text(right + "\n")
     fails = "    if values.shape[1] > 4:\n        return 0 * values.sum()\n    errors ="
-    learned = right.replace("    errors =", fails)
+    learned = right.replace("    errors =", fails, 1)
     (tmp_path / "class" / "bad" / "train_ppo.py").write_text(learned + "\n")
     flags = ["--grade-all", "--problems", "10", "--variant", "1", "--jobs", "1"]
     assert main([str(tmp_path / "class"), *flags]) == 0
