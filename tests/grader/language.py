@@ -27,7 +27,7 @@ IMPORTS = {  # module: the names that may be imported from it, or all of its pub
     "functools": {"partial", "reduce", "cache", "lru_cache"},  # update_wrapper could set any attribute
     "collections": {"Counter", "defaultdict", "deque"},
     "statistics": {"mean", "fmean", "median", "pstdev", "pvariance", "stdev", "variance"},
-    "dataclasses": {"replace"},
+    "dataclasses": {"replace"}, "fractions": {"Fraction"},
     "typing": {"Any", "Callable", "Dict", "Iterable", "List", "Optional", "Sequence", "Tuple", "Union"},
     "__future__": {"annotations"},
 }
@@ -51,6 +51,7 @@ FORBIDDEN = {"compile", "apply", "apply_", "as_subclass", "format", "format_map"
              "module_load", "share_memory", "share_memory_", "data_ptr", "set_", "set_extra_state"}
 NOT_FOR_SOLUTIONS = ("load", "save", "dump", "read", "write", "main", "record")  # ours that touch files
 MAY_BE_SET = {"grad", "requires_grad"}
+LIKE_BRACKETS = {"__getitem__", "__len__"}  # say no more than x[i] and len(x)
 
 
 class Refused(Exception):
@@ -209,7 +210,8 @@ def attributes():
         nodes = functions_of(source(file))
         solutions = [nodes[name] for name in problems_of(file)]
         found |= {x.attr for f in solutions for x in ast.walk(f) if isinstance(x, ast.Attribute)}
-    return {name for name in found if not name.startswith(("_", *NOT_FOR_SOLUTIONS))} - FORBIDDEN
+    public = {name for name in found if not name.startswith(("_", *NOT_FOR_SOLUTIONS))}
+    return public - FORBIDDEN | LIKE_BRACKETS
 
 
 def members_of(text):
