@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"model": "lab.talk", "data": "lab.show"}  # where the main() of these two is
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
+SEED = int(os.environ.get("TEST_SEED", 0))  # another one gives the tests other random numbers
 os.environ["COLUMNS"] = "100"  # not those of the terminal in which the tests are run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background both may be ignored
 if hasattr(signal, "SIGHUP"):
@@ -112,8 +113,8 @@ def pytest_runtest_protocol(item, nextitem):
 
 @pytest.fixture(autouse=True)
 def same_random_numbers():
-    torch.manual_seed(0)
-    random.seed(0)
+    torch.manual_seed(SEED)
+    random.seed(SEED)
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +127,7 @@ def random_gpt(seed=0, std=0.4, **shape):
     """A tiny GPT whose weights are all random and large, so that every wrong position or mask shows in the
     output."""
     usual = {"vocab_size": 12, "block_size": 24, "n_layer": 2, "n_head": 2, "n_embd": 16}
-    model, generator = GPT(GPTConfig(**{**usual, **shape})), torch.Generator().manual_seed(seed)
+    model, generator = GPT(GPTConfig(**{**usual, **shape})), torch.Generator().manual_seed(seed + SEED)
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(std * torch.randn(p.shape, generator=generator))
