@@ -10,7 +10,8 @@ for whoever writes them.
     python tests/assignment.py FOLDER --grade-all    grades every folder in FOLDER, and writes grades.csv and
                                                      grades.json there
     python tests/assignment.py --prove               shows that the tests can be passed, and neither by
-                                                     nothing nor by a sham
+                                                     nothing, nor by a sham, nor by solutions that are wrong;
+                                                     --brief: in minutes, without the wrong ones
     python tests/assignment.py --attack              shows what the attacks of tests/grader/attacks.py come to
 
 --grade and --grade-all take --problems, too, and --variant SEED: other random numbers in the tests, and
@@ -54,6 +55,8 @@ def make_parser():
     does.add_argument("--grade-all", action="store_true", help="grade every folder in OUT")
     does.add_argument("--prove", action="store_true", help="show what the tests are worth; takes no OUT")
     does.add_argument("--attack", action="store_true", help="attack the grader itself; takes no OUT")
+    parser.add_argument("--brief", action="store_true",
+                        help="with --prove: not the wrong solutions, the variants and the whole suite")
     parser.add_argument("--problems", metavar="NUMBERS", help="some of the problems, as in 1-5,7")
     parser.add_argument("--blank", action="store_true",
                         help="leave blank what the problems need, too: the student's own from earlier")
@@ -83,6 +86,7 @@ def check_flags(args):
         (args.variant is not None and args.variant < 1,
          f"--variant {args.variant}: expected a number from 1"),
         (args.problems and alone, "--problems goes with OUT"),
+        (args.brief and not args.prove, "--brief goes with --prove"),
         (not args.limit > 0, f"--limit {args.limit:g}: expected a number of seconds above 0"),
         (args.jobs is not None and args.jobs < 1, f"--jobs {args.jobs}: expected a number from 1"),
     ]
@@ -106,7 +110,7 @@ def act(args):
         submissions_in(args.out)
     print(f"walls: {in_words(standing())}", file=sys.stderr)
     if args.prove:
-        return 0 if prove(args.limit, args.jobs) else 1
+        return 0 if prove(args.limit, args.jobs, args.brief) else 1
     if args.attack:
         return 0 if attack_all() else 1
     grader = Grader(numbers, args.limit, args.variant or 0, args.jobs)

@@ -6,6 +6,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from solutions import RIGHT, WRONG, all_work, graded
+
 from grader.examine import run
 from grader.handout import write
 from grader.points import Grader, grade
@@ -93,8 +95,9 @@ def claims():
                         with_shams(some, kind), False)
 
 
-def prove(limit, jobs=None):
-    """Print what the tests of the problems are worth. Returns whether all of it is as it should be."""
+def prove(limit, jobs=None, brief=False):
+    """Print what the tests of the problems are worth. Returns whether all of it is as it should be. brief:
+    without the wrong solutions, the variants and the whole suite, which take most of the time."""
     began, good, grader = time.time(), True, Grader(ALL, limit, jobs=jobs)
     everything = list(claims())
     with ThreadPoolExecutor(grader.jobs) as pool:
@@ -109,5 +112,8 @@ def prove(limit, jobs=None):
         print("\nthe whole solution, handed in:\n")
         points = grade(Path(folder), grader)["points"]
     good = good and points == sum(problem.points for problem in PROBLEMS) == 100
+    print("\nother solutions:\n")
+    good = not graded([] if brief else WRONG, RIGHT, 1 if brief else 5, grader.jobs) and good
+    good = (brief or all_work()) and good
     print(f"\n{'All of it holds' if good else 'NOT all of it holds'}; {time.time() - began:.0f} s.")
     return good
