@@ -2,7 +2,7 @@
 for whoever writes them.
 
     python tests/assignment.py OUT                   writes the student's repository into the new folder OUT,
-                                                     with a HANDOUT.md
+                                                     with HANDOUT.md and, in Chinese, HANDOUT.zh.md
     python tests/assignment.py OUT --problems 1-5,7  asks for some of the problems; what they need is given
                                                      solved, or with --blank is not
     python tests/assignment.py OUT --grade           grades it: points for each problem; --json for machines,
@@ -101,8 +101,8 @@ def act(args):
     if not (args.grade or args.grade_all or args.prove or args.attack):
         write(args.out, numbers, args.blank)
         points = sum(PROBLEMS[n - 1].points for n in numbers)
-        print(f"{args.out}: {len(numbers)} problems, {points} points; {args.out / 'HANDOUT.md'} is for the "
-              "student")
+        print(f"{args.out}: {len(numbers)} problems, {points} points; HANDOUT.md and HANDOUT.zh.md there are "
+              "for the student")
         return 0
     if args.grade:
         read_student(args.out)

@@ -6,16 +6,18 @@ import json
 import re
 import subprocess
 import sys
+from string import Formatter
 
 import pytest
 from assignment import main
 from conftest import ROOT
-from grader import sources
-from grader.handout import handout, left_out, page, task_of
+from grader import chinese, english, sources
+from grader.handout import LANGUAGES, handout, left_out, page
 from grader.language import alone
 from grader.points import in_words
 from grader.problems import ALL, FILES, PROBLEMS, problems_of
 from grader.sources import blanked, for_students, functions_of, repository, source, version
+from lessons import lesson, title
 
 HALF = '''
 import math
@@ -95,14 +97,15 @@ def test_no_second_line_of_a_solution_stands_elsewhere():
 def test_the_student_gets_everything_else_and_no_solution(student):
     files = {path.relative_to(student).as_posix() for path in student.rglob("*") if path.is_file()}
     left_out = set(repository()) - files
-    assert files - set(repository()) == {"HANDOUT.md"}
+    handouts = files - set(repository())
+    assert handouts == {"HANDOUT.md", "HANDOUT.zh.md"}
     assert left_out >= {f"tests/{name}.py" for name in (
         "assignment", "test_assignment", "mutants", "test_mutants", "test_layout")}
     assert not [name for name in left_out if name.startswith(("world/", "lab/")) or "/" not in name]
     pages_and_pictures = {name for name in repository() if name.startswith("docs/")}
     kept = {name for name in pages_and_pictures if "teaching" not in name and "bugs.png" not in name}
     assert files & pages_and_pictures == kept
-    for name in files - {"HANDOUT.md"}:
+    for name in files - handouts:
         expected = (ROOT / name).read_bytes()
         if name in FILES:
             expected = blanked(name).encode()
@@ -129,21 +132,65 @@ def test_some_problems_are_handed_out_with_what_they_need(tmp_path, capsys):
         assert main([str(out), "--problems", "12", *flags]) == 0
         for file in FILES:
             assert (out / file).read_text(encoding="utf-8") == blanked(file, solved)
-        text = (out / "HANDOUT.md").read_text(encoding="utf-8")
-        assert re.findall(r"^## (\d+)\.", text, re.M) == ["12"]
-        assert ("not given: bring your own" in text) == bool(flags)
+        for words, own in ((english, "bring your own"), (chinese, "请用你自己的")):
+            text = (out / words.FILE).read_text(encoding="utf-8")
+            assert re.findall(r"^## (\d+)\.", text, re.M) == ["12"]
+            assert (own in text) == bool(flags)
     assert "1 problems, 18 points" in capsys.readouterr().out
 
 
-def test_the_handout_says_what_to_write_where_and_how_it_is_graded(student):
-    text = (student / "HANDOUT.md").read_text(encoding="utf-8")
-    assert text == handout()
+@pytest.mark.parametrize("language, points", [("en", " ({} points)"), ("zh", "（{} 分）")])
+def test_the_handout_says_what_to_write_where_and_how_it_is_graded(student, language, points):
+    words = LANGUAGES[language]
+    text = (student / words.FILE).read_text(encoding="utf-8")
+    assert text == handout(language) and set(words.TASKS) == set(ALL)
     for number, problem in enumerate(PROBLEMS, 1):
-        assert f"## {number}. {problem.title} ({problem.points} points)\n\n{task_of(problem)}" in text
-        assert f"python -m pytest {' '.join(problem.nodes())}" in text
+        heading = f"## {number}. {title(number, language)}{points.format(problem.points)}"
+        assert f"{heading}\n\n{words.TASKS[number]}\n\n{lesson(number, language)}\n\n- " in text
+        assert f"python -m pytest {' '.join(problem.nodes())}\n" in text
         for file, names in problem.functions.items():
-            assert f"`{file}`: " + ", ".join(f"`{name}`" for name in names.split()) in text
+            functions = words.COMMA.join(f"`{name}`" for name in names.split())
+            assert words.WHERE.format(file=file, functions=functions) in text
     assert "        " not in text, "the indentation of the table is gone"
+
+
+def said(section):
+    """What a section says in any language: blocks of code, code between words, numbers."""
+    blocks = re.findall(r"```\w*\n(.*?)```", section, flags=re.S)
+    prose = re.sub(r"```.*?```|\]\([^)]*\)", "", section, flags=re.S)
+    code = {" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)}
+    return blocks, code, set(re.findall(r"\d+(?:\.\d+)?", prose))
+
+
+def fields(words):
+    """The {fields} of every text of english.py or chinese.py."""
+    texts = {name: text for name, text in vars(words).items() if name.isupper() and isinstance(text, str)}
+    return {name: {field for _, field, *_ in Formatter().parse(text)} for name, text in texts.items()}
+
+
+def test_both_handouts_say_the_same():
+    assert fields(english) == fields(chinese)
+    assert set(["n", "points", "version", "imports", "needed", "rows", "sections"]) < fields(english)["PAGE"]
+    for number in ALL:
+        assert said(english.TASKS[number]) == said(chinese.TASKS[number]), f"task {number}"
+    pages = [re.split("^## ", handout(language), flags=re.M) for language in LANGUAGES]
+    for number, (ours, theirs) in enumerate(zip(*pages, strict=True)):
+        assert said(ours) == said(theirs), f"problem {number}" if number else "before problem 1"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_links_of_a_handout_lead_to_what_the_student_has(student, language):
+    text = handout(language)
+    other = {"en": "[中文](HANDOUT.zh.md)", "zh": "[English](HANDOUT.md)"}[language]
+    assert text.split("\n")[0] == other
+    targets = set(re.findall(r"\]\(([^)\s#]+)", text))
+    assert len(targets) > 4
+    assert not [target for target in targets if not (student / target).is_file()]
+
+
+def test_no_line_break_is_inside_chinese():
+    text = "\n    一，\n    `a` 二\n    三 `b`\n    四。\n\n    五\n"
+    assert chinese.joined(text) == "一，`a` 二三 `b`\n四。\n\n五"
 
 
 def test_the_command_of_the_handout_finds_its_tests(student):

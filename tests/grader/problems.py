@@ -138,7 +138,7 @@ PROBLEMS = [
         """
         From the last token to the first: the surprise is the reward plus gamma times the next value minus
         this value; the advantage is the surprise plus gamma lambda times the next advantage. Behind the last
-        real token both are 0, whatever stands in the padding.
+        real token value and advantage are 0, whatever stands in the padding.
         """),
     Problem(
         "Whitening", 5, {"train_ppo.py": "whiten"},
@@ -214,21 +214,22 @@ PROBLEMS = [
         """
         The steps have the numbers that they have at the top of `train_ppo.py`. `rollout`: 1. sample an answer
         to each prompt; 2. score the answers by `scorer.raw`, those that were cut off with an EOS behind them
-        (not in the batch), and whiten the scores by `whiten_scores`, with
-        the scorer's own mean and deviation or, if `cfg.score_scale` is "batch", with those of the batch; an
-        answer without an EOS gets minus `cfg.eos_penalty` where that is not 0; 3. subtract the price of the
-        KL; 4. advantages, whitened if `cfg.whiten_advantages` says so (the returns are not). All of it goes
-        into a `Batch`.
+        (not in the batch), and whiten the scores by `whiten_scores`, with the scorer's own mean and deviation
+        or, if `cfg.score_scale` is "batch", with those of the batch; an answer without an EOS gets minus
+        `cfg.eos_penalty` instead where that is not 0; 3. subtract the price of the KL; 4. advantages,
+        whitened if `cfg.whiten_advantages` says so (the returns are not). All of it goes into a `Batch`.
 
         `update`: 5. `cfg.ppo_epochs` passes in a random order over minibatches of `cfg.minibatch_size`
-        answers, each in parts of `cfg.micro_batch_size` (`Batch.take`) whose gradients are added up before
-        one optimizer step, gradients clipped to `cfg.clip_grad` (0: not) for each of `agent.networks` by
-        itself, plus `add_ptx_gradient` where `cfg.ptx_coef` is not 0; each step's dict holds the summed
-        numbers of `ppo_loss` and the policy's `grad_norm`.
+        answers. A minibatch is taken in parts of `cfg.micro_batch_size` answers (`Batch.take`); their
+        gradients are added up, with that of `add_ptx_gradient` where `cfg.ptx_coef` is not 0; then the
+        gradients of each of `agent.networks` are clipped, by themselves, to the norm `cfg.clip_grad` (0: not
+        at all), and the optimizer takes one step. What is returned is a dict for each step: the numbers of
+        `ppo_loss`, added up over the parts, and `grad_norm`, the norm of the policy's gradient before
+        clipping.
 
-        `ppo_loss`: the losses of a part, the value loss times `agent.value_coef`. Use your functions from
-        above; `Agent`, `Batch`, `join`, `response_hidden`, `token_logprobs` and the functions of `data.py`
-        are there. The last test lets your loop find an optimum that is known exactly.
+        `ppo_loss`: the policy loss of a part plus `agent.value_coef` times its value loss. Use your functions
+        from above; `Agent`, `Batch`, `join`, `response_hidden`, `token_logprobs` and the functions of
+        `data.py` are there. The last test lets your loop find an optimum that is known exactly.
         """,
         needs=(1, 3, 6, 7, 8, 9, 10)),
 ]
