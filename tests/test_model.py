@@ -271,7 +271,7 @@ def test_returned_logprobs_are_those_of_the_distribution_that_was_sampled(make_g
     model.ln_f.bias.data += 2 * temperature * eos / eos.pow(2).sum()  # EOS becomes likelier
     prompts, lengths = ragged_prompts(40)
     responses, mask, logprobs = generate(model, prompts, lengths, 10, temperature, EOS, PAD)
-    assert 0 < mask[:, 2].sum() < 30, "this test needs answers of different lengths"
+    assert len(mask.sum(1).unique()) > 2, "this test needs answers of different lengths"
     for b, n in enumerate(lengths.tolist()):
         R = int(mask[b].sum())
         ids = prompts[b, :n].tolist() + responses[b, :R].tolist()
