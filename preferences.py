@@ -71,7 +71,11 @@ class Config(JudgeKnobs):
     position_habit: float = knob(0.0, "what the answer shown first gains over the last one", low=0)
 
 
-PRESETS = {"tiny": {}, "small": {"max_new_tokens": 128}}
+PRESETS = {
+    "tiny": {},
+    "smoke": {"questions": 120, "held_out_rankings": 1, "answers_per_prompt": 3, "max_new_tokens": 12},
+    "small": {"max_new_tokens": 128},
+}
 PER_PROMPT = {"overall": 6, "helpful": 8, "safety": 5}  # rankings of the simulated human
 
 RULES = (

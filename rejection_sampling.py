@@ -70,6 +70,7 @@ class Config(Common):
 
 PRESETS = {
     "tiny": {},
+    "smoke": dict(rounds=2, answers_per_prompt=3, epochs=1, batch_size=50, max_new_tokens=12, eval_answers=1),
     "small": dict(rounds=2, answers_per_prompt=8, epochs=1, batch_size=8, lr=1e-4, max_new_tokens=128,
                   eval_answers=1),
 }

@@ -57,6 +57,10 @@ class Config(Common):
 
 PRESETS = {
     "tiny": {},
+    "smoke": {
+        "vocab_size": 500, "block_size": 64, "n_layer": 1, "n_head": 2, "n_embd": 32,
+        "steps": 12, "batch_size": 4, "warmup": 2,
+    },
     "small": {
         "vocab_size": 4096, "block_size": 384, "n_layer": 6, "n_head": 6, "n_embd": 192, "dropout": 0.1,
         "steps": 300, "batch_size": 16, "lr": 1e-3, "warmup": 50, "eval_every": 100,

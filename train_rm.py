@@ -87,6 +87,7 @@ class Config(Common):
 
 PRESETS = {
     "tiny": {},
+    "smoke": dict(epochs=1, batch_size=40),
     "small": dict(damaged=0.0, batch_size=8, epochs=1, lr=5e-4, dropout=0.1),
 }
 RULES = (

@@ -63,6 +63,7 @@ class Config(Common):
 
 PRESETS = {
     "tiny": {},
+    "smoke": {"epochs": 1, "batch_size": 50, "max_new_tokens": 12},
     "small": {"epochs": 1, "batch_size": 8, "lr": 3e-4, "warmup": 20, "dropout": 0.1, "max_new_tokens": 128},
 }
 

@@ -37,7 +37,8 @@ def knob(default, reason, low=None, high=None, choices=None, heading=None, learn
 class Which:
     """The knobs that name a run."""
 
-    config: str = knob("tiny", "preset: tiny (embedded world, minutes on a CPU) or small (your text, --data)",
+    config: str = knob("tiny", "preset: tiny (embedded world, minutes on a CPU), smoke (the same in seconds: "
+                       "does it run?) or small (your text, --data)",
                        heading="The run")
     run: str = knob("", "its folder under runs/ (usually the preset, with the data's name and the seed)",
                     learned=False)

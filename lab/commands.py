@@ -34,7 +34,7 @@ OTHER_FILES = ("preferences", "tokenizer", "judge_calls", "judged", "data")  # n
 def run_folder(cfg):
     """The run folder that the flags name: runs/PRESET, with the data folder's name and a seed other than 0
     behind it."""
-    if cfg.config != "tiny" and not cfg.data:
+    if cfg.config == "small" and not cfg.data:
         raise UserError(f"--config {cfg.config} trains on your own text: name its folder with --data FOLDER")
     parts = [cfg.config]
     if cfg.data:

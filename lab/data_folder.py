@@ -38,4 +38,5 @@ def fill(cfg, run):
                             "--run NAME")
         convert(cfg.data, folder)
     elif not is_filled(run):
-        write_world(folder, cfg.seed)
+        sizes = {"n_documents": 1000, "n_demonstrations": 200} if cfg.config == "smoke" else {}
+        write_world(folder, cfg.seed, **sizes)
