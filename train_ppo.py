@@ -43,8 +43,7 @@ class Config(JudgeKnobs):
     leave_out: str = knob("", "subjects or topics (cake,why) that no training prompt has")
 
     steps: int = knob(80, "iterations", low=1, heading="Sampling")
-    batch_size: int = knob(128, "answers sampled in an iteration", low=1,
-                           high=10**6)
+    batch_size: int = knob(128, "answers sampled in an iteration", low=1, high=10**6)
     max_new_tokens: int = knob(48, "longest answer", low=1)
     temperature: float = knob(1.0, "of sampling, and of every log-probability", low=0.01)
 
@@ -148,7 +147,8 @@ def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip, n_tokens=Non
 
     logprobs, old_logprobs, advantages, mask: (B, R); clip: c, or 0 for the unclipped -A rho
     Returns the loss and a dict, detached: clip_fraction (share of tokens whose gradient the clip stopped) and
-    approx_kl (mean of (rho - 1) - log rho: how far the update has moved the policy, nats a token).
+    approx_kl (mean of (rho - 1) - log rho: how far the update has moved the policy, nats a token). n_tokens:
+    all three are sums divided by it (masked_mean), so that the parts of a minibatch add up.
     """
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()

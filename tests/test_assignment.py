@@ -110,7 +110,8 @@ def test_the_student_gets_everything_else_and_no_solution(student):
         if name in FILES:
             expected = blanked(name).encode()
         elif name.endswith(".md"):
-            expected = page(name).encode()
+            note = {"README.md": english.NOTE, "docs/zh/README.md": chinese.NOTE}.get(name, "")
+            expected = (note + page(name)).encode()
         assert (student / name).read_bytes() == expected
 
 

@@ -221,25 +221,30 @@ def counting_table(V=12):
 
 
 def test_cached_greedy_equals_the_naive_sampler_for_ragged_prompts(make_gpt):
-    """Answers as wide as the longest, without dropout; model and arguments stay as they were. What is greedy
-    has the log-probabilities at temperature 1."""
+    """Answers as wide as the longest, without dropout. What is greedy has the log-probabilities at
+    temperature 1."""
     for seed in range(4):
         model, (prompts, lengths) = make_gpt(seed, dropout=0.5), ragged_prompts()
         rows = [row[:n] for row, n in zip(prompts.tolist(), lengths, strict=True)]
         expected = [naive_greedy(model, row, 12) for row in rows]
         full = model(torch.tensor([rows[1] + expected[1]]))[0].log_softmax(-1)
-        training = seed % 2 == 0
-        model.train(training)
+        model.train(seed % 2 == 0)
         responses, mask, logprobs = generate(model, prompts, lengths, 12, 0, EOS, PAD)
-        assert model.training == training, "the model's mode"
-        before = [x.tolist() for x in ragged_prompts()]
-        assert [prompts.tolist(), lengths.tolist()] == before, "the arguments have changed"
         R = max(map(len, expected))
         assert responses.tolist() == [ids + [PAD] * (R - len(ids)) for ids in expected]
         assert mask.tolist() == [[1] * len(ids) + [0] * (R - len(ids)) for ids in expected]
         n = len(rows[1])
         first = full[n - 1 :].gather(1, torch.tensor(expected[1])[:, None]).squeeze(1)
         torch.testing.assert_close(logprobs[1, : len(first)], first, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_model_and_arguments_stay_as_they_were(make_gpt, training):
+    model, (prompts, lengths) = make_gpt().train(training), ragged_prompts()
+    generate(model, prompts, lengths, 5, 1.0, EOS, PAD)
+    assert model.training == training, "the model's mode"
+    before = [x.tolist() for x in ragged_prompts()]
+    assert [prompts.tolist(), lengths.tolist()] == before, "the arguments have changed"
 
 
 def test_what_stands_in_the_padding_of_a_prompt_does_not_matter(make_gpt):

@@ -20,8 +20,14 @@ write is in them. `world/` (who speaks and who judges) and `lab/` (how a run is 
 are complete. You can write every function without reading there.
 
 **How to work.** In the order below. Each problem has a command that runs the tests which grade it; it takes
-seconds. A problem with prerequisites can be tested only when those are solved.{needed} When all functions of
-the program are written, `python -m pytest` and `python train_ppo.py --config tiny` work.
+seconds. A problem with prerequisites can be tested only when those are solved.{needed}{others} When all
+functions of the program are written, `python -m pytest` and `python train_ppo.py --config tiny` work.
+
+**Hints, questions, experiments.** Hints are folded away: try twenty minutes without. Questions are answered
+in words; they bring none of the points here. Experiments come last, for their commands train whatever is
+missing: those of pretraining, SFT and talking to a model need problems 1 to 3, a reward model 4 as well,
+rejection sampling that and 11, and PPO all but 5 and 11. What is not written yet ends a command with
+`NotImplementedError` and the number of its problem.
 
 **How to hand in.** This whole folder. Only the files that the table below names are read, and of these only
 the functions asked for, with the functions, constants and imports of your own that they use, each in the same
@@ -29,13 +35,15 @@ file. Changes elsewhere, tests included, count for nothing.
 
 **What you may write.** Functions that calculate. You may import from {imports}. Classes, `global`, attributes
 that start with an underscore, and what opens files, starts programs or looks into Python itself (`open`,
-`exec`, `getattr` ...) are refused with a sentence that names the line.
+`exec`, `getattr` ...) are refused with a sentence that names the line. What tensors, modules and optimizers
+can do (`model.eval()`, too) is allowed, and so are the functions of our own files; NumPy is not.
 
 **How it is graded.** By the tests named here, some of which may run with other numbers and sizes. Each
 problem is graded by itself, your functions for it together with correct versions of all others, so that a
-mistake costs its points once. Tests marked *core* must pass first: where one of them fails the problem earns
-nothing. Then it is worth its points times the share of its tests that pass, by their weight. A function that
-ends the program or never ends itself costs its problem, and no other; so does one that Python cannot read.
+mistake costs its points once. A test passes where all its cases do. Tests marked *core* must pass first:
+where one of them fails the problem earns nothing. Then it is worth its points times the share of its tests
+that pass, by their weight. A function that ends the program or never ends itself costs its problem, and no
+other; so does one that Python cannot read.
 
 | problem | points | where |
 |---|---|---|
@@ -45,6 +53,11 @@ ends the program or never ends itself costs its problem, and no other; so does o
 """
 GIVEN = " The problems below need these others, which are given, solved: {problems}."
 NOT_GIVEN = " The problems below need these others, which are not given, so bring your own: {problems}."
+OTHERS = " Blank as well, but no part of this sheet: {problems}."
+NOTE = """> An assignment: some functions here are blank, and commands that need them do not work yet. Begin
+> with [HANDOUT.md](HANDOUT.md).
+
+"""
 
 SECTION = """## {number}. {title} ({points} points)
 

@@ -187,7 +187,7 @@ def processes():
     if context.get_start_method() == "forkserver":
         slow = ["pytest", "tiktoken", "torch", "torch._dynamo", "matplotlib.pyplot", "sqlite3"]
         context.set_forkserver_preload(slow)
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
+        kept = {x: os.environ[x] for x in ("PATH", "HOME", "LANG", "LC_ALL") if x in os.environ}
         with mock.patch.dict(os.environ, {**kept, "OMP_NUM_THREADS": "1"}, clear=True):
             forkserver.ensure_running()
     os.environ["OMP_NUM_THREADS"] = "1"

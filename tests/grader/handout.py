@@ -66,6 +66,7 @@ def section(number, language):
 def handout(language="en", numbers=ALL, blank=False):
     """The text of HANDOUT.md or HANDOUT.zh.md. blank: whether what the problems need is left blank, too."""
     words, needs = LANGUAGES[language], needed_by(numbers)
+    others = [n for n in ALL if n not in (*numbers, *needs)]
     chosen = [PROBLEMS[number - 1] for number in numbers]
     needed = words.NOT_GIVEN if blank else words.GIVEN
     rows = [f"| {n}. {title(n, language)} | {p.points} | {quoted(p.functions, words.COMMA)} |"
@@ -73,6 +74,7 @@ def handout(language="en", numbers=ALL, blank=False):
     return words.PAGE.format(
         n=len(chosen), points=sum(p.points for p in chosen), version=version(), rows="\n".join(rows),
         needed=needed.format(problems=listed(needs, language)) if needs else "",
+        others=words.OTHERS.format(problems=listed(others, language)) if others else "",
         imports=quoted((name for name in IMPORTS if name != "__future__"), words.COMMA),
         sections="\n\n".join(section(number, language) for number in numbers))
 
@@ -88,6 +90,8 @@ def write(out, numbers=ALL, blank=False):
                       "next to it")
     names = for_students()
     changed = {name: page(name) for name in names if name.endswith(".md")}
+    for file, words in (("README.md", english), ("docs/zh/README.md", chinese)):
+        changed[file] = words.NOTE + changed[file]
     changed |= {file: blanked(file, () if blank else needed_by(numbers)) for file in FILES}
     write_to(out, names, changed)
     for language, words in LANGUAGES.items():

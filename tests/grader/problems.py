@@ -56,7 +56,7 @@ PROBLEMS = [
             *targets_are_the_next_tokens_and_the_mask_is_on_the_answer
             *loss_by_hand
             descending_the_loss_makes_the_answer_likelier
-            batched_loss_equals_the_answers_one_token_at_a_time
+            *batched_loss_equals_the_answers_one_token_at_a_time
             every_answer_token_and_no_other_is_supervised
             the_model_learns_to_end
          """,
@@ -75,6 +75,7 @@ PROBLEMS = [
             an_answer_that_never_ends_has_a_full_mask
             *temperature_divides_the_logits
             rows_and_steps_do_not_share_one_random_number
+            model_and_arguments_stay_as_they_were
             the_same_seed_gives_the_same_answers
          """},
         """
