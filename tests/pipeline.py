@@ -35,17 +35,17 @@ THREE = ("--steps 3 --batch_size 16 --minibatch_size 8 --micro_batch_size 8 --ma
 ROUNDS = ("--answers_per_prompt 3 --epochs 1 --batch_size 100 --max_new_tokens 12 --eval_answers 2 "
           "--eval_split dev")
 PPO = "--steps 2 --batch_size 8 --minibatch_size 4 --micro_batch_size 4 --max_new_tokens 8 --warmup 0"
+SMOKE = "--config smoke --run tiny"  # a few steps, in the folder that a plain command means
 SMALL = {
-    "pretrain": f"train_pretrain.py {PRETRAIN}",
-    "sft": f"train_sft.py {SFT}",
-    "judge": "train_sft.py --reviews 200 --block_size 400 --epochs 1 --batch_size 50 --max_new_tokens 12 "
-             "--name judge",
-    "rankings": f"preferences.py {ASK}",
-    "rm": f"train_rm.py {RM}",
-    "ppo": f"train_ppo.py {THREE}",
-    "rs.2": f"rejection_sampling.py --rounds 2 {ROUNDS}",
-    "rankings.ppo": f"preferences.py {ASK} --answers_of ppo",
-    "rm.2": f"train_rm.py {RM} --start rm --rankings rankings.ppo --damaged 0.5 --name rm.2",
+    "pretrain": f"train_pretrain.py {SMOKE}",
+    "sft": f"train_sft.py {SMOKE}",
+    "judge": f"train_sft.py {SMOKE} --reviews 200 --block_size 400 --name judge",
+    "rankings": f"preferences.py {SMOKE}",
+    "rm": f"train_rm.py {SMOKE}",
+    "ppo": f"train_ppo.py {SMOKE}",
+    "rs.2": f"rejection_sampling.py {SMOKE}",
+    "rankings.ppo": f"preferences.py {SMOKE} --answers_of ppo",
+    "rm.2": f"train_rm.py {SMOKE} --start rm --rankings rankings.ppo --damaged 0.5 --name rm.2",
 }
 COLLECTIONS = ("rankings", "rankings.ppo")
 MODELS = [stage for stage in SMALL if stage not in COLLECTIONS]
@@ -266,13 +266,12 @@ def train_tiny(folder):
     """A finished runs/tiny of fewer prompts and less text; the whole data in whole/, and in ppo.out and so on
     what each stage printed."""
     for stage, line in SMALL.items():
-        [(code, out)] = run_lines(folder, [f"{line} --config tiny"], pictures=True)
+        [(code, out)] = run_lines(folder, [line], pictures=True)
         assert code == 0, f"{stage}: {code} {out[-2000:]}"
         (folder / f"{stage}.out").write_text(out, encoding="utf-8")
         if stage == "pretrain":
             shutil.copytree(folder / "runs/tiny/data", folder / "whole")
             fewer_prompts(folder, 120)
-            less_text(folder)
 
 
 def train_mine(folder):

@@ -164,7 +164,7 @@ def files_of(folder):
 @pytest.mark.parametrize("stage", SMALL)
 def test_the_same_command_again_does_nothing(tiny, done, stage):
     before = files_of(tiny / "runs/tiny")
-    out = done(tiny, f"{SMALL[stage]} --config tiny")
+    out = done(tiny, SMALL[stage])
     assert "finished" in out and files_of(tiny / "runs/tiny") == before
     if stage != "rs.2":
         assert f"{stage}.samples.txt" in out, "it says where the tables are"
@@ -215,7 +215,7 @@ def test_a_stale_variant_names_its_own_command(few, done, refused):
 def test_one_seed_one_run(tiny, done, tmp_path):
     """The same seed elsewhere writes the same world, tokenizer and weights. (That another seed has another
     world: test_world.py.)"""
-    done(tmp_path, f"train_pretrain.py {PRETRAIN}")
+    done(tmp_path, SMALL["pretrain"])
     first, there = tmp_path / "runs/tiny", tiny / "runs/tiny"
     for path in (tiny / "whole").iterdir():
         assert (first / "data" / path.name).read_bytes() == path.read_bytes()
