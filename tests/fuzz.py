@@ -36,7 +36,7 @@ from pathlib import Path
 
 import torch
 from conftest import ROOMS, ROOT, completion, run_lines
-from pipeline import ASK, PPO, RM, ROUNDS, SFT, SMALL, fewer_prompts, less_text
+from pipeline import ASK, PPO, PRETRAIN, RM, ROUNDS, SFT, SMALL, fewer_prompts
 
 import lab.explain
 import lab.formats
@@ -158,8 +158,8 @@ class Bomb:
 MODEL = "model.py runs/tiny/{} --prompt A --max_new_tokens 4"
 READERS = {  # a file of runs/tiny: commands that read it
     "tokenizer.json": [MODEL.format("sft.pt"), f"train_sft.py {SFT} --name v", "data.py"],
-    "rankings.jsonl": [f"train_rm.py {RM} --name v", f"preferences.py {ASK} --questions 130", "data.py"],
-    "rankings.json": [f"train_rm.py {RM} --name v", f"preferences.py {ASK} --questions 130"],
+    "rankings.jsonl": [f"train_rm.py {RM} --name v", f"{SMALL['rankings']} --questions 130", "data.py"],
+    "rankings.json": [f"train_rm.py {RM} --name v", f"{SMALL['rankings']} --questions 130"],
     "broken.jsonl": [f"train_sft.py {SFT} --name broken"],
     "judge_calls.jsonl": ["preferences.py --labeler ai --judge_url http://localhost:9/v1 --judge_model m "
                           f"{ASK} --name v"],
@@ -175,7 +175,7 @@ READERS = {  # a file of runs/tiny: commands that read it
                                       "train_pretrain.py --run tiny-mine --name v"],
     "../tiny-mine/data/preferences.jsonl": ["train_rm.py --data mine --name v", "data.py --data mine"],
 }
-TINY = {"train_pretrain": SMALL["pretrain"].partition(" ")[2], "train_sft": SFT, "train_rm": RM,
+TINY = {"train_pretrain": PRETRAIN, "train_sft": SFT, "train_rm": RM,
         "preferences": ASK, "train_ppo": PPO, "rejection_sampling": ROUNDS}
 FLAGS = {  # of the commands that have no Config
     "model.py": ["prompt", "response", "against", "questions", "temperature", "max_new_tokens", "seed",
@@ -367,7 +367,6 @@ def make_run():
         assert code == 0, out
         if stage == "pretrain":
             fewer_prompts(Path(), 6)
-            less_text(Path())
     folder = Path("runs/tiny")
     broken = torch.load(folder / "sft.pt", weights_only=True) | {"finished": False, "step": 1}
     torch.save(broken, folder / "broken.pt")
@@ -379,7 +378,7 @@ def make_run():
     rows = [{"prompt": f"What is {i}?", "chosen": "a thing", "rejected": "no"} for i in range(30)]
     Path("mine").mkdir()
     Path("mine/preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    [(code, out)] = run_lines(Path(), [f"{SMALL['pretrain']} --data mine"])
+    [(code, out)] = run_lines(Path(), [f"train_pretrain.py {PRETRAIN} --data mine"])
     assert code == 0, out
 
 

@@ -200,16 +200,6 @@ def fewer_prompts(folder, n=60):
     return asked
 
 
-def less_text(folder):
-    """A twentieth of a run's texts, for they are read dozens of times. (The tokenizer is that of the whole
-    text.)"""
-    for name in ("pretrain.txt", "pretrain.held_out.txt"):
-        path = folder / "runs/tiny/data" / name
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        path.write_text("".join(lines[::20]), encoding="utf-8")
-    accept_data(folder)
-
-
 def accept_data(folder):
     """The models of a run shall have learned from its data as they are now."""
     run = folder / "runs/tiny"

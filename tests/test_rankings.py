@@ -107,7 +107,7 @@ def test_an_interrupted_collection_goes_on_and_ends_like_a_straight_one(copy, do
 
 
 def test_a_larger_collection_goes_on_with_a_finished_one(copy, done, refused):
-    run, more = copy / "runs/tiny", f"preferences.py {ASK} --questions 150"
+    run, more = copy / "runs/tiny", f"{SMALL['rankings']} --questions 150"
     before, record = rows_of(run / "rankings.jsonl"), (run / "rankings.json").read_bytes()
     write_rows(run / "rankings.jsonl", [{**before[0], "tiers": [[9]]}, *before[1:]])
     assert "line 1: the row is damaged" in refused(copy, more)
