@@ -54,6 +54,8 @@ class Common(Which):
 
     name: str = knob("", "name of a variant of this stage, kept beside the standard one", learned=False)
     device: str = knob("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"), learned=False)
+    threads: int = knob(0, "of the CPU (0: one a core); 1 where several runs share it", low=0, high=1024,
+                        learned=False)
     overwrite: bool = knob(False, "begin this stage anew although it is there", learned=False)
 
 

@@ -158,7 +158,7 @@ class Stage:
         self.cfg, self.stage, self.name = cfg, stage, cfg.name or stage
         self.folder = run_folder(cfg)
         self.data = self.folder / "data"
-        self.device = pick_device(cfg.device)
+        self.device = pick_device(cfg.device, cfg.threads)
         self.collection = stage == "preferences"
         self.knobs = knobs_of(cfg)
         self.parents, self.tracked, self.state, self.rows = {}, {}, {}, []
@@ -307,10 +307,11 @@ class Stage:
                             "from one pretrained model")
 
     def describe(self, model, source):
-        """Print a model's size and where it comes from, in a line."""
+        """Print a model's size, where it comes from and what computes it."""
         shape, n = model.config, sum(p.numel() for p in model.parameters())
-        print(wrapped(f"{self.name}: {shape.n_layer} blocks, {shape.n_embd} wide, {n / 1e6:.2f} M "
-                      f"parameters, {shape.block_size} tokens of context, from {source}"), flush=True)
+        threads = f", {torch.get_num_threads()} threads at most" if self.device == "cpu" else ""
+        print(wrapped(f"{self.name}: {shape.n_layer} blocks, {shape.n_embd} wide, {n / 1e6:.2f} M parameters, "
+                      f"{shape.block_size} tokens of context, from {source}; float32, {self.device}{threads}"), flush=True)
 
     # -- Training --------------------------------------------------------------------------------
 
