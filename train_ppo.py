@@ -77,7 +77,7 @@ class Config(JudgeKnobs):
 
 PRESETS = {
     "tiny": {},
-    "smoke": dict(steps=3, batch_size=16, minibatch_size=8, max_new_tokens=12, eval_every=2, eval_answers=1),
+    "smoke": dict(steps=3, batch_size=16, max_new_tokens=12),
     "small": dict(steps=40, batch_size=32, minibatch_size=16, micro_batch_size=8, max_new_tokens=128,
                   lr=5e-5, critic_lr=1e-4, eval_answers=1),
 }
@@ -148,8 +148,7 @@ def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip, n_tokens=Non
 
     logprobs, old_logprobs, advantages, mask: (B, R); clip: c, or 0 for the unclipped -A rho
     Returns the loss and a dict, detached: clip_fraction (share of tokens whose gradient the clip stopped) and
-    approx_kl (mean of (rho - 1) - log rho: how far the update has moved the policy, nats a token). n_tokens:
-    all three are sums divided by it (masked_mean), so that the parts of a minibatch add up.
+    approx_kl (mean of (rho - 1) - log rho: nats a token that the policy has moved), all three as masked_mean.
     """
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()

@@ -117,6 +117,14 @@ def must_be_there(path):
         raise UserError(f"{path}: no such checkpoint{hint}")
 
 
+def in_words(model, device):
+    """A model's size, and what computes it."""
+    shape, n = model.config, sum(p.numel() for p in model.parameters())
+    threads = f", threads: {torch.get_num_threads()}" if device == "cpu" else ""
+    return (f"{shape.n_layer} blocks, {shape.n_embd} wide, {n / 1e6:.2f} M parameters, {shape.block_size} "
+            f"tokens of context; float32 on {device}{threads}")
+
+
 def load_checkpoint(path, device="cpu"):
     """A checkpoint of ours as a dict. Raises UserError for anything else."""
     path = Path(path)

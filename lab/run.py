@@ -38,6 +38,7 @@ from lab.records import (
     fingerprint,
     fingerprint_of,
     flush,
+    in_words,
     load_checkpoint,
     names_in,
     pick_device,
@@ -307,11 +308,8 @@ class Stage:
                             "from one pretrained model")
 
     def describe(self, model, source):
-        """Print a model's size, where it comes from and what computes it."""
-        shape, n = model.config, sum(p.numel() for p in model.parameters())
-        threads = f", {torch.get_num_threads()} threads at most" if self.device == "cpu" else ""
-        print(wrapped(f"{self.name}: {shape.n_layer} blocks, {shape.n_embd} wide, {n / 1e6:.2f} M parameters, "
-                      f"{shape.block_size} tokens of context, from {source}; float32, {self.device}{threads}"), flush=True)
+        """Print a model's size, where it comes from and what computes it, in a line."""
+        print(wrapped(f"{self.name}, from {source}: {in_words(model, self.device)}"), flush=True)
 
     # -- Training --------------------------------------------------------------------------------
 
