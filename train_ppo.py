@@ -43,7 +43,7 @@ class Config(JudgeKnobs):
     leave_out: str = knob("", "subjects or topics (cake,why) that no training prompt has")
 
     steps: int = knob(80, "iterations", low=1, heading="Sampling")
-    batch_size: int = knob(128, "answers sampled in an iteration", low=1, high=10**6)
+    batch_size: int = knob(128, "answers in an iteration", low=1, high=10**6)
     max_new_tokens: int = knob(48, "longest answer", low=1)
     temperature: float = knob(1.0, "of sampling, and of every log-probability", low=0.01)
 
