@@ -419,8 +419,8 @@ MUTANTS = [
            "masked_mean(torch.max(plain, clipped), mask, n_tokens)",
            "masked_mean(clipped, mask, n_tokens)",
            PPO + "clipped_objective_of_the_worked_table[1-0.5--0.5--1]",
-           "With --ppo_epochs 4 each of the first iterations moves the policy further than the one before, "
-           "where it should be the other way round. The score stops rising at about half of the usual.",
+           "With --ppo_epochs 4 the policy moves further and further in the first iterations, to more than "
+           "twice as far as usual. The score stops rising at about half of the usual.",
            ("ppo", "approx_kl", "score"), "--ppo_epochs 4"),
     Mutant("ppo-22", "train_ppo.py", "Sums run over the padding, too: the mask is ignored.",
            "return (x * mask).sum() / (mask.sum() if n_tokens is None else n_tokens)",
@@ -447,9 +447,8 @@ MUTANTS = [
            "logprobs = token_logprobs(logits, mb.responses, cfg.temperature)",
            "logprobs = token_logprobs(logits, mb.responses)",
            PPO + "the_first_ratio_is_1_at_any_temperature[0.7]",
-           "None at temperature 1, the default. With --temperature 0.7 the clip goes on stopping several "
-           "times as many tokens as usual when the first iterations are over, and the score rises more "
-           "slowly.",
+           "None at temperature 1, the default. With --temperature 0.7 the clip goes on stopping as many "
+           "tokens as at first, where it should stop fewer and fewer; the score rises more slowly.",
            ("ppo", "clip_fraction"), "--temperature 0.7"),
     Mutant("ppo-26", "train_ppo.py",
            "The value clip with min: far from the return, the critic is free to stay there.",
@@ -546,15 +545,15 @@ MUTANTS = [
            "limit = cfg.clip_grad or torch.inf",
            "limit = torch.inf",
            PPO + "gradients_are_clipped_for_each_network_by_itself",
-           "None that would be noticed: the policy's gradient norm is far below the limit, and only the "
-           "critic takes longer steps. The score rises as usual.",
+           "None that would be noticed: the policy's gradient norm is below the limit, and only the critic "
+           "takes longer steps. The score rises as usual.",
            ("ppo", "score", "grad_norm")),
     Mutant("ppo-40", "train_ppo.py", "The loss on pretraining text is forgotten.",
            "if cfg.ptx_coef:",
            "if False:",
            PPO + "the_loss_on_pretraining_text_has_its_weight",
-           "None at the default weight of 0. With --ptx_coef 1 the loss on pretraining text ends at more "
-           "than twice the usual.",
+           "None at the default weight of 0. With --ptx_coef 1 the loss on pretraining text ends far above "
+           "the usual.",
            ("ppo",), "--ptx_coef 1"),
     Mutant("ppo-41", "train_ppo.py", "Advantages are whitened, whatever --whiten_advantages says.",
            "if cfg.whiten_advantages:",
