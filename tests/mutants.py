@@ -338,8 +338,8 @@ MUTANTS = [
            "values = values * response_mask\n",
            "values = values.clone()\n",
            PPO + "gae_does_not_bootstrap_past_the_end",
-           "Hardly any: no curve shows it reliably. The critic learns a little later than usual, which "
-           "chance could do, too; in the end it explains as much as it should.",
+           "Hardly any: no curve shows it reliably. The critic explains a little less than usual, for some "
+           "iterations or to the end, which chance could do, too.",
            ("ppo", "explained_variance")),
     Mutant("ppo-12", "train_ppo.py", "GAE takes V_t for V_{t+1}.",
            "delta = rewards[:, t] + gamma * next_value - values[:, t]",
@@ -352,8 +352,8 @@ MUTANTS = [
            "(delta + gamma * lam * next_advantage)",
            "(delta + gamma * next_advantage)",
            PPO + "gae_of_the_worked_example",
-           "The value loss starts at more than twice the usual, and stays high where it should fall. The "
-           "score rises as it should.",
+           "The value loss starts at about twice the usual or more, and stays as far above it. The score "
+           "rises as it should.",
            ("ppo", "value_loss", "score")),
     Mutant("ppo-14", "train_ppo.py", "GAE ignores gamma.",
            "delta = rewards[:, t] + gamma * next_value - values[:, t]",
