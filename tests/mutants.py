@@ -381,7 +381,7 @@ MUTANTS = [
            "        returns = advantages + old_values * mask\n",
            PPO + "only_the_advantages_are_whitened",
            "The value loss stays at one half, where it should start lower and fall further. The critic "
-           "explains less of the returns in the end than usual.",
+           "explains a little less of the returns in the end, which chance could do, too.",
            ("ppo", "value_loss", "explained_variance")),
     Mutant("ppo-17", "train_ppo.py", "Whitening adds the mean back.",
            "return (white if shift_mean else white + mean) * mask",
@@ -471,7 +471,7 @@ MUTANTS = [
            "                (loss * len(micro) / len(rows)).backward()",
            PPO + "the_parts_of_a_minibatch_divide_by_its_tokens",
            "The value loss starts at about twice the usual, and so does the share of tokens that are "
-           "clipped. The score rises more slowly.",
+           "clipped. The score may rise a little more slowly, which chance could do, too.",
            ("ppo", "value_loss", "score")),
     Mutant("ppo-29", "train_ppo.py",
            "Each micro-batch is divided by its own tokens, and the parts are added.",
@@ -487,7 +487,7 @@ MUTANTS = [
            "            n_tokens, total =",
            PPO + "every_minibatch_begins_without_gradients",
            "The gradient norm grows, to more than twice the usual. The score stops rising after a few "
-           "iterations, at about half of the usual, and the KL goes beyond the usual.",
+           "iterations, far below the usual, and the KL goes to twice the usual and more.",
            ("ppo", "grad_norm")),
     Mutant("ppo-31", "train_ppo.py", "The penalty of an answer without an end is a gift.",
            "torch.where(ended, scores, -cfg.eos_penalty)",
@@ -571,9 +571,9 @@ MUTANTS = [
            "R = int(self.mask[rows].sum(1).max())",
            "R = int(self.mask[rows].sum(1).min())",
            PPO + "a_part_of_a_batch_is_cut_to_its_longest_answer",
-           "The critic explains less than half of what it usually does in the end. The score stops rising "
-           "early, which chance could do, too.",
-           ("ppo", "explained_variance", "score")),
+           "The value loss starts at about half of the usual, and so does the gradient norm. In the end the "
+           "critic explains less of the returns than usual.",
+           ("ppo", "value_loss", "explained_variance")),
     Mutant("ppo-44", "train_ppo.py", "The adaptive beta moves, and nobody asks for it.",
            "ids, cfg, kl_coef)  # 1 to 4",
            "ids, cfg, cfg.kl_coef)  # 1 to 4",
