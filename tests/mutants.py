@@ -96,8 +96,8 @@ MUTANTS = [
            "mask[rows, t] = going.float()",
            "mask[rows, t] = (going & (token != eos)).float()",
            MODEL + "eos_is_in_the_mask_and_nothing_behind_it",
-           "Answers shrink to almost nothing within ten iterations, and recover but a little. The score "
-           "starts far above 0, where it should start, and falls; the gold score falls where it should rise.",
+           "Answers shrink to less than half of the usual. The score starts far above 0, where it should "
+           "start, and ends lower; the gold score falls where it should rise.",
            ("ppo", "length", "score")),
     Mutant("sampler-6", "model.py", "The first token of a short prompt's answer is read off the padding.",
            ".expand(B, P))[rows, lengths - 1]",
@@ -382,7 +382,7 @@ MUTANTS = [
            "        returns = advantages + old_values * mask\n",
            PPO + "only_the_advantages_are_whitened",
            "The value loss stays at one half, where it should start lower and fall further. The critic "
-           "explains a little less of the returns in the end, which chance could do, too.",
+           "explains less of the returns than usual.",
            ("ppo", "value_loss", "explained_variance")),
     Mutant("ppo-17", "train_ppo.py", "Whitening adds the mean back.",
            "return (white if shift_mean else white + mean) * mask",
