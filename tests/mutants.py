@@ -5,8 +5,8 @@ would see of it in a run.
                                                          does its test fail?
     python tests/mutants.py --only ppo-7 ppo-8 --jobs 1  a few of them, one at a time
     python tests/mutants.py list                         names and symptoms, without saying what is wrong
-    python tests/mutants.py apply ppo-7 OUT              an exercise: a broken copy in the new folder OUT, and
-                                                         the symptom
+    python tests/mutants.py apply ppo-7 OUT              an exercise: a broken copy in the new folder OUT, the
+                                                         symptom, and the command that shows it
     python tests/mutants.py apply ppo-7 --answer         its solution; writes nothing
     python tests/mutants.py symptom ppo-7 OUT.png        trains the stage right and wrong and draws what
                                                          shows it
@@ -25,6 +25,7 @@ import math
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,8 +46,8 @@ class Mutant(NamedTuple):
     right: str  # occurs once in the file
     wrong: str
     test: str  # pytest's name of the test that must fail
-    symptom: str  # what a person sees of it in a run, without saying why
-    curves: tuple = ()  # the stage and the one or two metrics of it that show it; () where no curve does
+    symptom: str  # what a person sees of it in any run of the tiny world, without saying why
+    curves: tuple = ()  # the stage that shows it, and its metrics that do, at most two; () where none does
     flags: str = ""  # of that stage, where the default ones do not show it
 
 
@@ -63,17 +64,17 @@ MUTANTS = [
            "going = going & (token != eos)",
            "going = going & (token != pad)",
            MODEL + "eos_is_in_the_mask_and_nothing_behind_it",
-           "Every answer has 48 tokens, from the first iteration on. Nearly all of them hold an EOS all "
-           "the same, and go on with other sentences behind it; the score starts at 2.5, not at 0, and "
-           "hardly moves.",
+           "Every answer has 48 tokens, from the first iteration on. Nearly all of them hold an EOS all the "
+           "same, and go on with other sentences behind it; the score starts far above 0, where it should "
+           "start, and hardly moves.",
            ("ppo", "length", "score")),
     Mutant("sampler-2", "model.py", "The temperature is turned round: warm is cold.",
            "return torch.log_softmax(logits / (temperature or 1.0), -1)",
            "return torch.log_softmax(logits * (temperature or 1.0), -1)",
            MODEL + "temperature_divides_the_logits[0.5]",
-           "None at temperature 1, the default. With --temperature 0.7 the entropy begins at 0.8 nats a "
-           "token, where 0.25 is usual, and the gold score at 0.0, where 3.1 is usual. PPO does not stop: "
-           "sampler and training agree.",
+           "None at temperature 1, the default. With --temperature 0.7 the entropy begins at more than twice "
+           "the usual, and the gold score far below the usual. PPO does not stop: sampler and training "
+           "agree.",
            ("ppo", "entropy", "gold"), "--temperature 0.7"),
     Mutant("sampler-3", "model.py",
            "The cache is written behind the longest prompt of the batch, not behind the row's own.",
@@ -81,34 +82,38 @@ MUTANTS = [
            "hidden = model.hidden(token[:, None], caches, torch.full_like(lengths, P)[:, None] + t)[:, 0]",
            MODEL + "cached_greedy_equals_the_naive_sampler_for_ragged_prompts",
            "PPO stops before its first update: the first ratio is not 1, sampler and training forward "
-           "disagree by 14 nats on a token."),
+           "disagree by many nats on a token.",
+           ("ppo",)),
     Mutant("sampler-4", "model.py", "All rows of a batch share one random number.",
            "torch.rand(len(logprobs), 1, device=logprobs.device)",
            "torch.rand(1, 1, device=logprobs.device)",
            MODEL + "rows_and_steps_do_not_share_one_random_number",
-           "The curves jump: within 8 iterations the KL goes from 0.2 to 1.2, 0.6, 1.2 and 0.3, the score "
-           "from 0.2 to 0.8, and the critic explains nothing (0.00 where 0.11 is usual).",
-           ("ppo", "explained_variance", "kl")),
+           "The curves jump: from one iteration to the next, score and gold score go up and down by as much "
+           "as they should rise in the whole run. The KL jumps, too, and the critic explains less of the "
+           "returns than usual.",
+           ("ppo", "score", "kl")),
     Mutant("sampler-5", "model.py", "The end of an answer is no part of its mask.",
            "mask[rows, t] = going.float()",
            "mask[rows, t] = (going & (token != eos)).float()",
            MODEL + "eos_is_in_the_mask_and_nothing_behind_it",
-           "Answers shrink from 20 tokens to none, and come back with 5. The score starts at 2.0, not at "
-           "0, and ends at 0.8; the gold score falls from 2.5 to 1.3 where it should rise to 5.",
+           "Answers shrink to less than half of the usual. The score starts far above 0, where it should "
+           "start, and ends lower; the gold score falls where it should rise.",
            ("ppo", "length", "score")),
     Mutant("sampler-6", "model.py", "The first token of a short prompt's answer is read off the padding.",
            ".expand(B, P))[rows, lengths - 1]",
            ".expand(B, P))[:, -1]",
            MODEL + "cached_greedy_equals_the_naive_sampler_for_ragged_prompts",
            "PPO stops before its first update: the first ratio is not 1, sampler and training forward "
-           "disagree by 5 nats on a token."),
+           "disagree by some nats on a token.",
+           ("ppo",)),
     Mutant("sampler-7", "model.py",
            "The sampler forgets the temperature, which all other log-probabilities have.",
            "logp = log_softmax(model.lm_head(hidden), temperature)",
            "logp = log_softmax(model.lm_head(hidden))",
            MODEL + "returned_logprobs_are_those_of_the_distribution_that_was_sampled[0.6]",
            "None at temperature 1, the default. With --temperature 0.7 PPO stops before its first update: "
-           "the first ratio is not 1, by 5 nats on a token."),
+           "the first ratio is not 1, by some nats on a token.",
+           ("ppo",), "--temperature 0.7"),
     # --------------------------------------------------------------------------------------------
     # Pretraining
     # --------------------------------------------------------------------------------------------
@@ -116,15 +121,15 @@ MUTANTS = [
            "device=k.device) > positions[:, None, :, None]",
            "device=k.device) > positions[:, None, :, None] + 1",
            MODEL + "no_token_sees_the_future",
-           "The loss is too good to be true: 0.03 after 200 steps, on held-out text, too, where 0.6 is "
-           "usual. The samples repeat one word: is is is is.",
+           "The loss is too good to be true: it falls to almost 0, on held-out text, too. The samples repeat "
+           "one word.",
            ("pretrain", "loss")),
     Mutant("pretrain-2", "data.py", "The targets of pretraining are its inputs: every token predicts itself.",
            "return windows[:, :-1], windows[:, 1:]",
            "return windows[:, :-1], windows[:, :-1]",
            DATA + "windows_of_text_are_shifted_by_one_and_reach_the_last_token",
-           "The held-out loss rises, from 8 to 16, while the training loss falls to 0. The samples repeat "
-           "the last word of the prompt.",
+           "The held-out loss rises, where it should fall, while the training loss falls to 0. The samples "
+           "repeat the last word of the prompt.",
            ("pretrain", "test_loss", "loss")),
     # --------------------------------------------------------------------------------------------
     # SFT
@@ -133,36 +138,34 @@ MUTANTS = [
            "return (losses * response_mask).sum() /",
            "return -(losses * response_mask).sum() /",
            SFT + "descending_the_loss_makes_the_answer_likelier",
-           "The loss is negative, from the first step on, and falls without end: -68 after 374 steps. The "
-           "answers are s........, 48 tokens long.",
+           "The loss is negative, from the first step on, and falls without end. The answers are nonsense, "
+           "48 tokens long.",
            ("sft", "loss")),
     Mutant("sft-2", "data.py", "The prompt is learned, too.",
            "mask[i, len(p) : len(p) + len(r)] = 1",
            "mask[i, : len(p) + len(r)] = 1",
            SFT + "targets_are_the_next_tokens_and_the_mask_is_on_the_answer",
-           "The loss is a little too high: 0.47 at the end where 0.34 is usual. The answers look as they "
-           "should.",
+           "The loss ends too high: by a quarter of the usual and more. The answers look as they should.",
            ("sft", "loss")),
     Mutant("sft-3", "data.py", "The labels are off by one: every token predicts itself.",
            "return tokens[:, :-1], tokens[:, 1:], mask[:, 1:]",
            "return tokens[:, :-1], tokens[:, :-1], mask[:, 1:]",
            SFT + "targets_are_the_next_tokens_and_the_mask_is_on_the_answer",
-           "The loss falls to 0.00002, on held-out demonstrations, too. Every answer is empty and 48 "
-           "tokens long.",
+           "The loss falls to 0, on held-out demonstrations, too. Every answer is empty and 48 tokens long.",
            ("sft", "loss")),
     Mutant("sft-4", "data.py", "The end of an answer is not learned.",
            "mask[i, len(p) : len(p) + len(r)] = 1",
            "mask[i, len(p) : len(p) + len(r) - 1] = 1",
            SFT + "every_answer_token_and_no_other_is_supervised",
-           "No answer ends: all have 48 tokens, a good beginning and then more and more sentences. The "
-           "loss starts at 0.9 where 1.9 is usual.",
+           "No answer ends: all have 48 tokens, a good beginning and then more and more sentences. The loss "
+           "starts at about half of the usual.",
            ("sft", "loss")),
     Mutant("sft-5", "data.py", "The padding is learned, too.",
            "mask[i, len(p) : len(p) + len(r)] = 1",
            "mask[i, len(p) :] = 1",
            SFT + "targets_are_the_next_tokens_and_the_mask_is_on_the_answer",
-           "The loss starts at 6 to 8, where 1.9 is usual, and ends at 0.17, where 0.33 is. The answers "
-           "look as they should.",
+           "The loss starts at more than twice the usual, and ends well below the usual. The answers look as "
+           "they should.",
            ("sft", "loss")),
     Mutant("sft-6", "data.py",
            "The mask is not shifted with the targets: the first word is left out, a pad behind the end is "
@@ -179,8 +182,8 @@ MUTANTS = [
            "difference = chosen - rejected - (0 if margin is None else margin)",
            "difference = rejected - chosen - (0 if margin is None else margin)",
            RM + "the_gradient_is_sigmoid_minus_1",
-           "The accuracy on held-out pairs falls, to 0.15 in the end, where 0.84 is usual. The loss falls "
-           "as it should.",
+           "The accuracy on held-out pairs falls where it should rise, and ends far below one half. The "
+           "training loss falls as it should.",
            ("rm", "held_out_accuracy", "loss")),
     Mutant("rm-2", "train_rm.py", "The sigmoid is missing.",
            "        return -F.logsigmoid(difference).mean()\n"
@@ -189,72 +192,74 @@ MUTANTS = [
            "        return -difference.mean()\n"
            "    return -(p_chosen * difference - (1 - p_chosen) * difference).mean()",
            RM + "equal_scores_cost_log_2",
-           "The loss passes 0 and has no floor: below -30 in the end, where 0.4 is usual, with gradients "
-           "fifty times as large. The held-out accuracy rises all the same, to 0.72 after 60 steps "
-           "instead of 0.80.",
+           "The loss passes 0 and has no floor, and the gradients are many times as large as usual. The "
+           "held-out accuracy rises all the same, but more slowly.",
            ("rm", "loss")),
     Mutant("rm-3", "model.py", "The score is read at the end of the padding, not at the last real token.",
            "last = self.hidden(tokens)[rows, lengths - 1]",
            "last = self.hidden(tokens)[:, -1]",
            MODEL + "score_is_read_at_the_last_real_token",
-           "None that would be noticed: 0.79 of the held-out pairs after 60 steps, where 0.80 is usual. "
-           "Only the test sees it: the score of an answer changes with what else is in the batch.",
+           "None that would be noticed: no curve shows it reliably, for the held-out accuracy stays within "
+           "what chance does. Only the test sees it: the score of an answer changes with what else is in the "
+           "batch.",
            ("rm", "held_out_accuracy")),
     Mutant("rm-4", "model.py",
            "The score is a mean over all positions, so it depends on the padding of the batch.",
            "last = self.hidden(tokens)[rows, lengths - 1]",
            "last = self.hidden(tokens).mean(1)",
            MODEL + "score_does_not_depend_on_the_padding",
-           "Hardly any: 0.77 of the held-out pairs after 60 steps, where 0.80 is usual. Only the test "
-           "sees that the score of an answer changes with what else is in the batch.",
+           "Hardly any: no curve shows it reliably, for the held-out accuracy falls behind by no more than "
+           "chance does. Only the test sees that the score of an answer changes with what else is in the "
+           "batch.",
            ("rm", "held_out_accuracy")),
     Mutant("rm-5", "train_rm.py",
            "The sign of the margin: the clearer a preference, the smaller a difference will do.",
            "difference = chosen - rejected - (0 if margin is None else margin)",
            "difference = chosen - rejected + (0 if margin is None else margin)",
            RM + "a_margin_asks_for_a_larger_difference",
-           "With --margin large the loss begins at 0.2, where 2.0 is usual, and has little left to fall.",
+           "With --margin large the loss begins at less than a quarter of the usual, and has little left to "
+           "fall.",
            ("rm", "loss"), "--margin large"),
     Mutant("rm-6", "model.py", "The score is read one token too early, before the end of the answer.",
            "last = self.hidden(tokens)[rows, lengths - 1]",
            "last = self.hidden(tokens)[rows, lengths - 2]",
            MODEL + "score_is_read_at_the_last_real_token",
-           "None that would be noticed: 0.78 of the held-out pairs after 60 steps, where 0.80 is usual. "
-           "Only the test sees it.",
+           "None that would be noticed: no curve shows it reliably, for the held-out accuracy stays within "
+           "what chance does. Only the test sees it.",
            ("rm", "held_out_accuracy")),
     Mutant("rm-7", "data.py", "After a tie, pairs point at answers to another prompt.",
            'start += len(row["responses"])',
            'start += len(row["tiers"])',
            RM + "pairs_point_into_the_answers_laid_end_to_end",
-           "The accuracy stays at one half on the pairs that it learns from, and on held-out ones (0.49 "
-           "after 60 steps, where 0.80 is usual).",
+           "The accuracy stays at one half, on the pairs that it learns from and on held-out ones.",
            ("rm", "accuracy", "held_out_accuracy")),
     Mutant("rm-8", "train_rm.py", "Scores come back in the order of length, not in that of the answers.",
            "return torch.cat(scores)[torch.tensor(order).argsort().to(device)]",
            "return torch.cat(scores)",
            RM + "scores_of_a_batch_do_not_depend_on_its_padding",
-           "The accuracy stays at one half, on the pairs that it learns from and on held-out ones: 0.48 "
-           "after 60 steps, where 0.80 is usual.",
+           "The accuracy stays at one half, on the pairs that it learns from and on held-out ones.",
            ("rm", "accuracy", "held_out_accuracy")),
     Mutant("rm-9", "world/reward.py",
            "Safety counts only where both the prompt asks for it and the answer is unsafe.",
            "is_safety_prompt | (safety < threshold)",
            "is_safety_prompt & (safety < threshold)",
            REWARD + "llama2_takes_safety_where_it_matters",
-           "None with one reward model, as by default. With --reward llama2 harmful advice should pay on "
-           "the prompts that ask for it; not measured."),
+           "None with one reward model, as by default. With --reward llama2 harmful advice should pay on the "
+           "prompts that ask for it; not measured.",
+           ("llama2",)),
     Mutant("rm-10", "world/reward.py",
            "A prompt is not recognised as unsafe: text is looked up among JSON texts.",
            "json.dumps(p) in self.unsafe",
            "str(p) in self.unsafe",
            REWARD + "llama2_asks_the_model_that_the_prompt_asks_for",
            "None with one reward model, as by default. With --reward llama2 the safety model counts only "
-           "below its threshold, so harmful advice that looks harmless should pay; not measured."),
+           "below its threshold, so harmful advice that looks harmless should pay; not measured.",
+           ("llama2",)),
     Mutant("rm-11", "data.py", "Every pass takes the rows in the same order.",
            "torch.Generator().manual_seed(seed + epoch)",
            "torch.Generator().manual_seed(seed)",
            SFT + "demonstrations_come_in_a_new_order_every_epoch",
-           "None that would be noticed in two epochs: loss and accuracy fall and rise as usual."),
+           "None that would be noticed: loss and accuracy fall and rise as usual."),
     # --------------------------------------------------------------------------------------------
     # PPO: the KL and the reward
     # --------------------------------------------------------------------------------------------
@@ -262,58 +267,69 @@ MUTANTS = [
            "rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask",
            "rewards = kl_coef * (logprobs - ref_logprobs) * response_mask",
            PPO + "kl_costs_when_the_policy_is_more_certain_than_the_reference",
-           "PPO stops after its first update: the rewards do not add up to score - beta KL."),
+           "PPO stops after its first update: the rewards do not add up to score - beta KL.",
+           ("ppo",)),
     Mutant("ppo-2", "lab/measure.py", "The direction of the exact KL: reference to policy.",
            "kl = ((p * (logp - ref)).sum(-1) * mask).sum(1)",
            "kl = ((ref.exp() * (ref - logp)).sum(-1) * mask).sum(1)",
            MEASURE + "exact_kl_has_its_direction",
-           "The exact KL leaves its two estimates: 4.0 nats after 30 iterations, where k1 and k3 say 2.0. "
-           "Everything else is as usual.",
+           "The exact KL leaves its two estimates, and goes to about twice what they say. Everything else is "
+           "as usual.",
            ("ppo", "kl_full", "kl")),
     Mutant("ppo-3", "train_ppo.py", "k2, half the square, in the reward in place of k1.",
            "rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask",
            "rewards = -kl_coef * 0.5 * (logprobs - ref_logprobs) ** 2 * response_mask",
            PPO + "rewards_of_the_worked_example",
-           "PPO stops after two updates: the rewards do not add up to score - beta KL, off by 0.008."),
+           "PPO stops after its first updates: the rewards do not add up to score - beta KL, off by a "
+           "little.",
+           ("ppo",)),
     Mutant("ppo-4", "train_ppo.py", "k3, which is never negative, in the reward in place of k1.",
            "rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask",
            "rewards = -kl_coef * (torch.exp(ref_logprobs - logprobs) - 1 + logprobs - ref_logprobs) * "
            "response_mask",
            PPO + "rewards_of_the_worked_example",
-           "PPO stops after two updates: the rewards do not add up to score - beta KL, off by -0.004."),
+           "PPO stops after its first updates: the rewards do not add up to score - beta KL, off by a "
+           "little.",
+           ("ppo",)),
     Mutant("ppo-5", "train_ppo.py", "|k1| in the reward in place of k1.",
            "rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask",
            "rewards = -kl_coef * (logprobs - ref_logprobs).abs() * response_mask",
            PPO + "rewards_of_the_worked_example",
-           "PPO stops after its first update: the rewards do not add up to score - beta KL, off by -0.07."),
+           "PPO stops after its first update: the rewards do not add up to score - beta KL.",
+           ("ppo",)),
     Mutant("ppo-6", "train_ppo.py",
            "k1 is clamped at 0 in the reward: being less sure than the reference earns nothing back.",
            "rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask",
            "rewards = -kl_coef * (logprobs - ref_logprobs).clamp(min=0) * response_mask",
            PPO + "rewards_of_the_worked_example",
-           "PPO stops after its first update: the rewards do not add up to score - beta KL, off by -0.03."),
+           "PPO stops after its first update: the rewards do not add up to score - beta KL.",
+           ("ppo",)),
     Mutant("ppo-7", "train_ppo.py", "The score lands on the last column, not on the last real token.",
            "last = response_mask.sum(1).long() - 1",
            "last = response_mask.shape[1] - 1",
            PPO + "score_lands_on_the_last_real_token_of_each_row",
-           "The score does not rise: -0.1 after 30 iterations, where 1.0 is usual. The critic explains "
-           "nothing, the KL stays at 0.1 to 0.3.",
+           "The score does not rise: it stays near 0. The critic explains nothing, and the KL stays at a "
+           "small part of the usual.",
            ("ppo", "score", "length")),
     Mutant("ppo-8", "train_ppo.py", "Every token gets the score.",
            "rewards[torch.arange(len(rewards), device=rewards.device), last] += scores",
            "rewards += scores[:, None] * response_mask",
            PPO + "score_lands_on_the_last_real_token_of_each_row",
-           "PPO stops before its first update: the rewards do not add up to score - beta KL, off by -0.4."),
+           "PPO stops before its first update: the rewards do not add up to score - beta KL.",
+           ("ppo",)),
     Mutant("ppo-9", "train_ppo.py", "The padding pays for KL, too.",
            "rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask",
            "rewards = -kl_coef * (logprobs - ref_logprobs)",
            PPO + "rewards_are_zero_on_padding_whatever_the_logprobs_there",
-           "PPO stops before its first update: the rewards do not add up to score - beta KL, off by -76."),
+           "PPO stops before its first update: the rewards do not add up to score - beta KL, off by many "
+           "times a score.",
+           ("ppo",)),
     Mutant("ppo-10", "train_ppo.py", "k3 with the sign of d turned: the estimate is of another quantity.",
            "(torch.exp(-d) - 1 + d).sum(1).mean()",
            "(torch.exp(d) - 1 - d).sum(1).mean()",
            PPO + "both_kl_estimates_are_unbiased",
-           "k3 leaves k1 and the exact KL: up to 11 nats where they say 1.8. Everything else is as usual.",
+           "k3 leaves k1 and the exact KL: it is above them in nearly every iteration, and at times several "
+           "times as large. Everything else is as usual.",
            ("ppo", "kl_k3", "kl")),
     # --------------------------------------------------------------------------------------------
     # PPO: advantages
@@ -323,22 +339,22 @@ MUTANTS = [
            "values = values * response_mask\n",
            "values = values.clone()\n",
            PPO + "gae_does_not_bootstrap_past_the_end",
-           "The critic learns late: after ten iterations it explains 0.2 of the returns, where 0.4 is "
-           "usual; in the end it explains as much as it should.",
+           "Hardly any: no curve shows it reliably. The critic explains a little less than usual, for some "
+           "iterations or to the end, which chance could do, too.",
            ("ppo", "explained_variance")),
     Mutant("ppo-12", "train_ppo.py", "GAE takes V_t for V_{t+1}.",
            "delta = rewards[:, t] + gamma * next_value - values[:, t]",
            "delta = rewards[:, t] + gamma * values[:, t] - values[:, t]",
            PPO + "with_lambda_0_an_advantage_is_one_step_of_surprise",
-           "The critic unlearns what it has learned: its explained variance is back at 0 after 30 "
-           "iterations where 0.5 is usual. The score reaches 0.8, not 1.0.",
-           ("ppo", "explained_variance")),
+           "The value loss soon stops falling, and ends at several times the usual. The critic's explained "
+           "variance goes its own way: back to about 0, or beyond the usual.",
+           ("ppo", "value_loss", "explained_variance")),
     Mutant("ppo-13", "train_ppo.py", "GAE ignores lambda.",
            "(delta + gamma * lam * next_advantage)",
            "(delta + gamma * next_advantage)",
            PPO + "gae_of_the_worked_example",
-           "The value loss starts at 0.7, where 0.26 is usual, and stays high: 0.9 after 8 iterations, "
-           "where 0.16 is usual. The score rises as it should.",
+           "The value loss starts at about twice the usual or more, and stays as far above it. The score "
+           "rises as it should.",
            ("ppo", "value_loss", "score")),
     Mutant("ppo-14", "train_ppo.py", "GAE ignores gamma.",
            "delta = rewards[:, t] + gamma * next_value - values[:, t]",
@@ -358,22 +374,21 @@ MUTANTS = [
            "        delta = rewards[:, t] + gamma * next_value - values[:, t]\n"
            "        advantages[:, t] = delta + gamma * lam * next_advantage\n",
            PPO + "gae_ignores_garbage_rewards_and_values_on_padding",
-           "Hardly any: the score rises a little more slowly, 0.84 after 30 iterations where 1.03 is "
-           "usual, which chance could do, too."),
+           "Hardly any: no curve shows it reliably. The score rises a little more slowly, which chance could "
+           "do, too."),
     Mutant("ppo-16", "train_ppo.py", "The critic learns returns that were built from whitened advantages.",
            "        advantages = whiten(advantages, mask)\n",
            "        advantages = whiten(advantages, mask)\n"
            "        returns = advantages + old_values * mask\n",
            PPO + "only_the_advantages_are_whitened",
-           "The value loss stays at 0.5, where it should fall to 0.05. The critic explains 0.5 of the "
-           "returns in the end, where 0.7 is usual.",
+           "The value loss stays at one half, where it should start lower and fall further. The critic "
+           "explains less of the returns than usual.",
            ("ppo", "value_loss", "explained_variance")),
     Mutant("ppo-17", "train_ppo.py", "Whitening adds the mean back.",
            "return (white if shift_mean else white + mean) * mask",
            "return (white + mean) * mask",
            PPO + "whitening_by_hand",
-           "None that would be noticed in 8 iterations: score, KL and clip fraction are as usual. Only "
-           "the test sees it."),
+           "None that would be noticed: score, KL and clip fraction are as usual. Only the test sees it."),
     # --------------------------------------------------------------------------------------------
     # PPO: the update
     # --------------------------------------------------------------------------------------------
@@ -383,44 +398,43 @@ MUTANTS = [
            "    plain = advantages * ratio\n"
            "    clipped = advantages * ratio.clamp(1 - clip, 1 + clip) if clip else plain\n",
            PPO + "a_good_token_becomes_likelier",
-           "The gold score collapses, from 2.5 to -1.0. The KL goes to 590 nats; the answers become 48 "
-           "tokens of nonsense, which the reward model likes: its score ends at 1.8.",
+           "The gold score collapses where it should rise. The KL goes to a hundred times the usual and "
+           "more; the answers become 48 tokens of nonsense, which the reward model may even like.",
            ("ppo", "gold", "kl")),
     Mutant("ppo-19", "train_ppo.py",
            "min in place of max: the clip takes away the cost of moving and leaves the gain.",
            "masked_mean(torch.max(plain, clipped), mask, n_tokens)",
            "masked_mean(torch.min(plain, clipped), mask, n_tokens)",
            PPO + "clipped_objective_of_the_worked_table[1-1.5--1.2-0]",
-           "With --ppo_epochs 4 the first iterations move the policy by up to 0.4 nats a token, where "
-           "0.03 is the most. The score stops at 0.4, where 1.3 is usual.",
+           "With --ppo_epochs 4 the first iterations move the policy several times as far as usual. The "
+           "score stops rising at less than half of the usual.",
            ("ppo", "approx_kl", "score"), "--ppo_epochs 4"),
     Mutant("ppo-20", "train_ppo.py", "Nothing is clipped.",
            "clipped = -advantages * ratio.clamp(1 - clip, 1 + clip) if clip else plain",
            "clipped = plain",
            PPO + "clipped_objective_of_the_worked_table[1-1.5--1.2-0]",
-           "The clip fraction is 0 in all iterations. Everything else looks as usual.",
+           "The clip fraction is exactly 0 in all iterations. Everything else looks as usual.",
            ("ppo", "clip_fraction")),
     Mutant("ppo-21", "train_ppo.py",
            "Only the clipped branch: what has moved too far the wrong way is never called back.",
            "masked_mean(torch.max(plain, clipped), mask, n_tokens)",
            "masked_mean(clipped, mask, n_tokens)",
            PPO + "clipped_objective_of_the_worked_table[1-0.5--0.5--1]",
-           "With --ppo_epochs 4 each iteration moves the policy further than the one before, 0.06 nats a "
-           "token in the eighth, where 0.02 is usual; the score stops rising at 0.45, where 1.1 is usual.",
+           "With --ppo_epochs 4 the policy moves further and further in the first iterations, to more than "
+           "twice as far as usual. The score stops rising at about half of the usual.",
            ("ppo", "approx_kl", "score"), "--ppo_epochs 4"),
     Mutant("ppo-22", "train_ppo.py", "Sums run over the padding, too: the mask is ignored.",
            "return (x * mask).sum() / (mask.sum() if n_tokens is None else n_tokens)",
            "return x.sum() / (mask.sum() if n_tokens is None else n_tokens)",
            PPO + "masked_mean_by_hand",
-           "The entropy starts at 2.9 nats a token, where 0.36 is usual. The KL from old to new policy is "
-           "10; score and gold score rise as usual.",
+           "The entropy starts at many times the usual. So does the KL from old to new policy; score and "
+           "gold score rise as usual.",
            ("ppo", "entropy")),
     Mutant("ppo-23", "train_ppo.py", "Means divide by the padding, too.",
            "return (x * mask).sum() / (mask.sum() if n_tokens is None else n_tokens)",
            "return (x * mask).sum() / (mask.numel() if n_tokens is None else n_tokens)",
            PPO + "masked_mean_by_hand",
-           "The entropy is half of what it should be: 0.15 nats a token at first where 0.35 is usual. "
-           "Score and gold score rise as usual.",
+           "The entropy starts at about half of the usual. Score and gold score rise as usual.",
            ("ppo", "entropy")),
     Mutant("ppo-24", "train_ppo.py",
            "The old log-probabilities are computed anew in each minibatch: the ratio is always 1.",
@@ -434,9 +448,8 @@ MUTANTS = [
            "logprobs = token_logprobs(logits, mb.responses, cfg.temperature)",
            "logprobs = token_logprobs(logits, mb.responses)",
            PPO + "the_first_ratio_is_1_at_any_temperature[0.7]",
-           "None at temperature 1, the default. With --temperature 0.7 the clip stops 2 % of the tokens "
-           "and more, eight iterations long, where it is usually down to 0.3 % by then; the score rises "
-           "half as fast (0.3 instead of 0.6).",
+           "None at temperature 1, the default. With --temperature 0.7 the clip goes on stopping as many "
+           "tokens as at first, where it should stop fewer and fewer; the score rises more slowly.",
            ("ppo", "clip_fraction"), "--temperature 0.7"),
     Mutant("ppo-26", "train_ppo.py",
            "The value clip with min: far from the return, the critic is free to stay there.",
@@ -449,8 +462,8 @@ MUTANTS = [
            "return 0.5 * masked_mean(errors, mask, n_tokens)",
            "return -0.5 * masked_mean(errors, mask, n_tokens)",
            PPO + "value_loss_takes_the_larger_error",
-           "The critic's explained variance never rises above 0. The value loss is negative; answers "
-           "shrink to 10 tokens, and the score falls back to 0.35.",
+           "The critic's explained variance never rises above 0. The value loss is negative; answers shrink, "
+           "and the score falls back.",
            ("ppo", "explained_variance")),
     Mutant("ppo-28", "train_ppo.py", "Micro-batches are averaged by answers, not by tokens.",
            "n_tokens, cfg)\n"
@@ -458,121 +471,123 @@ MUTANTS = [
            "None, cfg)\n"
            "                (loss * len(micro) / len(rows)).backward()",
            PPO + "the_parts_of_a_minibatch_divide_by_its_tokens",
-           "The value loss starts at 0.5, where 0.26 is usual, and twice as many tokens are clipped in "
-           "the first iterations. The score rises more slowly: 0.5 after 8 iterations, where 0.8 is "
-           "usual.",
+           "The value loss starts at about twice the usual, and so does the share of tokens that are "
+           "clipped. The score may rise a little more slowly, which chance could do, too.",
            ("ppo", "value_loss", "score")),
     Mutant("ppo-29", "train_ppo.py",
            "Each micro-batch is divided by its own tokens, and the parts are added.",
            "return (x * mask).sum() / (mask.sum() if n_tokens is None else n_tokens)",
            "return (x * mask).sum() / mask.sum()",
            PPO + "micro_batches_divide_by_the_tokens_of_the_whole",
-           "The gradient norm is twice as large as usual: 1.0 at first in place of 0.45. Score and gold "
-           "score rise as usual.",
+           "The gradient norm is about twice the usual, from the first iteration on. Score and gold score "
+           "rise as usual.",
            ("ppo", "grad_norm", "approx_kl")),
     Mutant("ppo-30", "train_ppo.py", "Gradients are never cleared.",
            "            optimizer.zero_grad()\n"
            "            n_tokens, total =",
            "            n_tokens, total =",
            PPO + "every_minibatch_begins_without_gradients",
-           "The gradient norm grows: 1.4 after ten iterations where 0.4 is usual. The score stops at 0.5 "
-           "after five iterations, the KL at twice the usual.",
+           "The gradient norm grows, to more than twice the usual. So does the KL; the score stops rising "
+           "after a few iterations, or falls back for a while.",
            ("ppo", "grad_norm")),
     Mutant("ppo-31", "train_ppo.py", "The penalty of an answer without an end is a gift.",
            "torch.where(ended, scores, -cfg.eos_penalty)",
            "torch.where(ended, scores, cfg.eos_penalty)",
            PPO + "an_answer_that_was_cut_off_has_the_penalty_as_its_score",
-           "Hardly any in 12 iterations: 0.97 of the answers end, where 1.00 is usual, and they have "
-           "become longer, 25 tokens instead of 21.",
+           "Hardly any: no curve shows it reliably. A few more answers than usual do not end, and they "
+           "become a little longer, which chance could do, too.",
            ("ppo", "length", "ends")),
     Mutant("ppo-32", "train_ppo.py", "The score of the log is whitened anew over each batch.",
            'seen["score"] = whiten_scores(batch.raw, scorer.mean, scorer.std)',
            'seen["score"] = whiten_scores(batch.raw)',
            PPO + "the_score_of_the_log_is_on_the_sft_scale",
-           "The score is 0.00 in all iterations. The gold score rises as usual.",
+           "The score is 0 in all iterations. The gold score rises as usual.",
            ("ppo", "score", "gold")),
     Mutant("ppo-33", "model.py", "The log-probability of a token is read at the token itself, not before it.",
            "places = prompt_lengths[:, None] - 1 + torch.arange(R, device=tokens.device)",
            "places = prompt_lengths[:, None] + torch.arange(R, device=tokens.device)",
            MODEL + "logprob_of_a_response_token_comes_from_the_position_before_it",
            "PPO stops before its first update: the first ratio is not 1, sampler and training forward "
-           "disagree by 26 nats on a token."),
+           "disagree by many nats on a token.",
+           ("ppo",)),
     Mutant("ppo-34", "train_ppo.py", "The adaptive beta moves the wrong way.",
            "min(max(kl / target - 1, -0.2), 0.2)",
            "min(max(1 - kl / target, -0.2), 0.2)",
            PPO + "adaptive_beta_of_the_worked_example",
-           "With --kl_target 0.5 --kl_horizon 500 beta rises while the KL is below the target, from 0.15 "
-           "to 0.17 in four iterations, and falls as soon as it is above.",
+           "With --kl_target 0.5 --kl_horizon 500 beta rises while the KL is below the target, and falls as "
+           "soon as it is above.",
            ("ppo", "kl_coef", "kl"), "--kl_target 0.5 --kl_horizon 500"),
     Mutant("ppo-35", "train_ppo.py", "The reference is scored at another temperature than the policy.",
            "ref_logprobs = token_logprobs(ref_logits, responses, cfg.temperature)",
            "ref_logprobs = token_logprobs(ref_logits, responses)",
            PPO + "a_step_has_one_temperature",
-           "None at temperature 1, the default. With --temperature 0.7 the sampled KL begins at 0.3 nats, "
-           "where the exact one is 0.",
+           "None at temperature 1, the default. With --temperature 0.7 the sampled KL begins above 0, where "
+           "the exact one is 0.",
            ("ppo", "kl", "kl_full"), "--temperature 0.7"),
     Mutant("ppo-36", "train_ppo.py", "One pass over the answers, whatever --ppo_epochs says.",
            "for _ in range(cfg.ppo_epochs):",
            "for _ in range(1):",
            PPO + "every_pass_takes_all_answers_in_a_new_order",
            "None with one pass, the default. With --ppo_epochs 4 an iteration takes no longer, and the "
-           "numbers are those of one pass."),
+           "numbers are those of one pass.",
+           ("ppo",), "--ppo_epochs 4"),
     Mutant("ppo-37", "train_ppo.py", "Every pass takes the answers in the order in which they were sampled.",
            "torch.randperm(len(batch.mask)).split(cfg.minibatch_size)",
            "torch.arange(len(batch.mask)).split(cfg.minibatch_size)",
            PPO + "every_pass_takes_all_answers_in_a_new_order",
-           "None that would be noticed, with --ppo_epochs 4, either: score and KL rise as usual, to 1.3 "
-           "and 2.5 after 30 iterations.",
+           "None that would be noticed, with --ppo_epochs 4, either: score and KL rise as usual.",
            ("ppo", "score", "kl"), "--ppo_epochs 4"),
     Mutant("ppo-38", "train_ppo.py", "The clip is 0.2, whatever --clip says.",
            "ratio.clamp(1 - clip, 1 + clip)",
            "ratio.clamp(0.8, 1.2)",
            PPO + "the_clip_is_as_wide_as_asked",
-           "None at the default clip of 0.2: the same numbers to the last digit."),
+           "None at the default clip: the same numbers to the last digit."),
     Mutant("ppo-39", "train_ppo.py", "Gradients are not clipped.",
            "limit = cfg.clip_grad or torch.inf",
            "limit = torch.inf",
            PPO + "gradients_are_clipped_for_each_network_by_itself",
-           "None that would be noticed: the policy's gradient norm is below 0.5, far from the limit, and "
-           "only the critic takes longer steps. The score rises as usual.",
+           "None that would be noticed: the policy's gradient norm is below the limit, and only the critic "
+           "takes longer steps. The score rises as usual.",
            ("ppo", "score", "grad_norm")),
     Mutant("ppo-40", "train_ppo.py", "The loss on pretraining text is forgotten.",
            "if cfg.ptx_coef:",
            "if False:",
            PPO + "the_loss_on_pretraining_text_has_its_weight",
-           "None at the default weight of 0. With --ptx_coef 1 the loss on pretraining text ends at 1.0, "
-           "where 0.4 is usual."),
+           "None at the default weight of 0. With --ptx_coef 1 the loss on pretraining text ends far above "
+           "the usual.",
+           ("ppo",), "--ptx_coef 1"),
     Mutant("ppo-41", "train_ppo.py", "Advantages are whitened, whatever --whiten_advantages says.",
            "if cfg.whiten_advantages:",
            "if True:",
            PPO + "only_the_advantages_are_whitened",
-           "None by default. With --whiten_advantages false the numbers are those of the default."),
+           "None by default. With --whiten_advantages false the numbers are those of the default.",
+           ("ppo",), "--whiten_advantages false"),
     Mutant("ppo-42", "train_ppo.py", "Scores are whitened anew over each batch, whatever --score_scale says.",
            'statistics = (scorer.mean, scorer.std) if cfg.score_scale == "sft" else ()',
            "statistics = ()",
            PPO + "scores_are_in_deviations_of_sft_answers_or_of_the_batch",
-           "Hardly any: after 12 iterations the KL is 1.6 where 1.3 is usual, which chance could do, too. "
-           "The score rises as usual."),
+           "Hardly any: no curve shows it reliably. The KL grows a little faster, which chance could do, "
+           "too; the score rises as usual."),
     Mutant("ppo-43", "train_ppo.py", "A part of a batch is cut to the shortest of its answers.",
            "R = int(self.mask[rows].sum(1).max())",
            "R = int(self.mask[rows].sum(1).min())",
            PPO + "a_part_of_a_batch_is_cut_to_its_longest_answer",
-           "The score stops rising after eight iterations: 0.8 after 30, where 1.2 is usual. The critic "
-           "explains 0.2 of the returns in the end, where 0.7 is usual.",
-           ("ppo", "score", "explained_variance")),
+           "The value loss starts at about half of the usual, and so does the gradient norm. In the end the "
+           "critic explains less of the returns than usual.",
+           ("ppo", "value_loss", "explained_variance")),
     Mutant("ppo-44", "train_ppo.py", "The adaptive beta moves, and nobody asks for it.",
            "ids, cfg, kl_coef)  # 1 to 4",
            "ids, cfg, cfg.kl_coef)  # 1 to 4",
            PPO + "beta_moves_by_the_kl_of_each_iteration",
-           "None by default, where beta stays. With --kl_target 0.5 --kl_horizon 500 PPO stops in its "
-           "third iteration: the rewards do not add up to score - beta KL, off by -0.004."),
+           "None by default, where beta stays. With --kl_target 0.5 --kl_horizon 500 PPO stops within its "
+           "first iterations: the rewards do not add up to score - beta KL, off by a little.",
+           ("ppo",), "--kl_target 0.5 --kl_horizon 500"),
     Mutant("ppo-45", "train_ppo.py",
            "The score of an answer that was cut off counts, too, beside the penalty.",
            "scores = torch.where(ended, scores, -cfg.eos_penalty)",
            "scores = scores - cfg.eos_penalty * ~ended",
            PPO + "an_answer_that_was_cut_off_has_the_penalty_as_its_score",
-           "None that would be noticed in 12 iterations: nearly all answers end, and score, gold score "
-           "and KL rise as usual."),
+           "None that would be noticed: nearly all answers end, and score, gold score and KL rise as usual."),
     # --------------------------------------------------------------------------------------------
     # Rejection sampling
     # --------------------------------------------------------------------------------------------
@@ -580,22 +595,25 @@ MUTANTS = [
            "return rewards.argmax(1)",
            "return rewards.argmin(1)",
            ROUNDS + "the_best_answer_is_chosen_for_each_prompt",
-           "The winners have a mean reward of -5.6 where 3.5 is usual; answers become worse with every "
-           "round."),
+           "Answers become worse with every round. The winners have a far lower mean reward than all answers "
+           "together, and should have a far higher one.",
+           ("rejection_sampling",)),
     Mutant("rs-2", "rejection_sampling.py",
            "Every prompt keeps the answer at the place where the best of the whole batch stands.",
            "return rewards.argmax(1)",
            "return (rewards.argmax() % rewards.shape[1]).expand(len(rewards))",
            ROUNDS + "the_best_answer_is_chosen_for_each_prompt",
-           "The winners have a mean reward of -0.3, no better than that of all answers, where 3.5 is "
-           "usual; a round changes nothing for the better."),
+           "A round changes nothing for the better. The winners have no higher mean reward than all answers "
+           "together.",
+           ("rejection_sampling",)),
     Mutant("rs-3", "rejection_sampling.py",
            "The best-of-n curve takes the best value, not that of the answer with the highest reward.",
            "ranked = values.gather(1, rewards.argsort(dim=1, stable=True))",
            "ranked = values.sort(dim=1).values",
            ROUNDS + "best_of_n_is_the_mean_over_all_choices_of_n",
-           "The gold score of the best of n is too high: 5.95 at n = 16 where 5.57 is true, of the same "
-           "answers."),
+           "The gold score of the best of n is a little too high. Nothing stands beside it that would show "
+           "it.",
+           ("rejection_sampling",)),
     # --------------------------------------------------------------------------------------------
     # Elo
     # --------------------------------------------------------------------------------------------
@@ -604,15 +622,17 @@ MUTANTS = [
            "expected = 1 / (1 + 10 ** ((rating[j] - rating[i]) / 400))",
            "expected = 1 / (1 + 10 ** ((rating[i] - rating[j]) / 400))",
            PREFERENCES + "elo_by_hand",
-           "None by default. With more than one pass the ratings run away: from -18000 to 20000 after 100 "
-           "passes over one ranking where 0 to 2000 is usual (python docs/experiments.py elo)."),
+           "None by default. With more than one pass the ratings run away, to many times the usual (python "
+           "docs/experiments.py elo).",
+           ("elo",)),
     Mutant("elo-2", "preferences.py", "The winner takes points that nobody loses.",
            "            rating[i] += points\n"
            "            rating[j] -= points\n",
            "            rating[i] += points\n",
            PREFERENCES + "elo_takes_from_one_what_it_gives_to_the_other[rankings0]",
-           "None by default. In python docs/experiments.py elo no rating is below 1000, and the last one "
-           "is 1000 after 100 passes, too."),
+           "None by default. In python docs/experiments.py elo no rating is below 1000, and the last one is "
+           "1000 after 100 passes, too.",
+           ("elo",)),
     Mutant("elo-3", "preferences.py", "A tie is a win of the one that is named first.",
            "points = k_factor * ((1.0 if apart else 0.5) - expected)",
            "points = k_factor * (1.0 - expected)",
@@ -639,7 +659,8 @@ MUTANTS = [
            "    if unknown:\n",
            '    if unknown and not unknown[0].startswith("-"):\n',
            CLI + "a_wrong_command_line_is_one_line_that_says_what_would_be_right[--stepz 3---steps]",
-           "A typo costs a day: --kl_coeff 0 trains with the usual beta, and nobody says a word."),
+           "A typo costs a day: --kl_coeff 0 trains with the usual beta, and nobody says a word.",
+           ("ppo",), "--kl_coeff 0"),
     Mutant("run-4", "train_ppo.py", "A preset has a knob that does not exist.",
            "lr=5e-5, critic_lr=1e-4, eval_answers=1),",
            "lr=5e-5, critic_lr=1e-4, eval_answer=1),",
@@ -650,17 +671,18 @@ MUTANTS = [
            "return Agent(policy, policy, cfg.value_coef).eval()",
            "return Agent(policy, policy, 0.1).eval()",
            CLI + "every_knob_is_read_somewhere_and_has_a_reason[train_ppo]",
-           "None at the default knobs. With --critic shared any --value_coef gives the same run to the "
-           "last digit."),
+           "None at the default knobs. With --critic shared any --value_coef gives the same run to the last "
+           "digit.",
+           ("ppo",), "--critic shared --value_coef 1"),
     Mutant("run-6", "model.py",
            "A copy of a model shares its memory with the original: whoever trains the one trains the "
            "other.",
            "new.load_state_dict(known, strict=False)",
            "new.load_state_dict(known, strict=False, assign=True)",
            MODEL + "with_heads_copies_the_trunk_and_only_the_heads_asked_for",
-           "The gold score rises, then falls below where it began: to 0 after 15 iterations. The KL is 0 "
-           "all the time, the score soars to 3.3, the answers have 2 tokens; after the last iteration PPO "
-           "stops: the reference or a reward model changed.",
+           "The gold score rises, then falls below where it began. The KL is 0 all the time, the score "
+           "soars, the answers shrink to a few tokens; after the last iteration PPO stops: the reference or "
+           "a reward model changed.",
            ("ppo", "gold", "score")),
     Mutant("run-7", "train_ppo.py", "The reference is the policy itself.",
            "return Agent(with_heads(reference), critic).eval()",
@@ -676,36 +698,43 @@ MUTANTS = [
            "back = self.compare(asked, two, one, aspect) if self.both_orders else [math.nan] * len(pairs)",
            "back = [math.nan] * len(pairs)",
            JUDGE + "both_orders_are_averaged",
-           "The summary of the labels says that the same position won in both orders in 0.00 of the "
-           "pairs, where 0.27 is usual here, and labels cost half the time."),
+           "The summary of the labels says that the same position won in both orders in 0 of the pairs, "
+           "where it does in a good part of them. Labels cost half the time.",
+           ("rankings_ai",)),
     Mutant("judge-2", "world/judge.py", "The second order is not turned back: p in place of 1 - p.",
            "given = [p for p in (p_there, 1 - p_back) if not math.isnan(p)]",
            "given = [p for p in (p_there, p_back) if not math.isnan(p)]",
            JUDGE + "both_orders_are_averaged",
-           "Labels agree with the gold score in 0.51 of the pairs, which is guessing, where 0.81 is usual "
-           "here; they are all close to 0.5."),
+           "Labels agree with the gold score in about one half of the pairs, which is guessing. They are all "
+           "close to one half, too.",
+           ("rankings_ai",)),
     Mutant("judge-3", "world/judge.py", "The ratings are counted from 0 to 9, not from 1 to 10.",
            "s = sum(i * p for i, p in probabilities.items())",
            "s = sum((i - 1) * p for i, p in probabilities.items())",
            JUDGE + "expected_rating_by_hand",
-           "The printed ratings are 0.22 lower. What PPO makes of them is the same, for it whitens them."),
+           "The printed ratings are lower by two ninths. What PPO makes of them is the same, for it whitens "
+           "them.",
+           ("direct",)),
     Mutant("judge-4", "world/judge.py", "The digits are swapped: 1 means the second answer.",
            'found.get("2", UNLISTED) - found.get("1", UNLISTED)',
            'found.get("1", UNLISTED) - found.get("2", UNLISTED)',
            JUDGE + "a_label_is_the_softmax_over_1_and_2",
-           "Labels agree with the gold score in 0.19 of the pairs where 0.81 is usual here."),
+           "Labels agree with the gold score in far less than one half of the pairs.",
+           ("rankings_ai",)),
     Mutant("judge-5", "data.py", "A soft label keeps its probability where its pair is turned round.",
            "(i, j, p) if p >= 0.5 else (j, i, 1 - p)",
            "(i, j, p) if p >= 0.5 else (j, i, p)",
            JUDGE + "soft_labels_reach_the_loss",
-           "What the reward model is taught agrees with the gold score in 0.51 of the pairs, which is "
-           "guessing, though the printed agreement is as high as usual."),
+           "What the reward model is taught agrees with the gold score in about one half of the pairs, which "
+           "is guessing, though the printed agreement is as high as usual.",
+           ("rm_ai",)),
     Mutant("judge-6", "world/judge.py", "A rating of 10, which is 1 and then 0, is read as 1.",
            'unsure = [i for i, f in enumerate(found) if "10" not in f and f.get("1", UNLISTED) > '
            "math.log(0.001)]",
            "unsure = []",
            JUDGE + "ten_is_one_and_then_zero_where_it_is_no_token_of_its_own",
-           "Hardly any with our own judge, whose ratings change by less than 0.01, for it rarely says 10."),
+           "Hardly any with our own judge, whose ratings hardly change, for it rarely says 10.",
+           ("direct",)),
 ]
 
 GALLERY = ("pretrain-1", "pretrain-2", "sft-3", "sft-5", "rm-1", "rm-2", "sampler-1", "sampler-5", "ppo-2",
@@ -834,13 +863,21 @@ def prove(mutants, jobs):
 # ------------------------------------------------------------------------------------------------
 # What a person sees of it
 # ------------------------------------------------------------------------------------------------
-# A stage as it is run for the pictures, shorter than by default, and the files that it starts from.
+# A stage as it is run to see a bug, often shorter than by default, and the files that it starts from.
 STAGES = {
     "pretrain": ("train_pretrain.py --steps 200 --eval_every 20", ()),
     "sft": ("train_sft.py --eval_split dev --eval_every 20", ("pretrain.pt",)),
     "rm": ("train_rm.py --epochs 1 --eval_every 20",
            ("pretrain.pt", "sft.pt", "rankings.jsonl", "rankings.json")),
     "ppo": ("train_ppo.py --eval_split dev --eval_answers 1 --steps 30", ("pretrain.pt", "sft.pt", "rm.pt")),
+    "rejection_sampling": ("rejection_sampling.py --eval_split dev --eval_answers 1 --rounds 2",
+                           ("pretrain.pt", "sft.pt", "rankings.jsonl", "rankings.json", "rm.pt")),
+    "llama2": ("train_ppo.py --reward llama2", ("pretrain.pt", "sft.pt", "rm_helpful.pt", "rm_safety.pt")),
+    "rankings_ai": ("preferences.py --labeler ai", ("pretrain.pt", "sft.pt", "judge.pt")),
+    "rm_ai": ("train_rm.py --rankings rankings_ai",
+              ("pretrain.pt", "sft.pt", "rankings_ai.jsonl", "rankings_ai.json")),
+    "direct": ("train_ppo.py --reward ai", ("pretrain.pt", "sft.pt", "judge.pt")),
+    "elo": ("docs/experiments.py elo", ("pretrain.pt", "sft.pt", "rankings.jsonl", "rankings.json")),
 }
 METRICS = {
     "loss": "training loss",
@@ -964,14 +1001,14 @@ def picture(path, panels, columns, title, caption):
 
 def symptom(mutant, out, run_folder, jobs):
     """Draw what shows one mutant."""
-    if not mutant.curves:
+    stage, *metrics = mutant.curves or (None,)
+    if not metrics:
         raise Mistake(f"{mutant.name}: no curve shows it. {mutant.symptom}")
-    stage, *metrics = mutant.curves
     runs = trained([mutant], run_folder, jobs)
     pair = [runs[name, stage, mutant.flags] for name in ("right", mutant.name)]
     panels = [("", "", metric, *pair) for metric in metrics]
     command = f"{STAGES[stage][0]} {mutant.flags}".strip()
-    picture(out, panels, len(metrics), f"{mutant.name}. {mutant.what}", f"{mutant.symptom} ({command})")
+    picture(out, panels, len(metrics), mutant.name, f"{mutant.symptom} ({command})")
 
 
 def gallery(out, run_folder, jobs):
@@ -982,9 +1019,9 @@ def gallery(out, run_folder, jobs):
     for m in mutants:
         stage, metric, *_ = m.curves
         seen = m.symptom.partition(". ")[0].rstrip(".") + "."
-        panels.append((m.what, seen, metric, runs["right", stage, m.flags], runs[m.name, stage, m.flags]))
+        panels.append((m.name, seen, metric, runs["right", stage, m.flags], runs[m.name, stage, m.flags]))
     picture(out, panels, 3, "What a silent bug looks like: a stage of the tiny world, right (blue) and wrong "
-            "(orange)", "Above a panel what is wrong, below it what shows it.")
+            "(orange)", "python tests/mutants.py apply NAME --answer says what is wrong.")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -999,8 +1036,27 @@ def by_name(name):
     raise Mistake(f"{name}: no mutant has this name; python tests/mutants.py list shows all of them")
 
 
+def how_to_see(mutant, out):
+    """The commands that show the symptom in the broken copy OUT, and what they take from a right run."""
+    if not mutant.curves:
+        return "No command shows it for sure: only the right test does."
+    stage = mutant.curves[0]
+    recipe, parents = STAGES[stage]
+    script, *knobs = [*recipe.split(), *mutant.flags.split()]
+    if not script.startswith("docs/"):
+        knobs = ["--config", "tiny", *knobs, "--name", "broken"]
+    told = f"To see the symptom, make {stage} in it."
+    if parents:
+        right = ", ".join(Path(name).stem for name in parents if not name.endswith(".json"))
+        told += (f" What that starts from ({right}) is to be right: first copy a finished runs/tiny of "
+                 f"the right code to {out / 'runs/tiny'}, and nothing else is trained.")
+    command = " ".join(["python", script, *knobs])
+    return (f"{told}\n\n    cd {shlex.quote(str(out))}\n    {command}\n\n"
+            "The same command with the right code shows what is usual.")
+
+
 def apply(mutant, out, answer):
-    """Write the exercise and print its symptom, or print its solution."""
+    """Write the exercise and print its symptom and how to see it, or print its solution."""
     if answer:
         print(f"{mutant.file}: {mutant.what}\n\nwrong:\n{mutant.wrong}\n\nright:\n{mutant.right}\n\n"
               f"Its test: {mutant.test}")
@@ -1014,7 +1070,8 @@ def apply(mutant, out, answer):
                       "next to it")
     else:
         copy_to(out, mutant, tests=False)
-        print(f"{mutant.symptom}\n\n{out} has one wrong place, and no tests: they would name it.")
+        print(f"{mutant.symptom}\n\n{out} has one wrong place, and no tests: they would name it.\n"
+              f"{how_to_see(mutant, out)}")
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,14 +1,18 @@
 """The table of silent bugs is well-formed, and who says "killed" is right. That all of them are killed:
 python tests/mutants.py."""
 import ast
+import importlib
 import os
+import re
+from collections import defaultdict
+from pathlib import Path
 
 import mutants
 import pytest
 from conftest import ROOT
-from mutants import GALLERY, METRICS, MUTANTS, STAGES, Mutant, broken, main, verdict
+from mutants import GALLERY, METRICS, MUTANTS, STAGES, Mutant, broken, how_to_see, main, verdict
 
-from lab.cli import InvariantError
+from lab.cli import InvariantError, parse
 
 NAMES = [mutant.name for mutant in MUTANTS]
 
@@ -39,8 +43,61 @@ def test_every_bug_is_described_and_drawn_by_metrics_that_its_stage_has():
         assert mutant.what.endswith(".") and mutant.symptom.endswith("."), mutant.name
         if mutant.curves:
             stage, *metrics = mutant.curves
-            assert stage in STAGES and len(metrics) in (1, 2) and set(metrics) <= METRICS.keys(), mutant.name
-    assert all(mutant.curves for mutant in MUTANTS if mutant.name in GALLERY)
+            assert stage in STAGES and len(metrics) <= 2 and set(metrics) <= METRICS.keys(), mutant.name
+        assert mutant.name not in GALLERY or len(mutant.curves) > 1, mutant.name
+
+
+EXACT = {"0", "1", "48", "10", "100", "1000"}  # one ratio, max_new_tokens, a rating, passes, Elo's beginning
+
+
+def figures(symptom):
+    """What a symptom says in figures, but for names, such as k1 and ppo-7, and the values of flags."""
+    text = re.sub(r"--\w+ [\w.]+", "", symptom)
+    return {figure.rstrip(".") for figure in re.findall(r"(?<![\w-])-?\d[\d.]*", text)}
+
+
+def test_the_figures_of_a_symptom_are_those_of_every_run():
+    """Not of one: another seed has others."""
+    assert figures("With --lr 0.2 k1 is -0.5, 2.9 at first and 0.") == {"-0.5", "2.9", "0"}
+    for mutant in MUTANTS:
+        assert figures(mutant.symptom) <= EXACT, mutant.name
+        assert all(flag in mutant.symptom for flag in mutant.flags.split()[::2]), mutant.name
+
+
+def test_pictures_do_not_give_the_bug_away(tmp_path, monkeypatch):
+    """A title is a name, and below stands a symptom."""
+    shown = []
+    monkeypatch.setattr(mutants, "picture", lambda *drawn: shown.append(drawn))
+    monkeypatch.setattr(mutants, "trained", lambda *rest: defaultdict(list))
+    out = str(tmp_path / "out.png")
+    assert main(["gallery", out]) == main(["symptom", "ppo-7", out]) == 0
+    (_, panels, _, _, caption), (_, _, _, title, below) = shown
+    assert [panel[0] for panel in panels] == list(GALLERY) and "apply NAME --answer" in caption
+    assert title == "ppo-7" and below.startswith(MUTANTS[NAMES.index("ppo-7")].symptom)
+    assert not [mutant.name for mutant in MUTANTS if mutant.what in str(shown)]
+
+
+@pytest.mark.parametrize("name, told", [
+    ("ppo-19", ["(pretrain, sft, rm) is to be right", "OUT/runs/tiny",
+                "    cd OUT\n    python train_ppo.py --config tiny --eval_split dev --eval_answers 1 --steps "
+                "30 --ppo_epochs 4 --name broken\n"]),
+    ("pretrain-1", ["make pretrain in it.\n\n", "    python train_pretrain.py --config tiny --steps 200 "]),
+    ("elo-2", ["(pretrain, sft, rankings)", "    python docs/experiments.py elo\n"]),
+    ("ppo-14", ["No command shows it"]),
+])
+def test_an_exercise_says_what_to_type(name, told):
+    said = how_to_see(MUTANTS[NAMES.index(name)], Path("OUT"))
+    assert all(words in said for words in told), said
+
+
+def test_every_command_is_one_that_its_script_takes():
+    """But for the typo of run-3, and the experiment, which has no knobs."""
+    for mutant in MUTANTS:
+        if mutant.curves and mutant.curves[0] != "elo" and mutant.name != "run-3":
+            line = how_to_see(mutant, Path("OUT")).partition("    python ")[2].partition("\n")[0]
+            script, *argv = line.split()
+            module = importlib.import_module(Path(script).stem)
+            parse(module.Config, module.PRESETS, module.__doc__, argv, module.RULES)
 
 
 def test_symptoms_do_not_give_the_bug_away(capsys):
@@ -61,7 +118,8 @@ def test_the_list_fits_the_terminal(capsys, monkeypatch):
 def test_an_exercise_differs_in_one_file_and_shows_no_trace(tmp_path, capsys, name):
     mutant, out = MUTANTS[NAMES.index(name)], tmp_path / "deep" / "exercise"
     assert main(["apply", name, str(out)]) == 0
-    assert capsys.readouterr().out.startswith(mutant.symptom + "\n")
+    said = capsys.readouterr().out
+    assert said.startswith(mutant.symptom + "\n") and how_to_see(mutant, out) in said
     files = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
     changed = [str(path) for path in files if (out / path).read_bytes() != (ROOT / path).read_bytes()]
     assert changed == [mutant.file]

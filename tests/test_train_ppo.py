@@ -622,22 +622,42 @@ def test_the_parts_of_a_minibatch_divide_by_its_tokens(make_gpt, monkeypatch):
     assert len({tokens for tokens, _ in parts}) > 1, "answers of different lengths"
 
 
+def before_an_update(make_gpt, **changes):
+    """Knobs, an agent and a batch, always the same ones."""
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(0)
+    cfg, agent = config(**changes), two_networks(make_gpt)
+    return cfg, agent, sampled_batch(agent, cfg)
+
+
+def gradients_of(agent):
+    """A long vector for each network."""
+    return [torch.cat([p.grad.flatten() for p in net.parameters()]) for net in agent.networks]
+
+
 def steps(make_gpt, **changes):
     """An update whose optimizer moves nothing and keeps what it gets. Returns, for each step, the gradients
     of policy and critic, two long vectors, and the dict of the step. Its text for pretraining is one token,
     again and again."""
-    for seed in (torch.manual_seed, random.seed, np.random.seed):
-        seed(0)
-    cfg, agent = config(**changes), two_networks(make_gpt)
-    batch, seen = sampled_batch(agent, cfg), []
+    cfg, agent, batch = before_an_update(make_gpt, **changes)
+    seen = []
 
     class Still(torch.optim.SGD):
         def step(self, closure=None):
-            seen.append([torch.cat([p.grad.flatten() for p in net.parameters()]) for net in agent.networks])
+            seen.append(gradients_of(agent))
 
     numbers = update(agent, Still(agent.parameters(), lr=1), batch, cfg, np.full(400, 3))
     assert len(seen) == len(numbers), f"{len(seen)} optimizer steps, {len(numbers)} dicts of numbers"
     return [(*gradients, about) for gradients, about in zip(seen, numbers, strict=True)]
+
+
+def test_the_gradient_of_a_step_is_that_of_the_loss(make_gpt):
+    ([*found, _],) = steps(make_gpt)
+    cfg, agent, batch = before_an_update(make_gpt)
+    loss, _ = ppo_loss(agent, batch, batch.mask.sum(), cfg)
+    loss.backward()
+    for gradient, expected in zip(found, gradients_of(agent), strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_every_minibatch_begins_without_gradients(make_gpt, monkeypatch):

@@ -205,6 +205,7 @@ PROBLEMS = [
             a_step_has_one_temperature
             every_pass_takes_all_answers_in_a_new_order
             the_parts_of_a_minibatch_divide_by_its_tokens
+            the_gradient_of_a_step_is_that_of_the_loss
             every_minibatch_begins_without_gradients
             gradients_are_clipped_for_each_network_by_itself
             the_loss_on_pretraining_text_has_its_weight
