@@ -10,8 +10,8 @@ for whoever writes them.
     python tests/assignment.py FOLDER --grade-all    grades every folder in FOLDER, and writes grades.csv and
                                                      grades.json there
     python tests/assignment.py --prove               shows that the tests can be passed, and neither by
-                                                     nothing, nor by a sham, nor by solutions that are wrong;
-                                                     --brief: in minutes, without the wrong ones
+                                                     nothing, nor by a sham, nor by solutions that are wrong
+                                                     (hours); --brief: in minutes, without the wrong ones
     python tests/assignment.py --attack              shows what the attacks of tests/grader/attacks.py come to
 
 --grade and --grade-all take --problems, too, and --variant SEED: other random numbers in the tests, and
