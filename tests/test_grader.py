@@ -1,6 +1,7 @@
 """The walls around what is graded. All attacks against both: python tests/assignment.py --attack."""
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import pytest
@@ -8,6 +9,7 @@ from grader.attack_table import ATTACKS
 from grader.attacks import MARK, outcome
 from grader.examine import message, run, standing
 from grader.language import Refused, alone, pieces_of
+from grader.points import grade_one
 from grader.problems import FILES, PROBLEMS, ROOT, problems_of
 from grader.sources import source
 from grader.variant import CASES, Dice, encode
@@ -76,6 +78,18 @@ def test_the_namespaces_hold_what_gets_past_the_check(name):
     with mock.patch.dict(os.environ, GRADER_SECRET="secret"):
         came = outcome(attack, first_wall=False)
     assert (came.points, came.others, came.harm) == (0, True, "")
+
+
+@pytest.mark.skipif("namespaces" not in standing(), reason="no namespaces here")
+def test_signals_to_its_group_reach_no_other_submission():
+    killer = {"train_ppo.py": "def whiten(x, mask, shift_mean=True):\n    import os\n    import time\n"
+                              "    for _ in range(15):\n        time.sleep(0.1)\n        os.kill(0, 9)\n"}
+    with ThreadPoolExecutor() as pool:
+        attack = pool.submit(grade_one, 8, killer, 30.0, first_wall=False, walls=("namespaces",))
+        for _ in range(2):
+            row = grade_one(4, {"train_rm.py": source("train_rm.py")}, 30.0)
+            assert row["points"] == row["of"], "another submission, at the same time"
+    assert attack.result()["points"] == 0
 
 
 def test_time_has_an_end():

@@ -134,6 +134,7 @@ def behind_namespaces(root, fill, seconds):
         watch(child, seconds)
         os._exit(0)
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
+    os.setsid()  # a signal to the own group (number 0, which is also the parent from in here) meets nobody
     set_limits(seconds)
     build(root, fill)
     drop_rights()
