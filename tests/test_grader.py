@@ -83,7 +83,7 @@ def test_the_namespaces_hold_what_gets_past_the_check(name):
 @pytest.mark.skipif("namespaces" not in standing(), reason="no namespaces here")
 def test_signals_to_its_group_reach_no_other_submission():
     killer = {"train_ppo.py": "def whiten(x, mask, shift_mean=True):\n    import os\n    import time\n"
-                              "    for _ in range(15):\n        time.sleep(0.1)\n        os.kill(0, 9)\n"}
+                              "    for _ in range(9):\n        time.sleep(0.1)\n        os.kill(0, 9)\n"}
     with ThreadPoolExecutor() as pool:
         attack = pool.submit(grade_one, 8, killer, 30.0, first_wall=False, walls=("namespaces",))
         for _ in range(2):

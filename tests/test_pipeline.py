@@ -528,7 +528,7 @@ def test_a_step_is_explained_and_the_run_stays_as_it_is(copy, done, monkeypatch)
     assert [p.name for p in new] == ["ppo.explain.png"]
     assert all(content.startswith(b"\x89PNG") for _, content in new.values())
     assert "ppo.pt after step 3, and one more step in memory" in flat(out) and "How it adds up" in out
-    assert "4 optimizer steps" in flat(out), "two epochs of 16 answers in minibatches of 8"
+    assert "2 optimizer steps" in flat(out), "two epochs of 16 answers, a minibatch each"
     monkeypatch.setattr(lab.explain, "draw_tokens", lambda *_: 1 / 0)
     out = done(copy, "lab.explain runs/tiny/ppo.pt --batch_size 1")
     assert "How it adds up" in out and out.endswith("no picture (ZeroDivisionError: division by zero); "
