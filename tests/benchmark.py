@@ -10,6 +10,7 @@ work (tests/peers.py), in turn with ours: one computes, the other waits. A ratio
 that the peer took twice as long. Nothing else should run meanwhile.
 """
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -65,7 +66,7 @@ class Peer:
 
     def __init__(self, python, threads, nanogpt=None, script=ROOT / "tests" / "peers.py"):
         self.python = python
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (gone when the last of both closes it)
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (it lives as long as the peer)
         environment = {**os.environ, "NANOGPT": str(nanogpt or "")}
         try:
             self.process = subprocess.Popen(
@@ -80,8 +81,9 @@ class Peer:
 
     def seconds(self, asked):
         """How long a unit of the work takes there."""
-        self.process.stdin.write(json.dumps(asked) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it is gone: then there is no reply
+            self.process.stdin.write(json.dumps(asked) + "\n")
+            self.process.stdin.flush()
         return self.reply(" ".join(map(str, asked)))
 
     def reply(self, what):

@@ -115,8 +115,8 @@ def in_words(what, curve):
     lines = [f"{what}, {curve.sizes[0]} to {curve.sizes[-1]}:"]
     for kind, slope in curve.exponents().items():
         values = curve.seconds if kind == "time" else curve.megabytes
-        lines += [f"  {kind} of {of} {pace(slope)}: exponent {slope:.2f}, twice the {what} takes "
-                  f"{2**slope:.1f} times the {kind}, the last time {values[-1] / values[-2]:.1f}"]
+        lines += [f"  {kind} of {of} {pace(slope)}: exponent {slope:.2f}, a doubling takes "
+                  f"{2**slope:.1f} times as much, the last one {values[-1] / values[-2]:.1f}"]
     return "\n".join(lines)
 
 

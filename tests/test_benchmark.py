@@ -1,6 +1,5 @@
 """The benchmark counts and compares as it says; what it measures is for a quiet machine."""
 import ast
-import statistics
 import sys
 
 import pytest
@@ -105,7 +104,6 @@ def test_ours_and_theirs_in_turn(monkeypatch):
     assert row["measured"] == [2, 4, 6] and row["seconds"] == 4
     found = row["peers"]["TRL float32"]
     assert found["ratios"] == [4, 2, 8 / 6] and found["ratio"] == 2
-    assert statistics.median(found["ratios"]) == found["ratio"]
 
 
 def test_without_a_peer():
@@ -191,6 +189,6 @@ def test_growth_in_words():
     assert exponent([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2)
     curve = Curve([1, 2, 4], [1.0, 2.0, 4.0], [5.0, 5.0, 5.0])
     text = in_words("length", curve)
-    assert "time of a training step grows in proportion to it: exponent 1.00, twice the length" in text
+    assert "time of a training step grows in proportion to it: exponent 1.00, a doubling takes 2.0" in text
     assert "memory of a training step hardly grows: exponent 0.00" in text
     assert "a rollout" in in_words("answers", curve)
