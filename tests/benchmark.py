@@ -174,8 +174,10 @@ def compare(args):
     for name, make, asked in all_work():
         if args.only in name:
             known = peer and asked and (args.nanogpt or PEERS[asked[0]] != "nanoGPT")
-            rows.append(measured(name, make(), known and asked, peer, dtypes, args.pairs))
-            print(wrapped(f"{name}: {rows[-1]['does']}", "    "), flush=True)
+            work = make()
+            print(wrapped(f"{name}: {work.does}", "    "), flush=True)
+            rows.append(measured(name, work, known and asked, peer, dtypes, args.pairs))
+            print(f"    {rows[-1]['seconds']:.3f} seconds", against(rows[-1]["peers"]) or "", flush=True)
     if peer:
         peer.close()
     after = peaks()
@@ -198,7 +200,7 @@ def arguments():
     parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a checkout of nanoGPT")
     parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="of ours and of the peer")
     parser.add_argument("--pairs", type=positive, default=5, help="measurements of each row (default: 5)")
-    parser.add_argument("--bfloat16", action="store_true", help="peers also in bfloat16")
+    parser.add_argument("--bfloat16", action="store_true", help="peers also so; very slow without units")
     parser.add_argument("--only", default="", metavar="WORD", help="rows whose name has it")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="of growth, a PNG")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")

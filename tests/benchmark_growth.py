@@ -75,19 +75,32 @@ def measure(what, size, threads, times=2):
     return min(found[1:]), most_memory() - before
 
 
-def curves(threads):
-    """{what grows: its Curve}. A process is forked for each size: its peak is its own, and counts from where
-    it began. Raises UserError where the system cannot."""
+def in_a_process(what, size, threads):
+    """measure in a fork of this process: its peak is its own, and counts from where it began. This process
+    itself must have computed nothing with several threads, which a fork lacks. Raises UserError."""
     if "fork" not in multiprocessing.get_all_start_methods():
         raise UserError("growth measures memory in forked processes, which this system does not have")
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: there.send(measure(what, size, threads)))
+    process.start()
+    there.close()
+    try:
+        return here.recv()
+    except EOFError:
+        raise UserError(f"{what} {size}: the process that measured it died; is there memory?") from None
+    finally:
+        process.join()
+
+
+def curves(threads):
+    """{what grows: its Curve}."""
     found = {}
-    # This process itself has computed nothing: a fork of running threads would hang.
-    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-        for what, sizes in SIZES.items():
-            jobs = [(what, size, threads) for size in sizes]
-            seconds, memory = zip(*pool.starmap(measure, jobs, chunksize=1), strict=True)
-            found[what] = Curve(list(sizes), list(seconds), [n / 1e6 for n in memory])
-            print(in_words(what, found[what]), flush=True)
+    for what, sizes in SIZES.items():
+        measures = [in_a_process(what, size, threads) for size in sizes]
+        seconds, memory = zip(*measures, strict=True)
+        found[what] = Curve(list(sizes), list(seconds), [n / 1e6 for n in memory])
+        print(in_words(what, found[what]), flush=True)
     return found
 
 

@@ -1,11 +1,12 @@
 """The benchmark counts and compares as it says; what it measures is for a quiet machine."""
 import ast
+import os
 import sys
 
 import pytest
 import torch
 from benchmark import HEADER, Peer, cells, check, measured, remarks, seconds
-from benchmark_growth import Curve, exponent, in_words
+from benchmark_growth import Curve, exponent, in_a_process, in_words
 from benchmark_work import (
     Work,
     all_work,
@@ -183,6 +184,23 @@ def test_flags_that_do_not_fit(given, said):
     usual = dict(what=None, peer_python=None, nanogpt=None, only="", picture=None, json=None)
     with pytest.raises(UserError, match=said):
         check(type("Args", (), usual | given))
+
+
+def test_memory_is_that_of_the_work_alone(monkeypatch):
+    """A process of its own: neither what this one has had in memory nor what the small work needs."""
+    def work_of(what, size):
+        return Work(lambda: torch.ones(size or 10, 10**6, dtype=torch.uint8), "", 1, 1)
+
+    torch.ones(200, 10**6, dtype=torch.uint8)
+    monkeypatch.setattr("benchmark_growth.work_of", work_of)
+    seconds, memory = in_a_process("batch", 60, 1)
+    assert memory == pytest.approx(50e6, abs=8e6) and 0 < seconds
+
+
+def test_a_measurement_that_dies_is_one_sentence(monkeypatch):
+    monkeypatch.setattr("benchmark_growth.measure", lambda *args: os._exit(9))
+    with pytest.raises(UserError, match="batch 4: the process that measured it died"):
+        in_a_process("batch", 4, 1)
 
 
 def test_growth_in_words():

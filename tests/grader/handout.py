@@ -18,7 +18,7 @@ DEAD = re.compile(rf"<!-- [^>]*{MADE_BY}[^>]* -->\n+|[;；][^;；.。]*{MADE_BY}
 
 
 def page(file):
-    """The text of a page without what a student has no use for: sections, commands and figures of scripts that
+    """The text of a page without what a student has no use for: sections, commands, figures of scripts that
     stay here; a link to what stays here is its words, a picture its caption."""
     names = for_students()
 
