@@ -124,6 +124,7 @@ def test_no_page_names_what_was_left_out(student):
             assert there.exists() or not ((ROOT / name).parent / target).is_file(), f"{name}: {target}"
         assert not [gone for gone in left_out() if gone in text], name
         assert "Teaching with it" not in text and "用它教学" not in text
+        assert "How fast is it" not in text and "它有多快" not in text
 
 
 def test_some_problems_are_handed_out_with_what_they_need(tmp_path, capsys):

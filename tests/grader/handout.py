@@ -11,13 +11,14 @@ from grader.problems import ALL, FILES, PROBLEMS, ROOT, Mistake, needed_by
 from grader.sources import blanked, for_students, repository, version, write_to
 
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(?:#[^)\s]*)?\)")  # of markdown: picture?, words, file
-FOR_TEACHERS = re.compile(r"^## (?:Teaching with it|用它教学)\n.*?(?=^## |\Z)", re.M | re.S)
+HEADINGS = "Teaching with it|用它教学|How fast is it|它有多快"  # of what is done with files that stay here
+STAYS = re.compile(rf"^## (?:{HEADINGS})\n.*?(?=^## |\Z)", re.M | re.S)
 MADE_BY = r"`?[^`\n]*(?:tests/(?:assignment|mutants)\.py|\.ci/run)[^`\n]*`?"
 DEAD = re.compile(rf"<!-- [^>]*{MADE_BY}[^>]* -->\n+|[;；][^;；.。]*{MADE_BY}(?=[.。])")
 
 
 def page(file):
-    """The text of a page without what is for teachers: their section, commands and figures of scripts that
+    """The text of a page without what a student has no use for: sections, commands, figures of scripts that
     stay here; a link to what stays here is its words, a picture its caption."""
     names = for_students()
 
@@ -30,7 +31,7 @@ def page(file):
         return f"*[picture: {words}]*" if picture else words
 
     text = (ROOT / file).read_bytes().decode("utf-8")
-    return LINK.sub(plain, DEAD.sub("", FOR_TEACHERS.sub("", text)))
+    return LINK.sub(plain, DEAD.sub("", STAYS.sub("", text)))
 
 
 LANGUAGES = {"en": english, "zh": chinese}

@@ -14,6 +14,7 @@ OURS = (  # what students do not get
     "tests/assignment.py", "tests/test_assignment.py", "tests/grader/*", "tests/test_grader*.py",
     "tests/lessons.py", "tests/test_lessons.py", "tests/*solutions*.py",
     "tests/mutants.py", "tests/test_mutants.py", "docs/bugs.png",  # the bugs that they are to find
+    "tests/*benchmark*.py", "tests/peers.py",
     "tests/test_layout.py", "tests/test_docs.py",  # house rules, which say nothing about a student's code
     "docs/*teaching*.md", ".ci/*", ".github/*",
 )
