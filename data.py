@@ -5,7 +5,7 @@ batches, rankings and their pairs, and the four files of a data folder.
 
     python data.py --config tiny        shows a few rows of every file as text, tokens and masks
 """
-import lab.ctrl_c
+import lab.before_torch
 import base64
 import functools
 import hashlib

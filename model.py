@@ -8,7 +8,7 @@ model (reward_head, a number a sequence). B batch, T time, P prompt, R response,
     python model.py runs/tiny/rm.pt --prompt "What is a dog?" --response "A dog is a furry mammal."
     python model.py runs/tiny/sft.pt --against runs/tiny/ppo.pt  you judge the two, blind
 """
-import lab.ctrl_c
+import lab.before_torch
 import math
 from dataclasses import dataclass
 

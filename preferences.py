@@ -14,7 +14,7 @@ the tiny world it also holds held-out questions, which the simulated human ranks
 rest: so all figures are measured on the same taste. The same command goes on with a collection that
 was interrupted, and a larger --questions with a finished one.
 """
-import lab.ctrl_c
+import lab.before_torch
 import random
 import zlib
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ A round, as in the loop at the end of this file:
 Whatever is missing is trained first. Round 4 is the stage rs.4, its parent is rs.3, and so on: an
 interrupted pipeline goes on where it stopped.
 """
-import lab.ctrl_c
+import lab.before_torch
 import math
 import shlex
 from dataclasses import dataclass, replace

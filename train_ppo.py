@@ -13,7 +13,7 @@ One iteration, as in the loop at the end of this file:
 Final reward = score - beta KL(policy || reference): Ziegler et al. 2019; advantages: Schulman et
 al. 2016; clipped objective: Schulman et al. 2017. Token by token: python -m lab.explain CHECKPOINT
 """
-import lab.ctrl_c
+import lab.before_torch
 from dataclasses import dataclass, fields
 
 import torch

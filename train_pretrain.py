@@ -8,7 +8,7 @@
 Reads pretrain.txt of the run's data, trains a tokenizer on it (or takes the one of --init), writes
 tokenizer.json and pretrain.pt.
 """
-import lab.ctrl_c
+import lab.before_torch
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -14,7 +14,7 @@ scalar head learns from all pairs of each ranking; beside that, the next-token l
 4.5); the new model keeps the knobs of the old one unless a flag says otherwise, and sees some
 earlier rankings again. rejection_sampling.py does so in every round.
 """
-import lab.ctrl_c
+import lab.before_torch
 import json
 from dataclasses import dataclass, fields
 

@@ -8,7 +8,7 @@ generated while training.
 
 With --reviews it makes an AI judge instead, which learns from reviews: see lab/school.py.
 """
-import lab.ctrl_c
+import lab.before_torch
 from dataclasses import dataclass
 
 import torch.nn.functional as F

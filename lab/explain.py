@@ -8,7 +8,7 @@ Loads a checkpoint of train_ppo.py with everything that belongs to it, makes one
 memory, on a batch that begins with --prompt, and tells what happens to each token of that answer: two tables,
 how their columns add up, in words, and a picture beside the checkpoint. The checkpoint stays as it is.
 """
-import lab.ctrl_c
+import lab.before_torch
 import importlib
 import textwrap
 from dataclasses import fields

@@ -41,9 +41,9 @@ def imports_of(path):
 
 def level(module):
     """Where a module of ours stands: it may import what stands lower; -1 for what is not ours, and for
-    lab.ctrl_c, which every command imports before all else and which imports nothing."""
+    lab.before_torch, which every command imports before all else and which imports nothing."""
     room = module.split(".")[0]
-    if room not in OURS or module == "lab.ctrl_c":
+    if room not in OURS or module == "lab.before_torch":
         return -1
     return {"model": 0, "data": 0, "world": 1, "lab": 2}.get(room) or (
         3 + SCRIPTS.index(room) if room in SCRIPTS else 0)

@@ -20,8 +20,13 @@ def ragged(seed):
     B, R = (int(torch.randint(2, 8, (1,), generator=g)) for _ in "BR")
     lengths = torch.randint(1, R + 1, (B,), generator=g)
     lengths[0] = R
-    mask = (torch.arange(R) < lengths[:, None]).double()
-    return (*torch.randn(3, B, R, generator=g, dtype=torch.float64), mask)
+    mask = (torch.arange(R) < lengths[:, None]).float()
+    return (*torch.randn(3, B, R, generator=g), mask)
+
+
+def close(a, b):
+    """Whether two tensors are equal but for rounding."""
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def masked_functions(x, y, z, mask):
@@ -40,14 +45,14 @@ def test_padding_and_order_change_nothing(seed):
     rows, batch = masked_functions(x, y, z, mask)
     garbage = [F.pad(t, (0, 3)) + 3 * (1 - F.pad(mask, (0, 3))) for t in (x, y, z)]
     padded, same = masked_functions(*garbage, F.pad(mask, (0, 3)))
-    assert torch.allclose(batch, same)
+    assert close(batch, same)
     for a, b in zip(rows, padded, strict=True):
-        assert torch.allclose(a * mask, b[:, : mask.shape[1]] * mask)
+        assert close(a * mask, b[:, : mask.shape[1]] * mask)
     order = torch.randperm(len(x))
     turned, same = masked_functions(*(t[order] for t in (x, y, z, mask)))
-    assert torch.allclose(batch, same)
+    assert close(batch, same)
     for a, b in zip(rows, turned, strict=True):
-        assert torch.allclose(a[order], b)
+        assert close(a[order], b)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -57,8 +62,8 @@ def test_losses_of_parts_add_up_to_that_of_the_whole(seed):
     parts = [slice(0, cut), slice(cut, None)]
     policy = sum(ppo_policy_loss(x[p], y[p], z[p], mask[p], 0.2, n)[0] for p in parts)
     value = sum(value_loss(x[p], y[p], z[p], mask[p], 0.2, n) for p in parts)
-    assert torch.allclose(policy, ppo_policy_loss(x, y, z, mask, 0.2)[0])
-    assert torch.allclose(value, value_loss(x, y, z, mask, 0.2))
+    assert close(policy, ppo_policy_loss(x, y, z, mask, 0.2)[0])
+    assert close(value, value_loss(x, y, z, mask, 0.2))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -67,17 +72,17 @@ def test_both_ends_of_gae(seed):
     rewards, values, _, mask = ragged(seed)
     rewards, values = rewards * mask, values * mask
     togo = rewards.flip(1).cumsum(1).flip(1)
-    assert torch.allclose(gae(rewards, values, mask, 1.0, 1.0)[0], (togo - values) * mask)
+    assert close(gae(rewards, values, mask, 1.0, 1.0)[0], (togo - values) * mask)
     following = F.pad(values, (0, 1))[:, 1:]
     delta = (rewards + 0.9 * following - values) * mask
-    assert torch.allclose(gae(rewards, values, mask, 0.9, 0.0)[0], delta)
+    assert close(gae(rewards, values, mask, 0.9, 0.0)[0], delta)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whitened_numbers_have_mean_0_and_deviation_1(seed):
     x, _, _, mask = ragged(seed)
     white = whiten(x, mask)[mask.bool()]
-    assert abs(white.mean()) < 1e-6 and abs(white.std(correction=0) - 1) < 1e-4
+    assert abs(white.mean()) < 1e-5 and abs(white.std(correction=0) - 1) < 1e-4
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -104,12 +109,12 @@ def test_llama2_chooses_row_by_row(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_bradley_terry_knows_only_differences(seed):
-    better, worse = torch.randn(2, 9, dtype=torch.float64)
+    better, worse = torch.randn(2, 9)
     margin, p = 3 * torch.rand(9), torch.rand(9)
     shift = 5 * torch.randn(())
     for extra in ({}, {"margin": margin}, {"p_chosen": p}):
         loss = bradley_terry_loss(better, worse, **extra)
-        assert torch.allclose(loss, bradley_terry_loss(better + shift, worse + shift, **extra))
+        assert close(loss, bradley_terry_loss(better + shift, worse + shift, **extra))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
