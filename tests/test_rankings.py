@@ -47,10 +47,10 @@ import data
 import world.judge
 from lab.commands import STAGES
 from lab.measure import calibration_slope, differences, scores_of
+from lab.rankings import once_each
 from lab.records import load_checkpoint, load_model, record_of
 from lab.terminal import visible
 from world.reward import score_texts
-from world.taste import gold_score
 from world.tiny import PROMPTS
 
 OF_RM = {"data/pretrain.txt", "data/sft.jsonl"}  # what every reward model learns from, too
@@ -246,13 +246,11 @@ def test_two_collections_are_learned_together_and_fewer_rankings_alone(copy, don
     usual = f"train_rm.py {RM} --batch_size 1 --damaged 0 --eval_every 9999"
     done(copy, f"{usual} --rankings rankings rankings.ppo --name both")
     done(copy, f"{usual} --limit 40 --name few")
-    pairs = {}
-    for name in ("rankings", "rankings.ppo"):
-        rows = [row for row in rows_of(run / f"{name}.jsonl") if row["split"] == "train"]
-        pairs[name] = [data.has_pairs(row) for row in rows]
+    first, second = ([row for row in rows_of(run / f"{name}.jsonl") if row["split"] == "train"]
+                     for name in ("rankings", "rankings.ppo"))
     both, few = (load_checkpoint(run / f"{name}.pt") for name in ("both", "few"))
-    assert both["step"] == sum(map(sum, pairs.values()))
-    assert few["step"] == sum(pairs["rankings"][:40])
+    assert both["step"] == sum(map(data.has_pairs, once_each(first + second))), "the same ones count once"
+    assert few["step"] == sum(map(data.has_pairs, first[:40]))
     assert both["parents"].keys() == OF_RM | {"pretrain.pt", "rankings.jsonl", "rankings.ppo.jsonl"}
 
 
@@ -384,7 +382,11 @@ def test_two_checkpoints_are_judged_blind(copy, done, monkeypatch):
         gold = [gold_score(question["prompt"], text) for text in question["responses"]]
         return "=" if gold[0] == gold[1] else str(1 + gold.index(max(gold)))
 
+    def gold_score(prompt, text):  # the true one gives all answers of such models the same
+        return len(text)
+
     monkeypatch.setattr(talk, "pairs", watched)
+    monkeypatch.setattr(talk, "gold_score", gold_score)
     monkeypatch.setattr("builtins.input", best)
     line = "model.py runs/tiny/pretrain.pt --against runs/tiny/sft.pt --questions 30 --max_new_tokens 12"
     out = flat(done(copy, line))
