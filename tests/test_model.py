@@ -241,10 +241,12 @@ def test_cached_greedy_equals_the_naive_sampler_for_ragged_prompts(make_gpt):
 @pytest.mark.parametrize("training", [True, False])
 def test_model_and_arguments_stay_as_they_were(make_gpt, training):
     model, (prompts, lengths) = make_gpt().train(training), ragged_prompts()
-    generate(model, prompts, lengths, 5, 1.0, EOS, PAD)
+    responses, _, _ = generate(model, prompts, lengths, 5, 0, EOS, PAD)
     assert model.training == training, "the model's mode"
     before = [x.tolist() for x in ragged_prompts()]
     assert [prompts.tolist(), lengths.tolist()] == before, "the arguments have changed"
+    expected = naive_greedy(model, prompts[0, : lengths[0]].tolist(), 5)
+    assert responses[0, : len(expected)].tolist() == expected, "an answer, too"
 
 
 def test_what_stands_in_the_padding_of_a_prompt_does_not_matter(make_gpt):

@@ -36,7 +36,7 @@ def masked_functions(x, y, z, mask):
     rows = [kl_shaped_rewards(scores, x, y, mask, 0.3) * mask, advantages, returns, whiten(x, mask)]
     policy, numbers = ppo_policy_loss(x, y, z, mask, 0.2)
     batch = [policy, *numbers.values(), value_loss(x, y, z, mask, 0.2), *kl_estimates(x, y, mask)]
-    return rows, torch.stack(batch)
+    return rows, torch.stack([torch.as_tensor(number).float() for number in batch])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
