@@ -148,7 +148,7 @@ def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip, n_tokens=Non
 
     logprobs, old_logprobs, advantages, mask: (B, R); clip: c, or 0 for the unclipped -A rho
     Returns the loss and a dict, detached: clip_fraction (share of tokens whose gradient the clip stopped) and
-    approx_kl (mean of (rho - 1) - log rho: nats a token that the policy has moved), all three as masked_mean.
+    approx_kl (mean of (rho - 1) - log rho: nats a token that it has moved). n_tokens divides all three.
     """
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()

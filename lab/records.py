@@ -18,10 +18,8 @@ from model import GPT, GPTConfig
 RECORD = {"stage", "command", "knobs", "parents", "step", "steps", "finished", "state", "fingerprint"}
 
 
-def pick_device(name="auto", threads=0):
-    """"auto" -> cuda, mps or cpu, whichever is there. threads: of the CPU from now on (0: as they are)."""
-    if threads:
-        torch.set_num_threads(threads)
+def pick_device(name="auto"):
+    """"auto" -> cuda, mps or cpu, whichever is there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return next(device for device, is_there in there.items() if is_there)

@@ -159,7 +159,9 @@ class Stage:
         self.cfg, self.stage, self.name = cfg, stage, cfg.name or stage
         self.folder = run_folder(cfg)
         self.data = self.folder / "data"
-        self.device = pick_device(cfg.device, cfg.threads)
+        self.device = pick_device(cfg.device)
+        if cfg.threads:
+            torch.set_num_threads(cfg.threads)
         self.collection = stage == "preferences"
         self.knobs = knobs_of(cfg)
         self.parents, self.tracked, self.state, self.rows = {}, {}, {}, []

@@ -17,7 +17,8 @@ POINTS = 4  # of each written question
 LESSON = {
     "en": ("Goal", "Why", "Time", "Hint 1", "Hint 2", "Usual mistakes", "Question", "Experiment",
            "What you see"),
-    "zh": ("目标", "为什么", "用时", "点拨 1", "点拨 2", "常见错误", "书面题", "实验", "会看到什么"),
+    "zh": ("目标", "为什么", "用时", "点拨 1", "点拨 2", "常见错误",
+           "书面题", "实验", "会看到什么"),
 }
 ANSWER = {"en": ("Model answer", "Rubric"), "zh": ("参考答案", "评分标准")}
 FOLDERS = {"en": "docs", "zh": "docs/zh"}

@@ -1,4 +1,5 @@
 """Command line: knobs, presets, rules, help, and how a command ends."""
+import lab.before_torch
 import dataclasses
 import errno
 import importlib
@@ -260,6 +261,15 @@ def test_ctrl_c_is_one_quiet_line_or_none(capsys):
         with pytest.raises(SystemExit) as stop:
             run_main(main, stopped=stopped)
         assert stop.value.code == 130 and capsys.readouterr().out.strip() == stopped
+
+
+@pytest.mark.parametrize("mine, then", [
+    ({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)])
+def test_threads_that_wait_sleep_soon_unless_the_user_has_said_how(monkeypatch, mine, then):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # it is put back
+    monkeypatch.setattr(os, "environ", dict(mine))
+    importlib.reload(lab.before_torch)
+    assert os.environ.get("GOMP_SPINCOUNT") == then
 
 
 @pytest.mark.parametrize("command", ["model.py", "data.py", *(f"{s}.py" for s in SCRIPTS), "-m lab.explain"])

@@ -11,7 +11,7 @@ from grader.problems import ALL, FILES, PROBLEMS, ROOT, Mistake, needed_by
 from grader.sources import blanked, for_students, repository, version, write_to
 
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(?:#[^)\s]*)?\)")  # of markdown: picture?, words, file
-HEADINGS = "Teaching with it|用它教学|How fast is it|它有多快"  # of what is done with files that stay here
+HEADINGS = "Teaching with it|用它教学|How fast is it|它有多快"  # of what is done with files left out
 STAYS = re.compile(rf"^## (?:{HEADINGS})\n.*?(?=^## |\Z)", re.M | re.S)
 MADE_BY = r"`?[^`\n]*(?:tests/(?:assignment|mutants)\.py|\.ci/run)[^`\n]*`?"
 DEAD = re.compile(rf"<!-- [^>]*{MADE_BY}[^>]* -->\n+|[;；][^;；.。]*{MADE_BY}(?=[.。])")
