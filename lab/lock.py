@@ -1,5 +1,6 @@
 """One process at a time makes a stage of a run. The operating system lets go of a lock when its process ends,
-however it ends: none is left behind."""
+however it ends; the file goes too, unless the process is killed."""
+import atexit
 import contextlib
 import os
 
@@ -29,6 +30,7 @@ def take(folder, name, wait=False):
         with contextlib.suppress(FileNotFoundError):  # whoever had it has just removed it
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 held[path] = file
+                atexit.register(release, folder, name)
                 return
         file.close()
 

@@ -183,8 +183,6 @@ class Stage:
         lock.take(self.folder, self.name)
         if old:
             self.go_on(old)
-        elif self.collection:
-            self.begin_collection()
         self.note_data()
         steady_arithmetic()
         torch.manual_seed(cfg.seed)
@@ -226,6 +224,9 @@ class Stage:
             record = None
         if record and self.collection and not record["finished"] and not self.path.exists():
             record = None  # nothing was asked yet
+        if not record and self.collection and self.path.exists() and not self.cfg.overwrite:
+            raise UserError(f"{self.path} is there without its record {self.file('json').name}: move it "
+                            "away, or begin anew with --overwrite")
         if record and record["stage"] != self.stage:
             raise UserError(f"{self.folder / self.name} is a stage {record['stage']} of this run; choose "
                             "another --name")
@@ -261,12 +262,9 @@ class Stage:
                   "the same bit for bit", flush=True)
 
     def begin_collection(self):
-        """A collection has its record from the start, so that every ranking in it is accounted for."""
-        if self.path.exists() and not self.cfg.overwrite:
-            raise UserError(f"{self.path} is there without its record {self.file('json').name}: move it "
-                            "away, or begin anew with --overwrite")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.path.unlink(missing_ok=True)
+        """A collection has its record before the first ranking; an earlier one, overwritten, goes."""
+        if not self.checkpoint:
+            self.path.unlink(missing_ok=True)
         self.write_record(finished=False)
 
     def parent(self, name):
@@ -283,7 +281,7 @@ class Stage:
                 self.clock = time.time()  # what a parent took is not this stage's time
         self.note(path)
         if self.collection:
-            self.write_record(finished=False)
+            self.begin_collection()
         return path
 
     def note_data(self):

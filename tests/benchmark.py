@@ -4,6 +4,7 @@
     python tests/benchmark.py --peer_python OTHER/bin/python         beside TRL and transformers
     python tests/benchmark.py --peer_python ... --nanogpt FOLDER     and nanoGPT, its checkout
     python tests/benchmark.py growth --picture growth.png            how time and memory grow with what
+    python tests/benchmark.py crowd                                  several trainings at once
 
 "Peak" is the fastest product of two large matrices, measured here in the same process. Peers do the same
 work (tests/peers.py), in turn with ours: one computes, the other waits. A ratio is of such a pair: 2 says
@@ -21,6 +22,7 @@ import time
 from pathlib import Path
 
 import torch
+from benchmark_crowd import crowd
 from benchmark_growth import growth
 from benchmark_work import all_work
 from conftest import ROOT
@@ -195,10 +197,10 @@ def positive(text):
 
 def arguments():
     parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=Help)
-    parser.add_argument("what", nargs="?", choices=("growth",), help="instead of the table")
+    parser.add_argument("what", nargs="?", choices=("growth", "crowd"), help="instead of the table")
     parser.add_argument("--peer_python", metavar="PYTHON", help="with torch, transformers, trl, datasets")
     parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a checkout of nanoGPT")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="of ours and of the peer")
+    parser.add_argument("--threads", type=positive, help="of ours and of the peer (default: all cores)")
     parser.add_argument("--pairs", type=positive, default=5, help="measurements of each row (default: 5)")
     parser.add_argument("--bfloat16", action="store_true", help="peers also so; very slow without units")
     parser.add_argument("--only", default="", metavar="WORD", help="rows whose name has it")
@@ -211,8 +213,10 @@ def arguments():
 
 def check(args):
     """Raises UserError where flags do not fit together or a file is not where it should be."""
-    if args.what == "growth" and (args.peer_python or args.nanogpt or args.only):
-        raise UserError("growth is about our code alone: no --peer_python, --nanogpt or --only")
+    if args.what and (args.peer_python or args.nanogpt or args.only):
+        raise UserError(f"{args.what} is about our code alone: no --peer_python, --nanogpt or --only")
+    if args.what == "crowd" and args.threads:
+        raise UserError("crowd runs the scripts as they come: no --threads")
     if args.picture and args.what != "growth":
         raise UserError("--picture goes with growth")
     if args.nanogpt and not args.peer_python:
@@ -230,9 +234,12 @@ def check(args):
 def main():
     args = arguments()
     check(args)
+    args.threads = args.threads or os.cpu_count()
     torch.manual_seed(0)
     if args.what == "growth":
         found = growth(args.threads, args.picture)
+    elif args.what == "crowd":
+        found = crowd()
     else:
         torch.set_num_threads(args.threads)
         found = compare(args)

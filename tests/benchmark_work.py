@@ -59,10 +59,15 @@ def sampled(s, rows, prompt, answer):
 # ------------------------------------------------------------------------------------------------
 
 
-def training(s, rows, times=1):
+def adamw(model, lr, weight_decay):
+    """nanoGPT's optimizer, in place of ours."""
+    return torch.optim.AdamW(model.parameters(), lr, (0.9, 0.95), weight_decay=weight_decay, fused=True)
+
+
+def training(s, rows, times=1, optimizer_of=muon):
     """A step of train_pretrain.py on rows x context tokens."""
     model, T = GPT(GPTConfig(**s)).train(), s["block_size"]
-    optimizer = muon(model, 1e-3, 0.1)
+    optimizer = optimizer_of(model, 1e-3, 0.1)
     windows = torch.randint(s["vocab_size"], (rows, T + 1))
 
     def run():
@@ -196,8 +201,10 @@ def all_work():
     yield "pretraining step, tiny preset", preset_step, None
     for size in SIZES:
         s, rows = shape(size), SIZES[size]["rows"]
-        yield (f"training step, {size}-bench, {rows} x {s['block_size']}",
-               lambda s=s, rows=rows, times=STEPS[size]: training(s, rows, times), ["train", size])
+        for with_adamw, optimizer in (("", muon), (", with AdamW", adamw)):
+            yield (f"training step, {size}-bench, {rows} x {s['block_size']}{with_adamw}",
+                   lambda s=s, rows=rows, times=STEPS[size], optimizer=optimizer: training(
+                       s, rows, times, optimizer), ["train", size])
     for size, rows in (("tiny", 32), ("tiny", 128), ("small", 32)):
         yield (f"sampling, {size}-bench, {rows} at a time",
                lambda size=size, rows=rows: sampling(shape(size), rows), ["sample", size, rows])

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from benchmark import HEADER, Peer, cells, check, measured, remarks, seconds
+from benchmark_crowd import crowd, together
 from benchmark_growth import Curve, exponent, in_a_process, in_words
 from benchmark_work import (
     Work,
@@ -170,18 +171,19 @@ def test_the_table_in_words():
 
 def test_every_row_has_a_name_of_its_own():
     names = [name for name, *_ in all_work()]
-    assert len(set(names)) == len(names) == 9
+    assert len(set(names)) == len(names) == 11
     assert any("less work than TRL's" in name for name in names)
 
 
 @pytest.mark.parametrize("given, said", [
     ({"what": "growth", "only": "PPO"}, "about our code alone"),
+    ({"what": "crowd", "threads": 2}, "as they come: no --threads"),
     ({"picture": ROOT / "x.png"}, "goes with growth"),
     ({"nanogpt": ROOT}, "needs a --peer_python"), ({"only": "PPPO"}, "pretraining step"),
     ({"nanogpt": ROOT / "docs", "peer_python": "python"}, "a folder with nanoGPT's model.py"),
     ({"json": ROOT / "nowhere" / "x.json"}, "there is no folder")])
 def test_flags_that_do_not_fit(given, said):
-    usual = dict(what=None, peer_python=None, nanogpt=None, only="", picture=None, json=None)
+    usual = dict(what=None, threads=None, peer_python=None, nanogpt=None, only="", picture=None, json=None)
     with pytest.raises(UserError, match=said):
         check(type("Args", (), usual | given))
 
@@ -210,3 +212,32 @@ def test_growth_in_words():
     assert "time of a training step grows in proportion to it: exponent 1.00, a doubling takes 2.0" in text
     assert "memory of a training step hardly grows: exponent 0.00" in text
     assert "a rollout" in in_words("answers", curve)
+
+
+WAITS_FOR_THE_OTHER = """
+import pathlib, sys, time
+me, other = sys.argv[1:]
+pathlib.Path(me).touch()
+while not pathlib.Path(other).exists():
+    time.sleep(0.01)
+"""
+
+
+def test_a_crowd_runs_at_once(tmp_path):
+    pairs = (("a", "b"), ("b", "a"))
+    assert together([["-c", WAITS_FOR_THE_OTHER, *pair] for pair in pairs], tmp_path) > 0
+    assert {file.name for file in tmp_path.iterdir()} == {"a", "b"}
+    with pytest.raises(UserError, match="exit.5. ended with 5"):
+        together([["-c", "pass"], ["-c", "exit(5)"]], tmp_path)
+
+
+def test_a_crowd_is_compared_with_one_after_the_other(monkeypatch, capsys):
+    asked, times = [], iter([1.0, 2.0, 6.0])
+    fake = lambda commands, folder: asked.append(commands) or next(times)  # noqa: E731
+    monkeypatch.setattr("benchmark_crowd.together", fake)
+    assert crowd(2, ("train_it.py", "--fast"))["ratio"] == 2.0
+    assert [len(commands) for commands in asked] == [1, 1, 2]
+    names = [command[-1] for commands in asked for command in commands]
+    assert len(set(names)) == 4, "each has a folder of its own"
+    said = capsys.readouterr().out
+    assert "train_it.py --fast, 2 times: 3.0 seconds one after the other, 6.0 at once, 2.00 times" in said

@@ -3,6 +3,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import types
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 
 import data
 import lab.data_folder
@@ -543,8 +545,9 @@ def test_every_stage_of_the_table_is_a_script_of_this_repository():
 # ------------------------------------------------------------------------------------------------
 
 
-def collection(*argv, name="rankings", rows=2):
+def collection(*argv, name="rankings", rows=2, parent=None):
     stage = new_stage("--name", name, *argv, stage="preferences")
+    stage.parent(parent) if parent else stage.begin_collection()
     with stage.path.open("a") as file:
         file.writelines(f'{{"row": {i}}}\n' for i in range(rows))
     return stage
@@ -579,14 +582,13 @@ def test_a_finished_collection_of_which_a_part_is_gone_goes_on(here, capsys):
 
 def test_a_collection_that_stopped_goes_on_and_keeps_its_rows(here, capsys):
     toy_training()
-    stage = collection()
-    stage.parent("pretrain")
+    stage = collection(parent="pretrain")
     again = new_stage("--name", "rankings", stage="preferences")
     assert "goes on" in capsys.readouterr().out and again.path.read_text().count("\n") == 2
     assert again.parents == stage.parents != {}
     with pytest.raises(UserError, match="other knobs"):
         new_stage("--name", "rankings", "--lr", "0.1", stage="preferences")
-    new_stage("--name", "rankings", "--overwrite", stage="preferences")
+    new_stage("--name", "rankings", "--overwrite", stage="preferences").parent("pretrain")
     assert not again.path.exists(), "who overwrites begins with no ranking"
 
 
@@ -621,6 +623,31 @@ def test_rankings_without_a_record_are_not_gone_on_with(here):
     with pytest.raises(UserError, match="not the record of a collection"):
         new_stage("--name", "rankings", stage="preferences")
     new_stage("--name", "rankings", "--overwrite", stage="preferences")
+
+
+def test_a_collection_that_cannot_begin_leaves_no_trace_and_takes_nothing(here):
+    """It begins once the model is there whose answers are ranked."""
+    stage = new_stage("--name", "mine", stage="preferences")
+    with pytest.raises(UserError, match="has no ppo9"):
+        stage.parent("ppo9")
+    assert not Path("runs/tiny/mine.json").exists()
+    Path("runs/tiny/mine.jsonl").write_text("{}\n")
+    stage = new_stage("--name", "mine", "--overwrite", stage="preferences")
+    with pytest.raises(UserError, match="has no ppo9"):
+        stage.parent("ppo9")
+    assert Path("runs/tiny/mine.jsonl").read_text() == "{}\n"
+    saved(new_stage(stage="sft"))
+    stage.parent("sft")
+    assert Path("runs/tiny/mine.json").exists() and not Path("runs/tiny/mine.jsonl").exists()
+
+
+def test_a_lock_goes_with_its_process(here):
+    """Also where a command is refused."""
+    ends = "from lab import lock; from pathlib import Path; lock.take(Path('runs'), 'x'); {}"
+    for end in ("raise SystemExit(1)", "1 / 0", "pass"):
+        subprocess.run([sys.executable, "-c", ends.format(end)], env=os.environ | {"PYTHONPATH": str(ROOT)},
+                       stderr=subprocess.DEVNULL)
+        assert Path("runs").is_dir() and not list(Path("runs").iterdir())
 
 
 def test_one_name_is_one_kind_of_stage(here):
