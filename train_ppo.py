@@ -298,9 +298,9 @@ def ppo_loss(agent, mb, n_tokens, cfg):
 
 
 def update(agent, optimizer, batch, cfg, corpus=None):
-    """5. Clipped updates of policy and critic, a minibatch at a time (in the first every ratio is 1). corpus:
-    text for --ptx_coef, 16 windows a step, whose gradient is clipped with the rest. Returns a dict a step, of
-    floats: the numbers of ppo_loss, added up over its parts, and grad_norm, the policy's before clipping."""
+    """5. Clipped updates of policy and critic, in minibatches that torch draws (in the first every ratio is
+    1). corpus: text for --ptx_coef, 16 windows a step, whose gradient is clipped with the rest. Returns a
+    dict a step, of floats: ppo_loss's numbers, summed over parts, and the policy's grad_norm, unclipped."""
     updates = []
     for _ in range(cfg.ppo_epochs):
         for rows in torch.randperm(len(batch.mask)).split(cfg.minibatch_size):

@@ -183,13 +183,11 @@ def update(agent, optimizer, batch, cfg, corpus=None):
             found.append(step)
     return found
 """),
-    Right(12, "random.shuffle, text first", """
+    Right(12, "an order by sorting random numbers, text first", """
 def update(agent, optimizer, batch, cfg, corpus=None):
-    import random
     steps = []
     for _ in range(cfg.ppo_epochs):
-        order = list(range(len(batch.mask)))
-        random.shuffle(order)
+        order = torch.rand(len(batch.mask)).argsort().tolist()
         while order:
             rows, order = order[: cfg.minibatch_size], order[cfg.minibatch_size :]
             n_tokens = float(batch.mask[rows].sum())

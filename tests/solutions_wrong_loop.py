@@ -238,6 +238,9 @@ IN_UPDATE = [
         "one answer is forgotten":
             ORDER.replace("randperm(len(batch.mask))", "randperm(len(batch.mask) - 1)"),
     }),
+    Wrong(12, "an order that no seed of torch gives again", [
+        ("    updates = []\n", "    import random\n    updates, B = [], len(batch.mask)\n"),
+        ("torch.randperm(len(batch.mask))", "torch.tensor(random.sample(range(B), B))")]),
     Wrong(12, "one order for all passes", [
         ("    updates = []\n", "    updates = []\n    order = torch.randperm(len(batch.mask))\n"),
         ("torch.randperm(len(batch.mask)).split(", "order.split(")]),

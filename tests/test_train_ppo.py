@@ -605,6 +605,20 @@ def test_every_pass_takes_all_answers_in_a_new_order(make_gpt, monkeypatch):
     assert len({frozenset("".join(parts[:3])) for parts in passes}) > 1, "not always the same go first"
 
 
+def test_the_order_of_answers_comes_from_the_seed_of_torch(make_gpt, monkeypatch):
+    """Then a seed gives the same training again, bit for bit."""
+    orders = []
+    for other in (1, 2):
+        cfg, agent, batch = before_an_update(make_gpt, minibatch_size=5)
+        random.seed(other)
+        np.random.seed(other)
+        with monkeypatch.context() as patch:
+            calls = watch(patch, "ppo_loss")
+            update(agent, torch.optim.SGD(agent.parameters(), lr=0), batch, cfg)
+        orders.append([args[1].texts for args, _ in calls])
+    assert orders[0] == orders[1], "random numbers that are not torch's have a part in it"
+
+
 def test_the_parts_of_a_minibatch_divide_by_its_tokens(make_gpt, monkeypatch):
     """Minibatches of 5 and 3 answers in parts of 2: all parts of one get the number of its real tokens, and
     their numbers are added up."""

@@ -162,7 +162,7 @@ TASKS = {
         然后，3. 减去 KL 的代价；4. 算优势，如果 `cfg.whiten_advantages` 要求，
         就把它白化（回报不白化）。所有这些都放进一个 `Batch`。
 
-        `update`：5. 学 `cfg.ppo_epochs` 遍，每遍按随机次序分成小批次，
+        `update`：5. 学 `cfg.ppo_epochs` 遍，每遍按 torch 的随机数所定的新次序分成小批次，
         每个有 `cfg.minibatch_size` 个回答。一个小批次又分成几部分，每部分
         `cfg.micro_batch_size` 个回答（`Batch.take`）；各部分的梯度加起来，
         如果 `cfg.ptx_coef` 不为 0，再加上 `add_ptx_gradient` 的梯度；

@@ -204,6 +204,7 @@ PROBLEMS = [
             an_answer_that_was_cut_off_has_the_penalty_as_its_score
             a_step_has_one_temperature
             every_pass_takes_all_answers_in_a_new_order
+            the_order_of_answers_comes_from_the_seed_of_torch
             the_parts_of_a_minibatch_divide_by_its_tokens
             the_gradient_of_a_step_is_that_of_the_loss
             every_minibatch_begins_without_gradients
@@ -221,13 +222,13 @@ PROBLEMS = [
         `cfg.eos_penalty` instead where that is not 0; 3. subtract the price of the KL; 4. advantages,
         whitened if `cfg.whiten_advantages` says so (the returns are not). All of it goes into a `Batch`.
 
-        `update`: 5. `cfg.ppo_epochs` passes in a random order over minibatches of `cfg.minibatch_size`
-        answers. A minibatch is taken in parts of `cfg.micro_batch_size` answers (`Batch.take`); their
-        gradients are added up, with that of `add_ptx_gradient` where `cfg.ptx_coef` is not 0; then the
-        gradients of each of `agent.networks` are clipped, by themselves, to the norm `cfg.clip_grad` (0: not
-        at all), and the optimizer takes one step. What is returned is a dict for each step: the numbers of
-        `ppo_loss`, added up over the parts, and `grad_norm`, the norm of the policy's gradient before
-        clipping.
+        `update`: 5. `cfg.ppo_epochs` passes over minibatches of `cfg.minibatch_size` answers, each pass in a
+        new order that torch's random numbers decide. A minibatch is taken in parts of `cfg.micro_batch_size`
+        answers (`Batch.take`); their gradients are added up, with that of `add_ptx_gradient` where
+        `cfg.ptx_coef` is not 0; then the gradients of each of `agent.networks` are clipped, by themselves, to
+        the norm `cfg.clip_grad` (0: not at all), and the optimizer takes one step. What is returned is a dict
+        for each step: the numbers of `ppo_loss`, added up over the parts, and `grad_norm`, the norm of the
+        policy's gradient before clipping.
 
         `ppo_loss`: the policy loss of a part plus `agent.value_coef` times its value loss. Use your functions
         from above; `Agent`, `Batch`, `join`, `response_hidden`, `token_logprobs` and the functions of
