@@ -235,12 +235,12 @@ def usual_batch_size(training):
     return 32 if by_ai > len(training) / 2 else 16
 
 
-def add_text_gradient(model, corpus, lm_coef):
-    """The gradient of lm_coef x the next-token loss on four windows of text. (The idea: Yang et al. 2024,
-    "Regularizing hidden states".) corpus: token ids (1-D)."""
+def text_loss(model, corpus, lm_coef):
+    """lm_coef x the next-token loss on four windows of text. (The idea: Yang et al. 2024, "Regularizing
+    hidden states".) corpus: token ids (1-D)."""
     device = next(model.parameters()).device
     inputs, targets = data.text_batch(corpus, 4, min(96, model.config.block_size))
-    (lm_coef * lm_loss(model(inputs.to(device)), targets.to(device))).backward()
+    return lm_coef * lm_loss(model(inputs.to(device)), targets.to(device))
 
 
 def calibrate(model, enc, demonstrations, dev, cfg):
@@ -294,13 +294,16 @@ def main(argv=None):
         # rankings -> scores of their answers -> loss of their pairs -> step
         drawn = epoch_order(len(learned), step, batch_size, cfg.seed)
         batch = [learned[i] for i in drawn]
-        scores = group_scores(model, enc, batch)
+        with stage.autocast():
+            scores = group_scores(model, enc, batch).float()
         targets = targets_of and torch.cat([targets_of[i] for i in drawn])
         loss, right = ranking_loss(scores, batch, targets, cfg)
         optimizer.zero_grad()
         loss.backward()
         if cfg.lm_coef:
-            add_text_gradient(model, corpus, cfg.lm_coef)
+            with stage.autocast():
+                on_text = text_loss(model, corpus, cfg.lm_coef)
+            on_text.backward()
         grad_norm = clip_gradients(model, cfg.clip_grad)
         lr = set_lr(optimizer, step, steps, cfg.warmup)
         optimizer.step()

@@ -167,7 +167,8 @@ def main(argv=None):
     for step in stage.steps(steps):
         batch = sft_batch([train[i] for i in order(step)], pad)
         inputs, targets, mask = (x.to(stage.device) for x in batch)
-        loss = batch_loss(model, inputs, targets, mask)
+        with stage.autocast():
+            loss = batch_loss(model, inputs, targets, mask)
         optimizer.zero_grad()
         loss.backward()
         grad_norm = clip_gradients(model, cfg.clip_grad)

@@ -14,7 +14,7 @@ from lab.report import table
 from lab.terminal import wrapped
 from model import with_heads
 from runs import command, logged, standard
-from train_rm import PRESETS, Config, add_text_gradient, bradley_terry_loss, group_scores, ranking_loss
+from train_rm import PRESETS, Config, bradley_terry_loss, group_scores, ranking_loss, text_loss
 
 
 def folds(args):
@@ -77,7 +77,7 @@ def train_fold(base, enc, rows, corpus, cfg, what):
         optimizer.zero_grad()
         loss.backward()
         if cfg.lm_coef:
-            add_text_gradient(model, corpus, cfg.lm_coef)
+            text_loss(model, corpus, cfg.lm_coef).backward()
         clip_gradients(model, cfg.clip_grad)
         set_lr(optimizer, step, steps, cfg.warmup)
         optimizer.step()

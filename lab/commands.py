@@ -77,7 +77,7 @@ def command_of(cfg, stage):
     recipe_of knows, or script and flags as text."""
     words = shlex.split(recipe_of(stage) or stage)
     words[1:1] = ["--config", cfg.config]
-    for flag in ("run", "seed", "data", "device", "threads"):
+    for flag in ("run", "seed", "data", "device", "threads", "dtype"):
         value = getattr(cfg, flag)
         if str(value).startswith("-"):
             words.append(f"--{flag}={value}")  # it is no flag

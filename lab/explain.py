@@ -20,15 +20,14 @@ import torch
 import data
 from lab.cli import Help, Parser, convert, knobs_from, run_main
 from lab.explain_words import branch_in_words, in_words, obedient, score_in_words, what_is_learned
+from lab.machine import pick_device, set_random_state
 from lab.optim import adam, set_lr
 from lab.records import (
     check_parents,
     damaged,
     load_checkpoint,
     load_model,
-    pick_device,
     restore,
-    set_random_state,
 )
 from lab.report import COLORS, drawn, has_letters, new_figure, write_figure
 from lab.scorers import load_scorer, reward_models

@@ -1,5 +1,4 @@
-"""What a run's files hold: checkpoints and records, written whole or not at all, and read with care; the
-device and the random numbers, which a checkpoint holds as well."""
+"""What a run's files hold: checkpoints and records, written whole or not at all, and read with care."""
 import functools
 import hashlib
 import json
@@ -12,51 +11,11 @@ import torch
 from data import UserError, read_text
 from lab.checks import fits, is_number, stored_whole, wrong_model, wrong_record
 from lab.commands import again, is_name
+from lab.machine import set_random_state
 from model import GPT, GPTConfig
 
 # What a later call or another stage has to know about a stage.
 RECORD = {"stage", "command", "knobs", "parents", "step", "steps", "finished", "state", "fingerprint"}
-
-
-def pick_device(name="auto"):
-    """"auto" -> cuda, mps or cpu, whichever is there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return next(device for device, is_there in there.items() if is_there)
-    if name not in there:
-        raise UserError(f"--device {name}: expected auto, cpu, cuda or mps")
-    if not there[name]:
-        raise UserError(f"--device {name}: this machine has none; use --device cpu")
-    return name
-
-
-def random_state():
-    """Everything that random numbers come from, to be stored in a checkpoint."""
-    state = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    if torch.backends.mps.is_available():
-        state["mps"] = torch.mps.get_rng_state()
-    return state
-
-
-def set_random_state(state):
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    if "mps" in state and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state["mps"])
-
-
-def steady_arithmetic():
-    """The same seed shall give the same result, and in the same time."""
-    # Numbers too small for a normal float (1e-38) make some CPUs 10 times slower; softmax is full of them.
-    torch.set_flush_denormal(True)
-    # Where the first call of such a function comes from two threads at once, one of them may compute it
-    # less exactly: in a quarter of the runs Adam's first sqrt was another one. A call from one thread
-    # settles it.
-    for function in (torch.sqrt, torch.exp, torch.log):
-        function(torch.ones(4))
 
 
 def write_atomic(path, content):
@@ -113,14 +72,6 @@ def must_be_there(path):
         others = ", ".join(sorted(p.name for p in path.parent.glob("*.pt")))
         hint = f"; {path.parent} has {others}" if others else ""
         raise UserError(f"{path}: no such checkpoint{hint}")
-
-
-def in_words(model, device):
-    """A model's size, and what computes it."""
-    shape, n = model.config, sum(p.numel() for p in model.parameters())
-    threads = f", threads: {torch.get_num_threads()}" if device == "cpu" else ""
-    return (f"{shape.n_layer} blocks, {shape.n_embd} wide, {n / 1e6:.2f} M parameters, {shape.block_size} "
-            f"tokens of context; float32 on {device}{threads}")
 
 
 def load_checkpoint(path, device="cpu"):

@@ -1,10 +1,10 @@
 """What a run of PPO shows: three answers now and then, and the comparison with the SFT model at the end."""
 import data
 from lab.commands import shown_command
+from lab.machine import random_state, set_random_state
 from lab.measure import warnings_of
 from lab.records import load_model
 from lab.report import compare, truth_about
-from lab.run import random_state, set_random_state
 from lab.talk import answer
 from lab.terminal import wrapped
 from world.tiny import PROMPTS

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from data import UserError, load_rows
-from lab import lock
+from lab import lock, machine
 from lab.commands import (
     COLLECTOR,
     LEARNED_FROM,
@@ -38,18 +38,13 @@ from lab.records import (
     fingerprint,
     fingerprint_of,
     flush,
-    in_words,
     load_checkpoint,
     names_in,
-    pick_device,
     product_of,
-    random_state,
     record_in,
     record_of,
     restore,
     rows_until,
-    set_random_state,
-    steady_arithmetic,
     write_atomic,
 )
 from lab.report import drawn, picture
@@ -112,7 +107,7 @@ def train_if_missing(cfg, name, command=None):
     path = product_of(folder, name, words[0] == COLLECTOR)
     missing = "is not finished" if record else "is not there yet"
     print(f"\n{path} {missing}; first:\n{shown_command(words)}\n", flush=True)
-    state = random_state()
+    state = machine.random_state()
     try:
         importlib.import_module(Path(words[0]).stem).main(words[1:])
     except OfAParent:
@@ -122,7 +117,7 @@ def train_if_missing(cfg, name, command=None):
     except SystemExit as end:
         if end.code:  # it was stopped; 0 means that another process has finished it meanwhile
             raise
-    set_random_state(state)
+    machine.set_random_state(state)
     return path
 
 
@@ -149,6 +144,7 @@ class Stage:
     enc = stage.encoding()               the run's tokenizer; stage.data is the folder with its four files
     stage.track(model=model, optimizer=optimizer)     what a checkpoint holds; loads it when going on
     for step in stage.steps(cfg.steps):  progress bar, Ctrl-C, regular checkpoints
+        with stage.autocast():           around a forward pass that is learned from
         stage.log(step, loss=...)        one row of metrics
     stage.finish(samples, panels)        the final checkpoint; finish_collection(samples) for rankings
 
@@ -159,7 +155,8 @@ class Stage:
         self.cfg, self.stage, self.name = cfg, stage, cfg.name or stage
         self.folder = run_folder(cfg)
         self.data = self.folder / "data"
-        self.device = pick_device(cfg.device)
+        self.device = machine.pick_device(cfg.device)
+        self.dtype = machine.pick_dtype(cfg.dtype, self.device, stage)
         if cfg.threads:
             torch.set_num_threads(cfg.threads)
         self.collection = stage == "preferences"
@@ -184,7 +181,7 @@ class Stage:
         if old:
             self.go_on(old)
         self.note_data()
-        steady_arithmetic()
+        machine.steady_arithmetic()
         torch.manual_seed(cfg.seed)
 
     @property
@@ -257,9 +254,7 @@ class Stage:
             where = f"stopped at step {self.start} of {old['steps']}"
             self.rows = rows_until(self.file("jsonl"), self.start)
         print(f"{self.path} {where}: it goes on from there", flush=True)
-        if "threads" in old and old["threads"] != torch.get_num_threads():
-            print(f"begun with {old['threads']} threads and now {torch.get_num_threads()}: the result is not "
-                  "the same bit for bit", flush=True)
+        machine.tell_what_differs(old, machine.computed_with(self.dtype))
 
     def begin_collection(self):
         """A collection has its record before the first ranking; an earlier one, overwritten, goes."""
@@ -309,7 +304,12 @@ class Stage:
 
     def describe(self, model, source):
         """Print a model's size, where it comes from and what computes it, in a line."""
-        print(wrapped(f"{self.name}, from {source}: {in_words(model, self.device)}"), flush=True)
+        about = machine.in_words(model, self.device, self.dtype)
+        print(wrapped(f"{self.name}, from {source}: {about}"), flush=True)
+
+    def autocast(self):
+        """The context of a forward pass that is learned from: --dtype says what its products are in."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     # -- Training --------------------------------------------------------------------------------
 
@@ -392,8 +392,8 @@ class Stage:
             raise self.diverged(step, "weights are not finite")
         content = {name: thing.state_dict() for name, thing in self.tracked.items()}
         content |= self.record(step, finished, fingerprint(model))
-        content |= {"model_config": asdict(model.config), "random": random_state()}
-        content["threads"] = torch.get_num_threads()
+        content |= {"model_config": asdict(model.config), "random": machine.random_state()}
+        content |= machine.computed_with(self.dtype)
         if self.words is not None:  # a new tokenizer appears together with the first model that needs it
             write_atomic(self.folder / FILE, self.words)
             self.words = None

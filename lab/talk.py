@@ -28,8 +28,9 @@ from data import (
     special_id,
 )
 from lab.cli import Help, Parser, add_flag, did_you_mean, knob
+from lab.machine import pick_device
 from lab.measure import agreement, full_kl_and_entropy, wilson, win_rate
-from lab.records import load_model, pick_device
+from lab.records import load_model
 from lab.terminal import wrapped
 from lab.tokens import encoding_of
 from model import GPT, generate, join, response_hidden

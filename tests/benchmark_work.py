@@ -13,6 +13,7 @@ from peers import ANSWER, PAIRS, PPO, PROMPT, SIZES, STEPS, shape
 import data
 import train_ppo
 import train_pretrain
+from lab.machine import pick_dtype
 from lab.optim import adam, clip_gradients, muon
 from model import GPT, GPTConfig, generate, with_heads
 from train_rm import bradley_terry_loss
@@ -67,18 +68,18 @@ def adamw(model, lr, weight_decay):
 def training(s, rows, times=1, optimizer_of=muon):
     """A step of train_pretrain.py on rows x context tokens."""
     model, T = GPT(GPTConfig(**s)).train(), s["block_size"]
+    dtype = pick_dtype("auto", "cpu", "pretrain")
     optimizer = optimizer_of(model, 1e-3, 0.1)
     windows = torch.randint(s["vocab_size"], (rows, T + 1))
 
     def run():
-        torch.set_float32_matmul_precision("medium")  # as there
         for _ in range(times):
-            loss = train_pretrain.lm_loss(model(windows[:, :-1]), windows[:, 1:])
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):  # as there
+                loss = train_pretrain.lm_loss(model(windows[:, :-1]), windows[:, 1:])
             optimizer.zero_grad()
             loss.backward()
             clip_gradients(model, 1.0)
             optimizer.step()
-        torch.set_float32_matmul_precision("highest")
 
     needed = 3 * (blocks(s, rows * T, T) + head(s, rows * T))
     return Work(run, f"1 forward, 1 backward pass of {rows} x {T} tokens", rows * T, needed, times)

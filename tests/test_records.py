@@ -180,7 +180,7 @@ def test_another_number_of_threads_is_said(here, monkeypatch, capsys):  # noqa: 
         toy_training(stop_at=3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     toy_training()
-    assert "begun with 1 threads and now 7" in capsys.readouterr().out
+    assert "begun with threads 1, now threads 7" in capsys.readouterr().out
 
 
 def test_any_damage_is_one_sentence_or_changes_nothing(here):  # noqa: F811

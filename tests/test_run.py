@@ -20,6 +20,7 @@ import lab.run
 from data import UserError, encode_prompt
 from lab.cli import Common, knob, parse
 from lab.commands import STAGES, command_of, recipe_of
+from lab.machine import pick_device, pick_dtype, random_state, set_random_state
 from lab.optim import muon, set_lr
 from lab.records import load_language_model, load_model, record_in
 from lab.run import (
@@ -27,10 +28,7 @@ from lab.run import (
     fingerprint,
     finished,
     load_checkpoint,
-    pick_device,
-    random_state,
     record_of,
-    set_random_state,
     train_if_missing,
     write_atomic,
 )
@@ -98,6 +96,38 @@ def test_a_fingerprint_changes_with_any_weight(make_gpt):
     with torch.no_grad():
         model.ln_f.bias[3] += 1e-6
     assert fingerprint(model) != first
+
+
+@pytest.mark.parametrize("asked, device, units, stage, dtype", [
+    ("auto", "cpu", {"amx_bf16": False, "avx512_bf16": True}, "pretrain", "float32"),
+    ("auto", "cpu", {"amx_bf16": True}, "rm", "bfloat16"),
+    ("auto", "cpu", {"amx_bf16": True}, "ppo", "float32"),
+    ("auto", "cpu", {}, "sft", "float32"), ("auto", "mps", {}, "sft", "float32"),
+    ("bfloat16", "cpu", {}, "sft", "bfloat16"), ("bfloat16", "cpu", {}, "ppo", "float32"),
+    ("float32", "cpu", {"amx_bf16": True}, "sft", "float32")])
+def test_bfloat16_where_there_are_units_for_it_and_not_in_ppo(
+        asked, device, units, stage, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    assert pick_dtype(asked, device, stage) == dtype
+
+
+def test_products_of_a_training_pass_are_as_asked_and_that_is_told(here, capsys):
+    """Weights and what is outside the context stay float32; the parents are asked for the same."""
+    model = GPT(GPTConfig(5, 8, 1, 1, 4))
+    for asked in ("float32", "bfloat16"):
+        stage = new_stage("--dtype", asked, "--name", f"in_{asked}")
+        with stage.autocast():
+            assert model(torch.zeros(1, 2, dtype=torch.long)).dtype == getattr(torch, asked)
+        stage.describe(model, "random weights")
+        assert f"{asked} on cpu" in " ".join(capsys.readouterr().out.split())
+        assert command_of(stage.cfg, "sft")[-2:] == ["--dtype", asked]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_who_goes_on_with_other_products_is_told(here, capsys):
+    saved(new_stage("--steps", "6", "--dtype", "bfloat16"), finished=False)
+    new_stage("--steps", "6", "--dtype", "float32")
+    assert "begun with dtype bfloat16, now dtype float32" in capsys.readouterr().out
 
 
 def test_the_random_state_can_be_put_back():

@@ -495,7 +495,7 @@ def test_usual_batch_size():
 def test_the_loss_on_text_has_its_weight(scorer):
     """The text has room for one window alone."""
     corpus = np.arange(65) % 50
-    train_rm.add_text_gradient(scorer, corpus, 3.0)
+    train_rm.text_loss(scorer, corpus, 3.0).backward()
     seen = scorer.wpe.weight.grad.clone()
     scorer.zero_grad()
     logits = scorer(torch.tensor(corpus[None, :64]))
