@@ -12,6 +12,7 @@ import lab.before_torch
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch  # noqa: F401  (at hand for whoever writes lm_loss anew)
 import torch.nn.functional as F
 
 from data import SPECIAL, UserError, dump_encoding, load_text, make_encoding, text_batch, tokens_of, train_bpe
