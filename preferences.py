@@ -278,7 +278,8 @@ def main(argv=None):
         raise UserError(f"--name {cfg.name} is another collection: choose a name of its own for this one")
     stage = Stage(cfg, "preferences")
     training, held_out = questions_of(load_prompts(stage.data), cfg)
-    check_questions(stage.path, training, held_out)  # before anything is written
+    if not cfg.overwrite:
+        check_questions(stage.path, training, held_out)  # before anything is written
     path = stage.parent(cfg.answers_of)
     enc = stage.encoding()
     policy = load_policy(path, stage, enc, cfg)
