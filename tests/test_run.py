@@ -1,9 +1,9 @@
 """Run folder, checkpoints, going on after a stop, parents, collections."""
+import atexit
 import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import types
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 
 import data
 import lab.data_folder
@@ -671,13 +670,15 @@ def test_a_collection_that_cannot_begin_leaves_no_trace_and_takes_nothing(here):
     assert Path("runs/tiny/mine.json").exists() and not Path("runs/tiny/mine.jsonl").exists()
 
 
-def test_a_lock_goes_with_its_process(here):
-    """Also where a command is refused."""
-    ends = "from lab import lock; from pathlib import Path; lock.take(Path('runs'), 'x'); {}"
-    for end in ("raise SystemExit(1)", "1 / 0", "pass"):
-        subprocess.run([sys.executable, "-c", ends.format(end)], env=os.environ | {"PYTHONPATH": str(ROOT)},
-                       stderr=subprocess.DEVNULL)
-        assert Path("runs").is_dir() and not list(Path("runs").iterdir())
+def test_the_file_of_a_lock_goes_with_its_process(here, monkeypatch):
+    """Where a command is refused, too."""
+    at_the_end = []
+    monkeypatch.setattr(atexit, "register", lambda call, *args: at_the_end.append((call, args)))
+    lab.lock.take(Path("runs"), "x")
+    assert [file.name for file in Path("runs").iterdir()] == [".x.lock"]
+    for call, args in at_the_end:
+        call(*args)
+    assert not list(Path("runs").iterdir())
 
 
 def test_one_name_is_one_kind_of_stage(here):
