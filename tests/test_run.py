@@ -251,12 +251,12 @@ def test_threads_are_set_told_and_handed_on_to_parents(here, capsys, monkeypatch
     set_to = []
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
     new_stage("--name", "usual")
-    stage = new_stage("--threads", "3")
+    stage = new_stage("--threads", "3", "--dtype", "float32")
     assert set_to == [3], "without the flag they stay as they are"
     stage.describe(GPT(GPTConfig(5, 8, 1, 1, 4)), "random weights")
     said = " ".join(capsys.readouterr().out.split())
     assert f"float32 on cpu, threads: {torch.get_num_threads()}" in said and "1 blocks, 4 wide" in said
-    assert command_of(stage.cfg, "sft")[-2:] == ["--threads", "3"]
+    assert command_of(stage.cfg, "sft")[-4:] == ["--threads", "3", "--dtype", "float32"]
 
 
 def saved(stage, finished=True, step=1):
