@@ -575,9 +575,9 @@ EXPERIMENTS = {  # on two cores and a bare clone
     overoptimisation: "11 minutes",
     first: "seconds, after train_ppo.py",
 }
-ABOUT_TIMES = ("Times are those of two cores on a bare clone. Of them up to three and a half minutes are "
-               "for the pretrained, SFT and reward model, which a finished runs/tiny has already. "
-               "Folds on 1,500 pairs of your own with --config small take 11.")
+ABOUT_TIMES = ("Times are those of two cores on a bare clone, with earlier code: three and a half minutes of "
+               "them for the pretrained, SFT and reward model, which take seven now, and which a finished "
+               "runs/tiny has already. Folds on 1,500 pairs of your own with --config small take 11.")
 
 
 def main():
