@@ -285,6 +285,7 @@ def main(argv=None):
     policy = load_policy(path, stage, enc, cfg)
     labeler, examiner = labelers(stage, enc, cfg)
     stage.state["wanted"] = len(training)
+    stage.begin_collection()
 
     plan = f"{len(training):,} questions about answers of {cfg.answers_of} for {labeler.title}"
     if examiner:

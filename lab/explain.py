@@ -22,13 +22,7 @@ from lab.cli import Help, Parser, convert, knobs_from, run_main
 from lab.explain_words import branch_in_words, in_words, obedient, score_in_words, what_is_learned
 from lab.machine import pick_device, set_random_state
 from lab.optim import adam, set_lr
-from lab.records import (
-    check_parents,
-    damaged,
-    load_checkpoint,
-    load_model,
-    restore,
-)
+from lab.records import check_parents, damaged, load_checkpoint, load_model, restore
 from lab.report import COLORS, drawn, has_letters, new_figure, write_figure
 from lab.scorers import load_scorer, reward_models
 from lab.terminal import colors, terminal_width, wrapped

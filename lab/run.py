@@ -257,7 +257,8 @@ class Stage:
         machine.tell_what_differs(old, machine.computed_with(self.dtype))
 
     def begin_collection(self):
-        """A collection has its record before the first ranking; an earlier one, overwritten, goes."""
+        """Nothing can be refused any more: an earlier collection, overwritten, goes, and the record comes
+        before the first ranking."""
         if not self.checkpoint:
             self.path.unlink(missing_ok=True)
         self.write_record(finished=False)
@@ -275,8 +276,6 @@ class Stage:
                 path = train_if_missing(self.cfg, name)
                 self.clock = time.time()  # what a parent took is not this stage's time
         self.note(path)
-        if self.collection:
-            self.begin_collection()
         return path
 
     def note_data(self):

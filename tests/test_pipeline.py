@@ -432,6 +432,18 @@ def test_gradients_are_clipped_but_not_with_0(few, done, stage):
     assert same(free, far) and not same(free, near)
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "rm", "ppo"])
+def test_what_learns_in_bfloat16(few, done, stage):
+    """--dtype is about all training passes but those of PPO; the weights stay in single precision."""
+    if stage == "pretrain":  # whose tokenizer is that of the whole text
+        (few / "runs/tiny/tokenizer.json").unlink()
+    for dtype in ("float32", "bfloat16"):
+        done(few, f"{SMALL[stage]} --dtype {dtype} --name in_{dtype}")
+    long, short = (few / f"runs/tiny/in_{dtype}.pt" for dtype in ("float32", "bfloat16"))
+    assert same(long, short) == (stage == "ppo")
+    assert {str(x.dtype) for x in weights(short).values()} == {"torch.float32"}
+
+
 def test_small_micro_batches_learn_the_same(few, done):
     """Answers of different lengths: dividing by the tokens of each part instead of the whole would show at
     once."""

@@ -148,6 +148,17 @@ def test_every_knob_of_a_collection_changes_its_rankings(ask_knobs):
     assert_each_matters(ask_knobs, ASK_KNOBS, digest)
 
 
+def test_a_collection_that_is_refused_leaves_no_trace_and_takes_nothing(copy, refused):
+    """Neither the file of a new one nor an old one that it was to overwrite."""
+    run, flags = copy / "runs/tiny", ("--answers_of ppo9", "--answers_of rm", "--labeler ai --judge ppo")
+    for i, flag in enumerate(flags):
+        refused(copy, f"preferences.py {ASK} {flag} --name new{i}")
+        (run / f"old{i}.jsonl").write_text("{}\n")
+        refused(copy, f"preferences.py {ASK} {flag} --name old{i} --overwrite")
+        assert (run / f"old{i}.jsonl").read_text() == "{}\n"
+    assert not list(run.glob("new*")) and not list(run.glob("old*.json"))
+
+
 def test_an_answer_leaves_room_for_its_prompt(copy, refused):
     line = f"preferences.py {ASK} --name odd"
     assert "leaves no room for a prompt" in refused(copy, f"{line} --max_new_tokens 64")

@@ -576,7 +576,9 @@ def test_every_stage_of_the_table_is_a_script_of_this_repository():
 
 def collection(*argv, name="rankings", rows=2, parent=None):
     stage = new_stage("--name", name, *argv, stage="preferences")
-    stage.parent(parent) if parent else stage.begin_collection()
+    if parent:
+        stage.parent(parent)
+    stage.begin_collection()
     with stage.path.open("a") as file:
         file.writelines(f'{{"row": {i}}}\n' for i in range(rows))
     return stage
@@ -617,7 +619,7 @@ def test_a_collection_that_stopped_goes_on_and_keeps_its_rows(here, capsys):
     assert again.parents == stage.parents != {}
     with pytest.raises(UserError, match="other knobs"):
         new_stage("--name", "rankings", "--lr", "0.1", stage="preferences")
-    new_stage("--name", "rankings", "--overwrite", stage="preferences").parent("pretrain")
+    new_stage("--name", "rankings", "--overwrite", stage="preferences").begin_collection()
     assert not again.path.exists(), "who overwrites begins with no ranking"
 
 
@@ -652,22 +654,6 @@ def test_rankings_without_a_record_are_not_gone_on_with(here):
     with pytest.raises(UserError, match="not the record of a collection"):
         new_stage("--name", "rankings", stage="preferences")
     new_stage("--name", "rankings", "--overwrite", stage="preferences")
-
-
-def test_a_collection_that_cannot_begin_leaves_no_trace_and_takes_nothing(here):
-    """It begins once the model is there whose answers are ranked."""
-    stage = new_stage("--name", "mine", stage="preferences")
-    with pytest.raises(UserError, match="has no ppo9"):
-        stage.parent("ppo9")
-    assert not Path("runs/tiny/mine.json").exists()
-    Path("runs/tiny/mine.jsonl").write_text("{}\n")
-    stage = new_stage("--name", "mine", "--overwrite", stage="preferences")
-    with pytest.raises(UserError, match="has no ppo9"):
-        stage.parent("ppo9")
-    assert Path("runs/tiny/mine.jsonl").read_text() == "{}\n"
-    saved(new_stage(stage="sft"))
-    stage.parent("sft")
-    assert Path("runs/tiny/mine.json").exists() and not Path("runs/tiny/mine.jsonl").exists()
 
 
 def test_the_file_of_a_lock_goes_with_its_process(here, monkeypatch):

@@ -162,9 +162,9 @@ TASKS = {
         然后，3. 减去 KL 的代价；4. 算优势，如果 `cfg.whiten_advantages` 要求，
         就把它白化（回报不白化）。所有这些都放进一个 `Batch`。
 
-        `update`：5. 学 `cfg.ppo_epochs` 遍，每遍按 torch 的随机数所定的新次序分成小批次，
-        每个有 `cfg.minibatch_size` 个回答。一个小批次又分成几部分，每部分
-        `cfg.micro_batch_size` 个回答（`Batch.take`）；各部分的梯度加起来，
+        `update`：5. 学 `cfg.ppo_epochs` 遍，每遍按新的次序分成小批次，
+        次序由 torch 的随机数决定；每个小批次有 `cfg.minibatch_size` 个回答。
+        一个小批次又分成几部分，每部分 `cfg.micro_batch_size` 个回答（`Batch.take`）；各部分的梯度加起来，
         如果 `cfg.ptx_coef` 不为 0，再加上 `add_ptx_gradient` 的梯度；
         然后对 `agent.networks` 里的每个网络单独裁剪梯度，使范数不超过
         `cfg.clip_grad`（0：不裁剪）；最后优化器走一步。返回的是每一步一个字典，
