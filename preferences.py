@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from data import UserError, load_prompts, load_rows, ranking_to_pairs
+from lab import parallel
 from lab.cli import JudgeKnobs, knob, parse, run_main
 from lab.judges import judge_rules, load_judge
 from lab.records import load_language_model
@@ -82,6 +83,8 @@ RULES = (
     ("the simulated human knows only the tiny world: with --data it is --labeler human or --labeler ai",
      lambda c: c.data and c.labeler in ("auto", "simulated")),
     ("--answers_per_prompt: a ranking needs at least 2 answers", lambda c: c.answers_per_prompt == 1),
+    ("one process has answers ranked: start preferences.py with python, not with torchrun",
+     lambda c: parallel.several()),
     *judge_rules(lambda c: c.labeler == "ai"),
 )
 

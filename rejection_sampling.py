@@ -26,6 +26,7 @@ from lab.best_of_n import best_of_n_log_ratio, log_probability
 from lab.cli import Common, knob, parse, run_main
 from lab.commands import shown_command
 from lab.optim import clip_gradients, muon, set_lr
+from lab.parallel import part, share, total
 from lab.records import load_model
 from lab.report_rounds import report
 from lab.run import Stage, finished, knobs_of, other_knobs, record_of, run_folder, train_if_missing
@@ -211,15 +212,15 @@ def fine_tune(stage, model, winners, enc, cfg):
     model.train()
     for step in stage.steps(steps):
         order = data.epoch_order(len(rows), step, cfg.batch_size, cfg.seed)
-        batch = data.sft_batch([rows[i] for i in order], pad)
+        batch = data.sft_batch([rows[i] for i in share(order)], pad)
         inputs, targets, mask = (x.to(stage.device) for x in batch)
-        loss = sft_loss(model(inputs), targets, mask)
+        loss = part(sft_loss(model(inputs), targets, mask), mask.sum().item())
         optimizer.zero_grad()
         loss.backward()
         grad_norm = clip_gradients(model, cfg.clip_grad)
         lr = set_lr(optimizer, step, steps, cfg.warmup)
         optimizer.step()
-        stage.log(step, ("loss",), loss=loss.item(), grad_norm=grad_norm, lr=lr)
+        stage.log(step, ("loss",), loss=total(loss.item()), grad_norm=grad_norm, lr=lr)
     model.eval()
 
 

@@ -10,8 +10,7 @@ One iteration, as in the loop at the end of this file:
     1. sample an answer to each of a batch of prompts      4. advantages: better than expected?
     2. score the answers with the reward model             5. clipped updates of policy and critic
     3. shape the reward: score - beta KL to the reference  6. log
-Final reward = score - beta KL(policy || reference): Ziegler et al. 2019; advantages: Schulman et
-al. 2016; clipped objective: Schulman et al. 2017. Token by token: python -m lab.explain CHECKPOINT
+Final reward = score - beta KL(policy || reference). A step token by token: python -m lab.explain CKPT
 """
 import lab.before_torch
 from dataclasses import dataclass, fields
@@ -21,17 +20,18 @@ import torch.nn as nn
 
 import data
 from lab.cli import JudgeKnobs, knob, parse, run_main
+from lab.data_folder import training_prompts
 from lab.judges import judge_rules
 from lab.measure import check, look_at_step
 from lab.optim import adam, set_lr
+from lab.parallel import generate, part, share, summed
 from lab.records import load_language_model
 from lab.report_ppo import report, show_answers
 from lab.run import Stage, fingerprint
 from lab.scorers import check_reward, count_from_sft, load_scorer, reward_models
 from lab.tokens import encode_prompts
-from model import generate, join, response_hidden, token_logprobs, with_heads
+from model import join, response_hidden, token_logprobs, with_heads
 from world.reward import whiten_scores
-from world.tiny import leave_out_names, left_out
 
 
 @dataclass
@@ -306,6 +306,7 @@ def update(agent, optimizer, batch, cfg, corpus=None):
         for rows in torch.randperm(len(batch.mask)).split(cfg.minibatch_size):
             optimizer.zero_grad()
             n_tokens, total = batch.mask[rows].sum(), {}
+            rows = share(rows)
             by_length = rows[batch.mask[rows].sum(1).argsort().cpu()]  # similar lengths: less padding
             for micro in by_length.split(cfg.micro_batch_size):
                 loss, numbers = ppo_loss(agent, batch.take(micro), n_tokens, cfg)
@@ -313,6 +314,7 @@ def update(agent, optimizer, batch, cfg, corpus=None):
                 total = {name: total.get(name, 0.0) + float(x) for name, x in numbers.items()}
             if cfg.ptx_coef:
                 add_ptx_gradient(agent.policy, corpus, cfg.ptx_coef)
+            total = summed(total, *agent.networks)
             limit = cfg.clip_grad or torch.inf
             norms = [nn.utils.clip_grad_norm_(net.parameters(), limit).item() for net in agent.networks]
             optimizer.step()
@@ -324,7 +326,7 @@ def add_ptx_gradient(policy, corpus, ptx_coef):
     """PPO-ptx: the gradient of ptx_coef x the pretraining loss. (InstructGPT, Ouyang et al. 2022, eq. 2.)"""
     windows = data.text_batch(corpus, 16, min(96, policy.config.block_size - 1))
     inputs, targets = (x.to(policy.wte.weight.device) for x in windows)
-    (-ptx_coef * token_logprobs(policy(inputs), targets).mean()).backward()
+    part(-ptx_coef * token_logprobs(policy(inputs), targets).mean(), 1).backward()
 
 
 def make_agent(cfg, reference, scorer):
@@ -344,9 +346,7 @@ def main(argv=None):
     stage = Stage(cfg, "ppo")
     sft, _ = load_language_model(stage.parent("sft"), stage.device)
     reference, _ = load_language_model(stage.parent(cfg.start), stage.device)
-    enc, names = stage.encoding(), leave_out_names(cfg.leave_out)
-    rows = [row for row in data.load_prompts(stage.data) if not left_out(row["prompt"], names)]
-    prompts = [row["prompt"] for row in data.of_split(rows, "train", stage.data / "prompts.jsonl")]
+    enc, prompts = stage.encoding(), training_prompts(stage.data, cfg.leave_out)
     corpus, held_out_text = data.tokens_of(enc, data.load_text(stage.data))
     scorer = load_scorer(stage, cfg.reward, enc, cfg)
     stage.check_contexts(["pretrain", "sft", cfg.start, *reward_models(cfg.reward)])

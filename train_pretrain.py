@@ -20,6 +20,7 @@ from lab.cli import Common, knob, parse, run_main
 from lab.formats import enough
 from lab.measure import held_out_loss, text_windows
 from lab.optim import clip_gradients, muon, set_lr
+from lab.parallel import part, share, total
 from lab.records import load_model, record_in
 from lab.report import table
 from lab.run import Stage
@@ -171,9 +172,10 @@ def main(argv=None):
     stage.track(model=model, optimizer=optimizer)
     model.train()
     for step in stage.steps(cfg.steps):
-        inputs, targets = text_batch(train_tokens, cfg.batch_size, block_size)
+        inputs, targets = map(share, text_batch(train_tokens, cfg.batch_size, block_size))
         with stage.autocast():
             loss = lm_loss(model(inputs.to(stage.device)), targets.to(stage.device))
+        loss = part(loss, len(inputs))
         optimizer.zero_grad()
         loss.backward()
         grad_norm = clip_gradients(model, cfg.clip_grad)
@@ -183,7 +185,7 @@ def main(argv=None):
         measured = dict.fromkeys(windows)
         if step % cfg.eval_every == 0 or step + 1 == cfg.steps:
             measured = losses()
-        stage.log(step, ("loss",), loss=loss.item(), **measured, grad_norm=grad_norm, lr=lr)
+        stage.log(step, ("loss",), loss=total(loss.item()), **measured, grad_norm=grad_norm, lr=lr)
 
     model.eval()
     report(stage, cfg, enc, model, before, losses(), texts[1])

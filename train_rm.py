@@ -26,6 +26,7 @@ from data import UserError, batch_pairs, epoch_order, is_thumb
 from lab.cli import Common, knob, knobs_from, parse, run_main
 from lab.measure import accuracy, calibration_slope, differences, evaluate, scores_of
 from lab.optim import clip_gradients, muon, set_lr
+from lab.parallel import part, share, together
 from lab.rankings import check_names, earlier_rankings, rankings_of, replayed, usable
 from lab.records import load_model
 from lab.report_rm import report
@@ -240,7 +241,7 @@ def text_loss(model, corpus, lm_coef):
     hidden states".) corpus: token ids (1-D)."""
     device = next(model.parameters()).device
     inputs, targets = data.text_batch(corpus, 4, min(96, model.config.block_size))
-    return lm_coef * lm_loss(model(inputs.to(device)), targets.to(device))
+    return part(lm_coef * lm_loss(model(inputs.to(device)), targets.to(device)), 1)
 
 
 def calibrate(model, enc, demonstrations, dev, cfg):
@@ -295,7 +296,7 @@ def main(argv=None):
         drawn = epoch_order(len(learned), step, batch_size, cfg.seed)
         batch = [learned[i] for i in drawn]
         with stage.autocast():
-            scores = group_scores(model, enc, batch).float()
+            scores = together(group_scores(model, enc, share(batch)).float())
         targets = targets_of and torch.cat([targets_of[i] for i in drawn])
         loss, right = ranking_loss(scores, batch, targets, cfg)
         optimizer.zero_grad()

@@ -26,6 +26,7 @@ from data import (
 from lab.cli import Common, knob, parse, run_main
 from lab.measure import held_out_loss, sft_batches
 from lab.optim import clip_gradients, muon, set_lr
+from lab.parallel import part, share, total
 from lab.records import load_language_model
 from lab.report import compare
 from lab.run import Stage
@@ -165,10 +166,10 @@ def main(argv=None):
     stage.track(model=model, optimizer=optimizer)
     model.train()
     for step in stage.steps(steps):
-        batch = sft_batch([train[i] for i in order(step)], pad)
+        batch = sft_batch([train[i] for i in share(order(step))], pad)
         inputs, targets, mask = (x.to(stage.device) for x in batch)
         with stage.autocast():
-            loss = batch_loss(model, inputs, targets, mask)
+            loss = part(batch_loss(model, inputs, targets, mask), mask.sum().item())
         optimizer.zero_grad()
         loss.backward()
         grad_norm = clip_gradients(model, cfg.clip_grad)
@@ -177,7 +178,7 @@ def main(argv=None):
 
         measure = step % cfg.eval_every == 0 or step + 1 == steps
         test_loss = held_out_loss(model, held_out) if measure else None
-        stage.log(step, ("loss",), loss=loss.item(), test_loss=test_loss, grad_norm=grad_norm, lr=lr)
+        stage.log(step, ("loss",), loss=total(loss.item()), test_loss=test_loss, grad_norm=grad_norm, lr=lr)
 
     model.eval()
     if cfg.reviews:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from data import CONTROL, UserError
+from lab import parallel
 from lab.terminal import screens, terminal_width, visible
 
 
@@ -274,7 +275,7 @@ def value_of(f, value):
 def run_main(main, stopped="Stopped. The same command goes on from what is saved."):
     """Call a script's main(); what a user can mend ends in one sentence. stopped: said after Ctrl-C."""
     program = Path(sys.argv[0]).name
-    with screens():
+    with screens(), parallel.joined():
         try:
             main()
         except KeyboardInterrupt:
@@ -295,6 +296,8 @@ def sentence_of(error):
         what = error.filename or "a file of the run"
         why = error.strerror or error
         return f"{what} cannot be written or read ({why}); what was saved before is still there"
+    if parallel.several() and re.search("peer|gloo|NCCL|[Cc]onnection", str(error)):
+        return "another process of this training has ended; the same command goes on from what is saved"
     if isinstance(error, MemoryError) or re.search(r"allocate|out of memory", str(error)):
         return "this needs more memory than there is: choose a smaller model, batch or number of answers"
     return None

@@ -1,10 +1,10 @@
 """The data folder of a run: filled once, by whichever command is the first, and then never changed."""
 from contextlib import nullcontext
 
-from data import UserError
+from data import UserError, load_prompts, of_split
 from lab import lock
 from lab.formats import check_unchanged, convert, source_of
-from world.tiny import write_world
+from world.tiny import leave_out_names, left_out, write_world
 
 
 def fill_once(cfg, run):
@@ -40,3 +40,10 @@ def fill(cfg, run):
     elif not is_filled(run):
         sizes = {"n_documents": 1000, "n_demonstrations": 200} if cfg.config == "smoke" else {}
         write_world(folder, cfg.seed, **sizes)
+
+
+def training_prompts(folder, leave_out):
+    """The prompts to learn from, but for those about subjects or topics that --leave_out names."""
+    names = leave_out_names(leave_out)
+    rows = [row for row in load_prompts(folder) if not left_out(row["prompt"], names)]
+    return [row["prompt"] for row in of_split(rows, "train", folder / "prompts.jsonl")]

@@ -19,6 +19,7 @@ import torch
 
 import data
 from lab.cli import Help, Parser, convert, knobs_from, run_main
+from lab.data_folder import training_prompts
 from lab.explain_words import branch_in_words, in_words, obedient, score_in_words, what_is_learned
 from lab.machine import pick_device, set_random_state
 from lab.optim import adam, set_lr
@@ -28,7 +29,6 @@ from lab.scorers import load_scorer, reward_models
 from lab.terminal import colors, terminal_width, wrapped
 from lab.tokens import encoding_of, room_for_prompts
 from model import response_hidden, token_logprobs
-from world.tiny import leave_out_names, left_out
 
 # What may be given anew for the step that is shown; every other knob is the checkpoint's.
 WHAT_IF = ("batch_size", "minibatch_size", "micro_batch_size", "ppo_epochs", "clip", "value_clip", "gamma",
@@ -320,9 +320,7 @@ def main(argv=None):
     scorer.mean, scorer.std = stage.state["sft_scale"]
     agent, optimizer = load_agent(ppo, stage, reference, scorer)
     corpus, _ = data.tokens_of(enc, data.load_text(stage.data))
-    left = leave_out_names(cfg.leave_out)
-    rows = data.of_split(data.load_prompts(stage.data), "train", stage.data / "prompts.jsonl")
-    prompts = [row["prompt"] for row in rows if not left_out(row["prompt"], left)]
+    prompts = training_prompts(stage.data, cfg.leave_out)
     set_random_state(stage.checkpoint["random"])
 
     others = torch.randint(len(prompts), (cfg.batch_size - 1,)).tolist()

@@ -4,6 +4,7 @@ import os
 import re
 
 from data import UserError
+from lab import parallel
 from lab.cli import JudgeKnobs, judge_is_asked
 from lab.records import load_model
 from lab.run import STAGES, load_checkpoint
@@ -24,6 +25,8 @@ def judge_rules(wanted):
          lambda cfg: "@" in cfg.judge_url),
         ("--judge names a model of this run, --judge_url a server: choose one",
          lambda cfg: cfg.judge_url and cfg.judge != JudgeKnobs.judge),
+        ("--judge_url: one process asks a server; start it with python, not with torchrun",
+         lambda cfg: cfg.judge_url and parallel.several()),
         ("our own AI judge knows only the tiny world: with --data name a server's model with --judge_url",
          lambda cfg: wanted(cfg) and cfg.data and not cfg.judge_url),
         ("--preamble: expected none, base, detailed, a text file with your principles or a sentence",

@@ -5,6 +5,7 @@ import contextlib
 import os
 
 from data import UserError
+from lab import parallel
 
 try:
     import fcntl
@@ -15,9 +16,10 @@ held = {}  # {path: open file} of this process, which may take a lock again: par
 
 
 def take(folder, name, wait=False):
-    """Raises UserError where another process is at the stage `name` of a run folder, or waits for it."""
+    """Raises UserError where another process is at the stage `name` of a run folder, or waits for it. Of
+    several processes that train together the first one takes it."""
     path = (folder / f".{name}.lock").resolve()
-    if fcntl is None or path in held:
+    if fcntl is None or path in held or not parallel.is_first():
         return
     while True:
         file = opened(path)

@@ -3,6 +3,8 @@ import math
 
 import torch
 
+from lab.parallel import sum_gradients
+
 
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024): the momentum of a matrix, made orthogonal, is the step.
@@ -110,6 +112,7 @@ def set_lr(optimizer, step, steps, warmup):
 
 
 def clip_gradients(model, limit):
-    """Scale all gradients so that their common norm is at most `limit`. Returns the norm before, a number.
-    limit 0: nothing is scaled."""
+    """Scale all gradients, of several processes their sum, so that their common norm is at most `limit`.
+    Returns the norm before, a number. limit 0: nothing is scaled."""
+    sum_gradients(model)
     return torch.nn.utils.clip_grad_norm_(model.parameters(), limit or torch.inf).item()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from data import UserError, read_text
+from lab import parallel
 from lab.checks import fits, is_number, stored_whole, wrong_model, wrong_record
 from lab.commands import again, is_name
 from lab.machine import set_random_state
@@ -20,7 +21,9 @@ RECORD = {"stage", "command", "knobs", "parents", "step", "steps", "finished", "
 
 def write_atomic(path, content):
     """Write text or bytes under a temporary name, then rename: neither a killed process nor a full disk
-    leaves half a file."""
+    leaves half a file. Of several processes the first one writes."""
+    if not parallel.is_first():
+        return
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -35,6 +38,13 @@ def write_atomic(path, content):
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+
+
+def append_row(path, row):
+    """Add a line to a .jsonl file. Of several processes the first one writes."""
+    if parallel.is_first():
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def flush(path):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 import data
-from lab import lock
+from lab import lock, parallel
 from lab.measure import (
     chance_corrected,
     describe,
@@ -124,6 +124,8 @@ def laid_out(columns):
 def drawn(path, draw):
     """draw(an open file) makes a picture, which then lies at `path`, whole or not at all; of two processes
     one writes after the other. What prevents it is told, and stops nothing."""
+    if not parallel.is_first():
+        return
     try:
         file = io.BytesIO()
         draw(file)

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from data import UserError, load_rows
-from lab import lock, machine
+from lab import lock, machine, parallel
 from lab.commands import (
     COLLECTOR,
     LEARNED_FROM,
@@ -34,6 +34,7 @@ from lab.commands import (
 )
 from lab.data_folder import fill_once
 from lab.records import (
+    append_row,
     check_parents,
     fingerprint,
     fingerprint_of,
@@ -109,7 +110,8 @@ def train_if_missing(cfg, name, command=None):
     print(f"\n{path} {missing}; first:\n{shown_command(words)}\n", flush=True)
     state = machine.random_state()
     try:
-        importlib.import_module(Path(words[0]).stem).main(words[1:])
+        main = importlib.import_module(Path(words[0]).stem).main
+        parallel.call(main, words[1:], first_alone=words[0] == COLLECTOR)
     except OfAParent:
         raise
     except UserError as error:
@@ -165,7 +167,7 @@ class Stage:
         self.words = None  # content of a new tokenizer.json, which the first checkpoint writes
         self.start, self.total, self.clock, self.checkpoint = 0, 0, time.time(), None
         self.check_name()
-        fill_once(cfg, self.folder)
+        parallel.first_then_others(fill_once, cfg, self.folder)
         old = self.earlier()
         if old:
             self.check_knobs(old)
@@ -326,6 +328,7 @@ class Stage:
         if self.start and self.checkpoint["steps"] != total:
             raise UserError(f"{self.path} was to have {self.checkpoint['steps']} steps, and has {total} now: "
                             "what it learns from has changed; begin anew with --overwrite")
+        parallel.wait()
         if self.start == 0:
             self.save(0, False)  # before its metrics are overwritten: never the old model with new ones
         write_atomic(self.file("jsonl"), "".join(json.dumps(row) + "\n" for row in self.rows))
@@ -338,10 +341,11 @@ class Stage:
         try:
             for step in self.bar:
                 yield step
-                if stop or step + 1 == total or time.time() - saved > pause:
+                stopped = parallel.any_of(stop)
+                if stopped or step + 1 == total or time.time() - saved > pause:
                     self.save(step + 1, False)
                     saved, pause = time.time(), min(2 * pause, save_seconds)
-                if stop:
+                if stopped:
                     self.bar.close()
                     print(f"\nStopped after step {step + 1} of {total}; nothing is lost. The same command "
                           f"goes on:\n{shown_command(sys.argv)}", flush=True)
@@ -358,8 +362,7 @@ class Stage:
             if isinstance(value, float) and not math.isfinite(value):
                 raise self.diverged(step, f"{name} is {value}")
         self.rows.append({"step": step, **metrics})
-        with self.file("jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.rows[-1]) + "\n")
+        append_row(self.file("jsonl"), self.rows[-1])
         values = {name: f"{metrics[name]:.3g}" for name in shown if metrics[name] is not None}
         self.bar.set_postfix(values, refresh=False)
 
@@ -389,6 +392,8 @@ class Stage:
         model = self.tracked["model"]
         if not all(x.isfinite().all() for x in model.state_dict().values()):
             raise self.diverged(step, "weights are not finite")
+        if not parallel.is_first():
+            return
         content = {name: thing.state_dict() for name, thing in self.tracked.items()}
         content |= self.record(step, finished, fingerprint(model))
         content |= {"model_config": asdict(model.config), "random": machine.random_state()}
@@ -406,8 +411,7 @@ class Stage:
     def write_record(self, finished):
         """Write the record of a collection."""
         rows = len(load_rows(self.path))
-        print_of_it = fingerprint_of(self.path) if rows else ""
-        record = self.record(rows, finished, print_of_it)
+        record = self.record(rows, finished, fingerprint_of(self.path) if rows else "")
         write_atomic(self.file("json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     def finish(self, samples, panels, caption=""):
@@ -416,7 +420,8 @@ class Stage:
         write_atomic(self.file("samples.txt"), visible(samples) + "\n")
         self.state["picture"] = [panels, caption]
         with contextlib.suppress(OSError):
-            self.file("png").unlink()  # that of an earlier training
+            if parallel.is_first():
+                self.file("png").unlink()  # that of an earlier training
         self.save(len(self.rows), True)  # whoever is stopped before repeats only the evaluation
         draw(self.folder, self.name, len(self.rows), panels, caption)
         self.done()
@@ -429,13 +434,11 @@ class Stage:
 
     def done(self):
         lock.release(self.folder, self.name)
-        files = [self.file(ending) for ending in self.other_files()]
-        files = ", ".join(file.name for file in files if file.exists())
+        parallel.wait()
+        endings = ("samples.txt", "json") if self.collection else ("samples.txt", "png", "jsonl")
+        files = ", ".join(file.name for file in map(self.file, endings) if file.exists())
         print(wrapped(f"\n{self.name}: {time.time() - self.clock:.0f} s. In {self.folder}: {self.path.name}, "
                       f"{files}"), flush=True)
-
-    def other_files(self):
-        return ("samples.txt", "json") if self.collection else ("samples.txt", "png", "jsonl")
 
     def where_it_lies(self):
         """What there is to do with a finished stage."""

@@ -5,6 +5,7 @@ import random
 import torch
 
 from data import encode, fit, load_rows, steps_per_epoch
+from lab import parallel
 from lab.report import table
 from lab.terminal import wrapped
 from model import GPT, GPTConfig
@@ -29,7 +30,7 @@ def with_context(model, block_size):
 def reviews_of(folder, enc, block_size, n, seed):
     """Write n reviews of the tiny world to reviews.jsonl of the folder -> {split: [(prompt_ids, reply_ids)]},
     plain text to go on with; dev and test are the same ones."""
-    write_reviews(folder / "reviews.jsonl", seed, n)
+    parallel.call(write_reviews, folder / "reviews.jsonl", seed, n)
     reviews, rows, n_cut = load_rows(folder / "reviews.jsonl"), {"train": [], "dev": []}, 0
     for row in reviews:
         prompt, reply = encode(enc, "\n\n" + row["prompt"]), encode(enc, row["response"])

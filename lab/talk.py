@@ -30,10 +30,11 @@ from data import (
 from lab.cli import Help, Parser, add_flag, did_you_mean, knob
 from lab.machine import pick_device
 from lab.measure import agreement, full_kl_and_entropy, wilson, win_rate
+from lab.parallel import generate
 from lab.records import load_model
 from lab.terminal import wrapped
 from lab.tokens import encoding_of
-from model import GPT, generate, join, response_hidden
+from model import GPT, join, response_hidden
 from world.labelers import Human, RankingFile, rank_all
 from world.reward import score_texts
 from world.taste import gold_score

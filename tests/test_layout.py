@@ -140,7 +140,8 @@ def called_from(file, node, known):
 
 def step_path():
     """{(file, function): its lines} of what an iteration runs through, by the names that are called, from the
-    loop on, as the default has it. What prints and logs is no part of the algorithm."""
+    loop on, as the default has it: one process, for which lab/parallel.py does nothing (its generate is the
+    model's). What prints and logs is no part of the algorithm."""
     known, loop = definitions(), ppo_loop()
     logs = {"log", "say", "steps", "show_answers", "look_at_step", "set_lr"}
     off_by_default = {"adapt_kl_coef", "add_ptx_gradient", "llama2_reward", "rate"}
@@ -149,7 +150,8 @@ def step_path():
     todo += called_from("train_ppo", loop, known)
     while todo:
         file, name = todo.pop()
-        if (file, name) in seen or name in logs | off_by_default:
+        file = "model" if (file, name) == ("lab.parallel", "generate") else file
+        if (file, name) in seen or file == "lab.parallel" or name in logs | off_by_default:
             continue
         nodes = known[file][name]
         seen[file, name] = sum(node.end_lineno - node.lineno + 1 for node in nodes)
