@@ -6,13 +6,13 @@ import multiprocessing
 import os
 import pickle
 import re
-import socket
 import sys
 import time
 
 import pytest
 import torch
 import torch._dynamo  # noqa: F401  (an optimizer imports it, for seconds: once here, not in each fork)
+import torch.distributed as dist
 from conftest import random_gpt
 from pipeline import JOBS, begin, copy, tiny  # noqa: F401  (fixtures)
 from test_train_ppo import EOS, PAD, config, one_network, sampled_batch, two_networks
@@ -34,13 +34,13 @@ ROWS = [([5, 6, 7], [2, 9]), ([5], [3, 4, 8, 9]), ([4, 4], [9]), ([6, 1], [2, 2,
 
 def processes(n, function, wanted=None):
     """What a function returns in each of n processes that train together, or in the first of them."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     fork = multiprocessing.get_context("fork")
 
     def body(number, end):
         os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(n),
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+                       "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True"}
         torch.manual_seed(7)
         with joined():
             found = function()
