@@ -41,7 +41,7 @@ from lab.measure import (
 )
 from lab.report_ppo import CHAPTER, warn
 from lab.talk import Answer
-from model import generate, join, response_hidden, token_logprobs
+from model import GPTConfig, generate, join, response_hidden, token_logprobs
 from world.taste import gold_score
 from world.tiny import PROMPTS, SENTENCES
 
@@ -198,7 +198,7 @@ def test_held_out_loss_weighs_every_token_the_same(make_gpt):
 def length_model():
     """A "reward model" that gives the number of tokens as the score."""
     return SimpleNamespace(training=False, eval=lambda: None, train=lambda mode: None,
-                           parameters=lambda: iter([torch.zeros(1)]), config=SimpleNamespace(block_size=64),
+                           parameters=lambda: iter([torch.zeros(1)]), config=GPTConfig(12, 64),
                            score=lambda tokens, lengths: lengths.float())
 
 
