@@ -357,9 +357,9 @@ def main(argv=None):
     stage.track(**networks, optimizer=optimizer)
     frozen = [reference, *scorer.models]
     before = [fingerprint(model) for model in frozen]
-    longest = max(map(len, prompt_ids)) + cfg.max_new_tokens
-    stage.describe(agent.policy, cfg.start, agent.networks, {sft, *frozen}, 2, cfg.micro_batch_size, longest,
-                   cfg.max_new_tokens, cfg.batch_size)
+    stage.describe(agent.policy, cfg.start, networks=agent.networks, frozen={sft, *frozen},
+                   length=max(map(len, prompt_ids)) + cfg.max_new_tokens, logits=cfg.max_new_tokens,
+                   rows=cfg.micro_batch_size, sampled=cfg.batch_size)
     for step in stage.steps(cfg.steps):
         lr = set_lr(optimizer, step, cfg.steps, cfg.warmup)
         kl_coef = stage.state["kl_coef"]  # beta: moves only with --kl_target

@@ -191,7 +191,7 @@ def main(argv=None):
     enc, model = load_start(stage, cfg, texts[0], source)
     train_tokens, test_tokens = tokens_of(enc, texts)
     T = model.config.block_size
-    stage.describe(model, source or "random weights", [model], [], 1, cfg.batch_size, T, T)
+    stage.describe(model, source or "random weights", rows=cfg.batch_size, length=T, logits=T)
     print(f"{len(train_tokens):,} tokens of text, of {enc.n_vocab} kinds")
     remark = enough(len(train_tokens), sum(p.numel() for p in model.parameters()))
     if remark and not source:

@@ -286,7 +286,7 @@ def main(argv=None):
     targets_of = elo_targets(learned) if cfg.loss == "regression" else None
     batch_size = cfg.batch_size or usual_batch_size(training)
     at_once = batch_size * max(len(row["responses"]) for row in learned)
-    stage.describe(model, path, [model], [base], 1, at_once, model.config.block_size, 0)
+    stage.describe(model, path, rows=at_once, length=model.config.block_size, frozen=[base])
     steps = cfg.epochs * data.steps_per_epoch(len(learned), batch_size)
     watched = (dev or held_out)[:50]  # its accuracy is the curve of the picture
     optimizer = muon(model, cfg.lr, cfg.weight_decay)

@@ -159,7 +159,7 @@ def main(argv=None):
     rows, pad = rows_of(stage, enc, cfg, model.config.block_size), special_id(enc, "pad")
     train = rows["train"]
     longest, learned = max(len(p) + len(r) for p, r in train), max(len(r) for _, r in train)
-    stage.describe(model, path, [model], [], 1, cfg.batch_size, longest, learned)
+    stage.describe(model, path, rows=cfg.batch_size, length=longest, logits=learned)
     held_out = sft_batches(rows[cfg.eval_split][:300], pad, cfg.batch_size)
     steps, order = cfg.epochs * steps_per_epoch(len(train), cfg.batch_size), order_of(train, cfg)
 

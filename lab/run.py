@@ -300,10 +300,11 @@ class Stage:
             raise UserError(f"the models must see equally long contexts, but have {said} tokens: train them "
                             "from one pretrained model")
 
-    def describe(self, model, source, *bill):
-        """Print a model's size, where it comes from, what computes it, and machine.memory_bill."""
+    def describe(self, model, source, **work):
+        """Print a model's size, where it comes from, what computes it, and what memory its work takes (see
+        machine.memory_bill)."""
         about = machine.in_words(model, self.device, self.dtype)
-        needs = machine.memory_bill(*bill)
+        needs = machine.memory_bill(model, **work)
         print(wrapped(f"{self.name}, from {source}: {about}; {needs}"), flush=True)
 
     def autocast(self):
