@@ -83,7 +83,7 @@ def memory_bill(model, rows=0, length=0, logits=0, networks=None, frozen=(), sam
     width, depth, V = shape.n_embd, shape.n_layer, shape.vocab_size
     learned, still = (sum(p.numel() for net in models for p in net.parameters())
                       for models in (networks, frozen))
-    moments = 2 * learned if sampled else learned + width * (V + shape.block_size)
+    moments = 2 * learned if sampled else learned + len(networks) * width * (V + shape.block_size)
     kept = len(networks) * depth * length * (16 * width + shape.n_head * length)
     learning = rows * (kept + 4 * logits * V)
     sampling = sampled * (2 * depth * length * width + 3 * logits * V)
