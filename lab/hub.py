@@ -14,6 +14,7 @@ from data import SPECIAL, UserError, read_text
 from lab.checks import shapes_of, stored_whole, wrong_shape
 from lab.hub_tokens import read_tokenizer
 from lab.safetensors import read_tensors
+from lab.terminal import wrapped
 from model import GPT, GPTConfig
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
@@ -58,6 +59,8 @@ def read_gpt(folder, block_size=None, dropout=0.0):
         raise UserError(f"{folder}: its output head, lm_head.weight, differs from its embeddings, "
                         "wte.weight (untied); here both are one matrix, so this model cannot be read")
     if block_size and block_size < shape["block_size"]:
+        print(wrapped(f"of the {shape['block_size']} positions of {folder} the first {block_size} are kept "
+                      "(--block_size)"))
         shape["block_size"] = block_size
         weights["wpe.weight"] = weights["wpe.weight"][:block_size]
     model = GPT(GPTConfig(**{**shape, "dropout": dropout})).eval()

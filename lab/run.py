@@ -76,10 +76,8 @@ def draw_if_missing(folder, name, record):
 
 def draw(folder, name, steps, panels, caption):
     """A picture of so many steps."""
-    def curves(file):
-        picture(file, rows_until(folder / f"{name}.jsonl", steps), panels, caption)
-
-    drawn(folder / f"{name}.png", curves)
+    rows = folder / f"{name}.jsonl"
+    drawn(folder / f"{name}.png", lambda file: picture(file, rows_until(rows, steps), panels, caption))
 
 
 class OfAParent(UserError):

@@ -669,6 +669,7 @@ def test_a_training_goes_on_from_a_folder_and_comes_back_as_one(here, tmp_path):
     base = "train_pretrain.py --config gpt2 --data mine --init hub"
     code, out = here(f"{base} --steps 2 --block_size 16 --batch_size 2 --eval_every 1")
     assert code == 0 and "pretrain, from hub: 2 blocks" in flat(out) and "16 tokens of context" in flat(out)
+    assert "of the 32 positions of hub the first 16 are kept (--block_size)" in flat(out)
     assert here(f"{base} --run whole --steps 0 --block_size 32")[0] == 0
     code, out = here("model.py runs/whole/pretrain.pt --export back")
     assert code == 0 and "transformers loads it" in flat(out)
