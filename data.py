@@ -27,8 +27,9 @@ class UserError(Exception):
 # The tokenizer: always a tiktoken.Encoding, its merges learned here
 # ------------------------------------------------------------------------------------------------
 # Text is cut into words with the space in front of them, and no merge crosses such a border.
-# Written so that Python's `re` (training) and tiktoken (encoding) read it alike.
+# Python's `re` (training) and tiktoken (encoding) read ours alike; GPT-2's goes with its weights.
 PATTERN = r" ?[^\W\d_]+| ?\d+| ?(?:[^\w\s]|_)+|\s+(?!\S)|\s+"
+PATTERN_OF_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 SPECIAL = ("<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # characters that a terminal obeys
 
@@ -40,8 +41,7 @@ def train_bpe(text, vocab_size):
     Returns {token bytes: id}, ids in the order of the merges; fewer than vocab_size where nothing repeats.
     Example: "aab aab aac" first merges "a"+"a", then "aa"+"b".
     Counts are updated only in the words that a merge touches. It reads each as a whole, so only the first
-    100 characters of a word are learned from. (Sennrich et al. 2016; bytes as in GPT-2.)
-    """
+    100 characters of a word are learned from. (Sennrich et al. 2016; bytes as in GPT-2.)"""
     tokens = [bytes([b]) for b in range(256)]
     counts = Counter(word[:100] for word in re.findall(PATTERN, text))
     words = [[list(word.encode("utf-8")), n] for word, n in counts.items()]
@@ -74,35 +74,36 @@ def merge(ids, pair, new):
     """ids with each occurrence of the pair replaced. Example: [1, 2, 3, 1, 2], (1, 2), 4 -> [4, 3, 4]."""
     merged, i = [], 0
     while i < len(ids):
-        if tuple(ids[i : i + 2]) == pair:
-            merged.append(new)
-            i += 2
-        else:
-            merged.append(ids[i])
-            i += 1
+        found = tuple(ids[i : i + 2]) == pair
+        merged.append(new if found else ids[i])
+        i += 2 if found else 1
     return merged
 
 
-def make_encoding(ranks):
+def make_encoding(ranks, pattern=PATTERN):
     """ranks: {token bytes: id} -> tiktoken.Encoding with our four special tokens behind them."""
     special = {name: len(ranks) + i for i, name in enumerate(SPECIAL)}
-    return tiktoken.Encoding("rlhf", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    return tiktoken.Encoding("rlhf", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
 
 def dump_encoding(enc):
-    """The content of tokenizer.json: one base64 string a token, in the order of the merges."""
+    """The content of tokenizer.json: a base64 string a token, in the order of the merges; GPT-2's pattern."""
     ids = range(enc.n_vocab - len(SPECIAL))
     tokens = [base64.b64encode(enc.decode_single_token_bytes(i)).decode() for i in ids]
-    return json.dumps({"tokens": tokens}, indent=0)
+    other = {} if enc._pat_str == PATTERN else {"pattern": enc._pat_str}
+    return json.dumps({"tokens": tokens, **other}, indent=0)
 
 
 def load_encoding(path):
     """A tokenizer.json -> tiktoken.Encoding. Raises ValueError where it is damaged."""
-    tokens = json.loads(path.read_text(encoding="utf-8"))["tokens"]
-    tokens = [base64.b64decode(token, validate=True) for token in tokens]
-    if {bytes([i]) for i in range(256)} != set(tokens[:256]) or len(set(tokens)) < len(tokens):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    tokens = [base64.b64decode(token, validate=True) for token in content["tokens"]]
+    pattern, every_byte = content.get("pattern", PATTERN), {bytes([i]) for i in range(256)}
+    if pattern not in (PATTERN, PATTERN_OF_GPT2):  # one with a gap would lose text
+        raise ValueError("not one of our patterns")
+    if every_byte != set(tokens[:256]) or len(set(tokens)) < len(tokens):
         raise ValueError("not the 256 bytes and different tokens behind them")
-    return make_encoding({token: i for i, token in enumerate(tokens)})
+    return make_encoding({token: i for i, token in enumerate(tokens)}, pattern)
 
 
 def encode(enc, text):
@@ -194,8 +195,7 @@ def sft_batch(rows, pad):
     """rows: [(prompt_ids, response_ids)] -> inputs, targets, response_mask, each (B, T).
 
     targets[t] = inputs[t + 1]; the mask is 1 where the target is a token of the answer, EOS included.
-    Example: ([5, 6], [7, 8]) -> inputs 5 6 7, targets 6 7 8, mask 0 1 1.
-    """
+    Example: ([5, 6], [7, 8]) -> inputs 5 6 7, targets 6 7 8, mask 0 1 1."""
     tokens, _ = pad_rows([p + r for p, r in rows], pad)
     mask = torch.zeros(tokens.shape)
     for i, (p, r) in enumerate(rows):

@@ -76,6 +76,7 @@ PRESETS = {
     "tiny": {},
     "smoke": {"questions": 120, "held_out_rankings": 1, "answers_per_prompt": 3, "max_new_tokens": 12},
     "small": {"max_new_tokens": 128},
+    "gpt2": {"max_new_tokens": 96},
 }
 PER_PROMPT = {"overall": 6, "helpful": 8, "safety": 5}  # rankings of the simulated human
 

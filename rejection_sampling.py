@@ -74,6 +74,8 @@ PRESETS = {
     "smoke": dict(rounds=2, answers_per_prompt=3, epochs=1, batch_size=50, max_new_tokens=12, eval_answers=1),
     "small": dict(rounds=2, answers_per_prompt=8, epochs=1, batch_size=8, lr=1e-4, max_new_tokens=128,
                   eval_answers=1),
+    "gpt2": dict(rounds=2, answers_per_prompt=4, epochs=1, batch_size=8, lr=5e-5, max_new_tokens=96,
+                 eval_answers=1),
 }
 RULES = (
     ("--reward ai has no reward model that could score so many answers; rm_ai is one that learned from an AI",

@@ -80,6 +80,8 @@ PRESETS = {
     "smoke": dict(steps=3, batch_size=16, max_new_tokens=12),
     "small": dict(steps=40, batch_size=32, minibatch_size=16, micro_batch_size=8, max_new_tokens=128,
                   lr=5e-5, critic_lr=1e-4, eval_answers=1),
+    "gpt2": dict(steps=40, batch_size=16, minibatch_size=8, micro_batch_size=4, max_new_tokens=96,
+                 lr=1e-5, critic_lr=2e-5, eval_answers=1),
 }
 RULES = (
     ("--kl_target needs a --kl_coef above 0 to start from and a --kl_horizon of at least --batch_size",
@@ -106,8 +108,7 @@ def kl_shaped_rewards(scores, logprobs, ref_logprobs, response_mask, kl_coef):
     scores:                 (B,)   from the reward model
     logprobs, ref_logprobs: (B, R) of the sampled tokens, under the policy and under the reference
     Returns (B, R), 0 on the padding; a row sums to score - beta * (its log-ratio, an estimate of the KL).
-    Example: logprobs (-1, -2, -.5), ref (-1.2, -1.5, -.9), beta .05, score 1 -> (-.010, .025, .980).
-    """
+    Example: logprobs (-1, -2, -.5), ref (-1.2, -1.5, -.9), beta .05, score 1 -> (-.010, .025, .980)."""
     rewards = -kl_coef * (logprobs - ref_logprobs) * response_mask
     last = response_mask.sum(1).long() - 1
     rewards[torch.arange(len(rewards), device=rewards.device), last] += scores
@@ -119,8 +120,7 @@ def gae(rewards, values, response_mask, gamma, lam):
     (Schulman et al. 2016, eqs. 11 to 16.) Behind the last real token V and A are 0: nothing more is earned.
 
     rewards, values, response_mask: (B, R). Returns (advantages A, returns A + V), (B, R), 0 on the padding.
-    Example: gamma 1, lambda .95, rewards (0, 0, 1), values (.2, .4, .6) -> A = (.7510, .5800, .4000).
-    """
+    Example: gamma 1, lambda .95, rewards (0, 0, 1), values (.2, .4, .6) -> A = (.7510, .5800, .4000)."""
     values = values * response_mask
     advantages = torch.zeros_like(rewards)
     next_value = next_advantage = torch.zeros_like(rewards[:, 0])
@@ -133,9 +133,7 @@ def gae(rewards, values, response_mask, gamma, lam):
 
 def whiten(x, mask, shift_mean=True):
     """(x - mean) / sqrt(variance + 1e-8) over real tokens, biased variance; shift_mean=False keeps the mean.
-
-    x, mask: (B, R). Returns (B, R), 0 on the padding.
-    """
+    x, mask: (B, R). Returns (B, R), 0 on the padding."""
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean) ** 2, mask)
     white = (x - mean) * torch.rsqrt(variance + 1e-8)
@@ -148,8 +146,7 @@ def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip, n_tokens=Non
 
     logprobs, old_logprobs, advantages, mask: (B, R); clip: c, or 0 for the unclipped -A rho
     Returns the loss and a dict, detached: clip_fraction (share of tokens whose gradient the clip stopped) and
-    approx_kl (mean of (rho - 1) - log rho: nats a token that it has moved). n_tokens divides all three.
-    """
+    approx_kl (mean of (rho - 1) - log rho: nats a token that it has moved). n_tokens divides all three."""
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()
     plain = -advantages * ratio
@@ -164,8 +161,7 @@ def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip, n_tokens=Non
 def value_loss(values, old_values, returns, mask, clip, n_tokens=None):
     """0.5 mean over real tokens of max((V - G)^2, (clip(V, V_old - c, V_old + c) - G)^2), G the returns.
 
-    values, old_values, returns, mask: (B, R); clip: c, or 0 for squared error. (Ziegler et al. 2019's code.)
-    """
+    values, old_values, returns, mask: (B, R); clip: c, 0: squared error. (Ziegler et al. 2019's code.)"""
     errors = (values - returns) ** 2
     if clip:
         near = values.clamp(old_values - clip, old_values + clip)
@@ -178,8 +174,7 @@ def kl_estimates(logprobs, ref_logprobs, mask):
     its tokens, averaged over the answers. (Schulman 2020, "Approximating KL divergence".)
 
     logprobs, ref_logprobs, mask: (B, R). With d = logprobs - ref_logprobs: k1 = d, noisy, may be negative;
-    k3 = exp(-d) - 1 + d, never negative; both unbiased. Returns (k1, k3), scalars.
-    """
+    k3 = exp(-d) - 1 + d, never negative; both unbiased. Returns (k1, k3), scalars."""
     d = (logprobs - ref_logprobs) * mask
     return d.sum(1).mean(), (torch.exp(-d) - 1 + d).sum(1).mean()
 
@@ -344,8 +339,9 @@ def main(argv=None):
     check_reward(cfg)
     cfg.name = cfg.name or {"rm_ai": "rlaif", "ai": "direct"}.get(cfg.reward, "ppo")
     stage = Stage(cfg, "ppo")
-    sft, _ = load_language_model(stage.parent("sft"), stage.device)
-    reference, _ = load_language_model(stage.parent(cfg.start), stage.device)
+    sft = reference = load_language_model(stage.parent("sft"), stage.device)[0]
+    if cfg.start != "sft":
+        reference = load_language_model(stage.parent(cfg.start), stage.device)[0]
     enc, prompts = stage.encoding(), training_prompts(stage.data, cfg.leave_out)
     corpus, held_out_text = data.tokens_of(enc, data.load_text(stage.data))
     scorer = load_scorer(stage, cfg.reward, enc, cfg)
@@ -359,7 +355,11 @@ def main(argv=None):
     networks = dict(zip(("model", "critic"), agent.networks, strict=False))
     optimizer = adam(*zip(agent.networks, (cfg.lr, cfg.critic_lr), strict=False))
     stage.track(**networks, optimizer=optimizer)
-    frozen = [fingerprint(model) for model in (reference, *scorer.models)]
+    frozen = [reference, *scorer.models]
+    before = [fingerprint(model) for model in frozen]
+    stage.describe(agent.policy, cfg.start, networks=agent.networks, frozen={sft, *frozen},
+                   length=max(map(len, prompt_ids)) + cfg.max_new_tokens, logits=cfg.max_new_tokens,
+                   rows=cfg.micro_batch_size, sampled=cfg.batch_size)
     for step in stage.steps(cfg.steps):
         lr = set_lr(optimizer, step, cfg.steps, cfg.warmup)
         kl_coef = stage.state["kl_coef"]  # beta: moves only with --kl_target
@@ -381,7 +381,7 @@ def main(argv=None):
         if step % cfg.eval_every == 0 or step + 1 == cfg.steps:
             show_answers(stage, step, agent.policy, reference, scorer, enc, prompts, cfg)
 
-    check([fingerprint(model) for model in (reference, *scorer.models)] == frozen,
+    check([fingerprint(model) for model in frozen] == before,
           "the reference or a reward model changed; all of them must stay frozen")
     report(stage, cfg, enc, agent.policy, reference, sft, scorer, held_out_text)
 

@@ -4,6 +4,7 @@
     python train_pretrain.py --config small --data FOLDER               on your own text
     python train_pretrain.py --data FOLDER --init runs/tiny/pretrain.pt
                                   domain adaptation: a model goes on with the text of FOLDER
+    python train_pretrain.py --config gpt2 --data FOLDER              so does GPT-2, 124 M parameters
 
 Reads pretrain.txt of the run's data, trains a tokenizer on it (or takes the one of --init), writes
 tokenizer.json and pretrain.pt.
@@ -17,7 +18,9 @@ import torch.nn.functional as F
 
 from data import SPECIAL, UserError, dump_encoding, load_text, make_encoding, text_batch, tokens_of, train_bpe
 from lab.cli import Common, knob, parse, run_main
+from lab.download import gpt2_folder
 from lab.formats import enough
+from lab.hub import is_hub_folder, load_hub_model
 from lab.measure import held_out_loss, text_windows
 from lab.optim import clip_gradients, muon, set_lr
 from lab.parallel import part, share, total
@@ -36,18 +39,21 @@ from model import GPT, GPTConfig
 
 @dataclass
 class Config(Common):
-    init: str = knob("", "checkpoint of a language model to go on with, instead of random weights",
-                     heading="The model; with --init all but dropout is that checkpoint's")
+    init: str = knob("", "language model to go on with, instead of random weights: a checkpoint, or a folder "
+                     "of GPT-2's kind with config.json and model.safetensors",
+                     heading="The model; with --init all but dropout is that model's")
     vocab_size: int = knob(1400, "tokens of the BPE trained on the text, 4 special ones included", low=260,
                            high=10**6)
-    block_size: int = knob(96, "longest sequence in tokens, prompt and answer together", low=8, high=65536)
+    block_size: int = knob(96, "longest sequence in tokens, prompt and answer together; of GPT-2's positions "
+                           "the first so many", low=8, high=65536)
     n_layer: int = knob(3, "transformer blocks", low=1, high=1000)
     n_head: int = knob(3, "attention heads", low=1)
     n_embd: int = knob(96, "width of the residual stream", low=1, high=10**5)
     dropout: float = knob(0.0, "off where there is more text than the model can learn by heart", low=0,
                           high=0.9)
 
-    steps: int = knob(1800, "optimizer steps", low=1, heading="Training")
+    steps: int = knob(1800, "optimizer steps; 0 takes the model of --init as it is", low=0,
+                      heading="Training")
     batch_size: int = knob(16, "windows of block_size tokens in a step", low=1, high=10**6)
     lr: float = knob(5e-3, "peak learning rate; small models bear large ones", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
@@ -66,11 +72,15 @@ PRESETS = {
         "vocab_size": 4096, "block_size": 384, "n_layer": 6, "n_head": 6, "n_embd": 192, "dropout": 0.1,
         "steps": 300, "batch_size": 16, "lr": 1e-3, "warmup": 50, "eval_every": 100,
     },
+    # A few careful steps: it can write already, and shall get used to what your text is about.
+    "gpt2": {"block_size": 512, "steps": 20, "batch_size": 4, "lr": 1e-4, "warmup": 5, "eval_every": 20},
 }
 
 RULES = (
     ("--n_embd must be a multiple of --n_head: every head has its share of the width",
      lambda cfg: not cfg.init and cfg.n_embd % cfg.n_head),
+    ("--steps 0 takes a model as it is: name it with --init",
+     lambda cfg: not cfg.steps and not cfg.init and cfg.config != "gpt2"),
 )
 
 # ------------------------------------------------------------------------------------------------
@@ -92,6 +102,28 @@ def lm_loss(logits, targets):
 # ------------------------------------------------------------------------------------------------
 
 
+def source_of(cfg, folder):
+    """Path of the model to go on with, a checkpoint of ours or a folder of GPT-2's kind, or None. Raises
+    UserError where --init names neither, or GPT-2 cannot be fetched."""
+    if not cfg.init:
+        return gpt2_folder() if cfg.config == "gpt2" else None
+    path = Path(cfg.init)
+    if is_hub_folder(path):
+        return path
+    if not path.is_file():
+        found = "there is no such file or folder"
+        if path.is_dir():
+            names = sorted(file.name for file in path.iterdir())
+            found = f"a folder with {', '.join(names[:5])}" if names else "an empty folder"
+        raise UserError(f"--init {cfg.init}: {found}; expected a checkpoint such as runs/tiny/pretrain.pt, "
+                        "or a folder with config.json and model.safetensors (--config gpt2 without --init "
+                        "fetches GPT-2)")
+    if path.suffix in (".safetensors", ".bin", ".json"):
+        raise UserError(f"--init {cfg.init}: name the folder that this file lies in, with its config.json")
+    check_init(path, folder)
+    return path
+
+
 def check_init(path, folder):
     """Raises UserError where --init names nothing that pretraining in this run folder could go on with."""
     if path.resolve().parent == folder.resolve():
@@ -107,14 +139,15 @@ def check_init(path, folder):
     encoding_of(path.parent, [record])  # its tokenizer lies beside it
 
 
-def make_tokenizer(stage, cfg, text):
-    """The run's tokenizer: that of --init, that of a training that goes on, or one trained on the text."""
+def make_tokenizer(stage, cfg, text, enc=None):
+    """The run's tokenizer: that of a training that goes on, that of GPT-2 (enc) or of a checkpoint at --init,
+    or one trained on the text."""
     path = stage.folder / "tokenizer.json"
-    if cfg.init:
-        enc = encoding_of(Path(cfg.init).parent)
-    elif stage.start:
+    if stage.start:
         enc = encoding_of(stage.folder, [stage.checkpoint])
-    else:
+    elif cfg.init and not enc:
+        enc = encoding_of(Path(cfg.init).parent)
+    elif not enc:
         enc = make_encoding(train_bpe(text, cfg.vocab_size - len(SPECIAL)))
     stage.words = dump_encoding(enc)  # written together with the first checkpoint
     others = cfg.name or not cfg.overwrite and any(stage.folder.glob("*.pt"))
@@ -124,19 +157,25 @@ def make_tokenizer(stage, cfg, text):
     return enc
 
 
-def load_start(stage, cfg, enc):
-    """The model to begin with: that of --init, or one with random weights."""
-    if cfg.init:
-        return load_model(cfg.init, stage.device, cfg.dropout)[0]
-    shape = GPTConfig(enc.n_vocab, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd, cfg.dropout)
-    return GPT(shape).to(stage.device)
+def load_start(stage, cfg, text, source):
+    """(tokenizer, model) to begin with: those of `source`, or a new one and one with random weights."""
+    model = enc = None
+    if source and source.is_dir():
+        model, enc = load_hub_model(source, cfg.block_size, cfg.dropout)
+    enc = make_tokenizer(stage, cfg, text, enc)
+    if source and not model:
+        model = load_model(source, "cpu", cfg.dropout)[0]
+    if not model:
+        shape = GPTConfig(enc.n_vocab, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd, cfg.dropout)
+        model = GPT(shape)
+    return enc, model.to(stage.device)
 
 
 def held_out_texts(cfg, enc, tokens):
     """{metric: held-out tokens}. Who goes on with a model looks at its old text, too: what does it cost?"""
     texts = {"test_loss": tokens}
     old = Path(cfg.init).parent / "data"
-    if cfg.init and (old / "pretrain.held_out.txt").exists():
+    if cfg.init and not Path(cfg.init).is_dir() and (old / "pretrain.held_out.txt").exists():
         texts["old_loss"] = tokens_of(enc, load_text(old))[1]
     return texts
 
@@ -149,20 +188,17 @@ def held_out_texts(cfg, enc, tokens):
 def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv, RULES)
     stage = Stage(cfg, "pretrain")
-    if cfg.init:
-        check_init(Path(cfg.init), stage.folder)
-    texts = load_text(stage.data)
-    enc = make_tokenizer(stage, cfg, texts[0])
+    source, texts = source_of(cfg, stage.folder), load_text(stage.data)
+    enc, model = load_start(stage, cfg, texts[0], source)
     train_tokens, test_tokens = tokens_of(enc, texts)
-    model = load_start(stage, cfg, enc)
-    stage.describe(model, cfg.init or "random weights")
+    T = model.config.block_size
+    stage.describe(model, source or "random weights", rows=cfg.batch_size, length=T, logits=T)
     print(f"{len(train_tokens):,} tokens of text, of {enc.n_vocab} kinds")
     remark = enough(len(train_tokens), sum(p.numel() for p in model.parameters()))
-    if remark and not cfg.init:
+    if remark and not source:
         print(wrapped(remark))
-    block_size = model.config.block_size
     held_out = held_out_texts(cfg, enc, test_tokens)
-    windows = {name: list(text_windows(tokens, block_size)) for name, tokens in held_out.items()}
+    windows = {name: list(text_windows(tokens, T)) for name, tokens in held_out.items()}
 
     def losses():
         return {name: held_out_loss(model, batches) for name, batches in windows.items()}
@@ -172,7 +208,7 @@ def main(argv=None):
     stage.track(model=model, optimizer=optimizer)
     model.train()
     for step in stage.steps(cfg.steps):
-        inputs, targets = map(share, text_batch(train_tokens, cfg.batch_size, block_size))
+        inputs, targets = map(share, text_batch(train_tokens, cfg.batch_size, T))
         with stage.autocast():
             loss = lm_loss(model(inputs.to(stage.device)), targets.to(stage.device))
         loss = part(loss, len(inputs))

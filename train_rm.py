@@ -90,6 +90,7 @@ PRESETS = {
     "tiny": {},
     "smoke": dict(epochs=1, batch_size=40),
     "small": dict(damaged=0.0, batch_size=8, epochs=1, lr=5e-4, dropout=0.1),
+    "gpt2": dict(damaged=0.0, batch_size=4, epochs=1, lr=1e-4),
 }
 RULES = (
     ("--leave_out names subjects and topics of the tiny world, not of --data",
@@ -263,7 +264,7 @@ def main(argv=None):
     stage = Stage(cfg, "rm")
     check_names(stage, cfg.rankings)
     path = stage.parent(cfg.start)
-    base, _ = load_model(path, stage.device, cfg.dropout)
+    base = load_model(path, stage.device, cfg.dropout)[0]
     enc, gold = stage.encoding(), None if cfg.data else TASTE[cfg.aspect]
     corpus, _ = data.tokens_of(enc, data.load_text(stage.data))
 
@@ -283,9 +284,10 @@ def main(argv=None):
     model = with_heads(base, reward_head=True)
     before = evaluate(model, enc, held_out, gold) if earlier else None  # of the model that it goes on from
     model.set_scale(1.0, 0.0)  # raw scores while it learns
-    stage.describe(model, path)
     targets_of = elo_targets(learned) if cfg.loss == "regression" else None
     batch_size = cfg.batch_size or usual_batch_size(training)
+    at_once = batch_size * max(len(row["responses"]) for row in learned)
+    stage.describe(model, path, rows=at_once, length=model.config.block_size, frozen=[base])
     steps = cfg.epochs * data.steps_per_epoch(len(learned), batch_size)
     watched = (dev or held_out)[:50]  # its accuracy is the curve of the picture
     optimizer = muon(model, cfg.lr, cfg.weight_decay)

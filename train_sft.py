@@ -66,6 +66,7 @@ PRESETS = {
     "tiny": {},
     "smoke": {"epochs": 1, "batch_size": 50, "max_new_tokens": 12},
     "small": {"epochs": 1, "batch_size": 8, "lr": 3e-4, "warmup": 20, "dropout": 0.1, "max_new_tokens": 128},
+    "gpt2": {"epochs": 1, "batch_size": 8, "lr": 1e-4, "warmup": 20, "max_new_tokens": 96},
 }
 
 RULES = (
@@ -152,13 +153,14 @@ def main(argv=None):
     stage = Stage(cfg, "sft")
     check_demonstrations(stage, cfg)
     path, enc = stage.parent(cfg.start), stage.encoding()
-    model, _ = load_language_model(path, stage.device, cfg.dropout)
+    model = load_language_model(path, stage.device, cfg.dropout)[0]
     if cfg.block_size:
         model = with_context(model, cfg.block_size)
-    stage.describe(model, path)
     room_for_prompts(cfg.max_new_tokens, model)
     rows, pad = rows_of(stage, enc, cfg, model.config.block_size), special_id(enc, "pad")
     train = rows["train"]
+    longest, learned = max(len(p) + len(r) for p, r in train), max(len(r) for _, r in train)
+    stage.describe(model, path, rows=cfg.batch_size, length=longest, logits=learned)
     held_out = sft_batches(rows[cfg.eval_split][:300], pad, cfg.batch_size)
     steps, order = cfg.epochs * steps_per_epoch(len(train), cfg.batch_size), order_of(train, cfg)
 

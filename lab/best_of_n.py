@@ -3,6 +3,7 @@ import torch
 
 import data
 from model import token_logprobs
+from world.reward import rows_at_once
 
 
 def best_of_n_log_ratio(scores, logprobs, n):
@@ -34,6 +35,8 @@ def log_probability(model, enc, prompts, responses, temperature, batch_size=256)
     floats."""
     device, pad, sums = next(model.parameters()).device, data.special_id(enc, "pad"), []
     rows = data.lay_out(enc, prompts, responses, model.config.block_size)
+    longest = max((len(p) + len(r) for p, r in rows), default=1)
+    batch_size = rows_at_once(model, longest, batch_size, longest)
     for start in range(0, len(rows), batch_size):
         batch = data.sft_batch(rows[start : start + batch_size], pad)
         inputs, targets, mask = (x.to(device) for x in batch)

@@ -39,7 +39,7 @@ class Which:
     """The knobs that name a run."""
 
     config: str = knob("tiny", "preset: tiny (embedded world, minutes on a CPU), smoke (the same in seconds: "
-                       "does it run?) or small (your text, --data)",
+                       "does it run?), or on your text (--data) small or gpt2 (GPT-2's weights, 124 M)",
                        heading="The run")
     run: str = knob("", "its folder under runs/ (usually the preset, with the data's name and the seed)",
                     learned=False)

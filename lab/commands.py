@@ -26,6 +26,7 @@ STAGES = {
 }
 LEARNED_FROM = {"pretrain": ["pretrain.txt"], "sft": ["sft.jsonl"], "rm": ["pretrain.txt", "sft.jsonl"],
                 "ppo": ["prompts.jsonl"], "rejection_sampling": ["prompts.jsonl"]}  # {stage: its data}
+OWN_TEXT = ("small", "gpt2")  # presets that need --data
 COLLECTOR = "preferences.py"  # the script whose stages are collections
 LONGEST = 100  # bytes of a name
 OTHER_FILES = ("preferences", "tokenizer", "judge_calls", "judged", "data")  # names that are no stage's
@@ -34,7 +35,7 @@ OTHER_FILES = ("preferences", "tokenizer", "judge_calls", "judged", "data")  # n
 def run_folder(cfg):
     """The run folder that the flags name: runs/PRESET, with the data folder's name and a seed other than 0
     behind it."""
-    if cfg.config == "small" and not cfg.data:
+    if cfg.config in OWN_TEXT and not cfg.data:
         raise UserError(f"--config {cfg.config} trains on your own text: name its folder with --data FOLDER")
     parts = [cfg.config]
     if cfg.data:

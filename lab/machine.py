@@ -67,6 +67,36 @@ def in_words(model, device, dtype):
             f"tokens of context; {dtype} on {device}{threads}")
 
 
+def memory_bill(model, rows=0, length=0, logits=0, networks=None, frozen=(), sampled=0):
+    """What a training takes of memory at most, in words. Numbers take 4 bytes.
+
+    networks: models that learn, by default the one. Each has weights, gradients of the same size, and the
+    optimizer's moments: of Adam two, so it is for PPO (sampled > 0); of Muon one, and two of embeddings.
+    frozen: models that only compute, which have weights alone.
+    rows, length: sequences of a micro-batch, and tokens of the longest. Of each token a block keeps 16
+    vectors of its width for the backward pass (norms 2, q k v 3, attention 1, residual 2, MLP 4 + 4), and for
+    each of its heads a softmax over the `length` tokens of its sequence.
+    logits: tokens of a sequence that go through the vocabulary: four copies of their logits.
+    sampled: answers that PPO samples at once: caches of keys and values, and three copies of the reference's
+    logits. That is before the micro-batches, so the larger of the two counts. Torch itself takes 0.3 GB."""
+    shape, networks = model.config, networks or [model]
+    width, depth, V = shape.n_embd, shape.n_layer, shape.vocab_size
+    learned, still = (sum(p.numel() for net in models for p in net.parameters())
+                      for models in (networks, frozen))
+    moments = 2 * learned if sampled else learned + len(networks) * width * (V + shape.block_size)
+    kept = len(networks) * depth * length * (16 * width + shape.n_head * length)
+    learning = rows * (kept + 4 * logits * V)
+    sampling = sampled * (2 * depth * length * width + 3 * logits * V)
+    parts = {"weights": learned + still, "gradients": learned, "the optimizer": moments,
+             "activations": max(learning, sampling)}
+    parts = {name: 4e-9 * n for name, n in parts.items()}
+    total = sum(parts.values())
+    if total < 1:
+        return f"{max(0.1, total):.1f} GB of memory"
+    listed = ", ".join(f"{name} {n:.1f}" for name, n in parts.items())
+    return f"up to {total:.1f} GB of memory: {listed}"
+
+
 def computed_with(dtype):
     """What a result depends on bit for bit, beside knobs and device."""
     return {"threads": torch.get_num_threads(), "dtype": dtype}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from data import ranking_to_pairs, sft_batch
 from lab.cli import InvariantError
 from model import log_softmax, response_hidden, token_logprobs
-from world.reward import score_texts
+from world.reward import rows_at_once, score_texts
 from world.taste import declines, gold_score, safety
 from world.tiny import PROMPTS, read_answer
 
@@ -124,17 +124,20 @@ def held_out_loss(model, batches):
     model.eval()
     total = count = 0.0
     for batch in batches:
-        inputs, targets, mask = (x.to(device) for x in batch)
-        losses = F.cross_entropy(model(inputs).transpose(1, 2), targets, reduction="none")
-        total += (losses * mask).sum().item()
-        count += mask.sum().item()
+        T = batch[0].shape[1]
+        parts = (x.to(device).split(rows_at_once(model, T, 256, T)) for x in batch)
+        for inputs, targets, mask in zip(*parts, strict=True):
+            losses = F.cross_entropy(model(inputs).transpose(1, 2), targets, reduction="none")
+            total += (losses * mask).sum().item()
+            count += mask.sum().item()
     model.train(was_training)
     return total / count
 
 
-def text_windows(tokens, block_size, batch_size=32, windows=64):
+def text_windows(tokens, block_size, batch_size=32, windows=0):
     """Batches for held_out_loss: up to `windows` windows, spread evenly over a stream of tokens (a 1-D
-    array), each of block_size targets, or of all there are."""
+    array), each of block_size targets, or of all there are. 0 windows: 64, or fewer where they are long."""
+    windows = windows or max(8, min(64, 8192 // block_size))
     last = max(0, len(tokens) - block_size - 1)
     starts = np.unique(np.linspace(0, last, windows).astype(int))
     batches = []
@@ -368,9 +371,11 @@ def look_at_step(policy, reference, batch, prompts, cfg, step, kl_coef, k1, k3):
     where the step cannot be right.
 
     batch: a train_ppo.Batch, sampled for `prompts`; cfg.temperature; k1, k3: of train_ppo.kl_estimates
-    Exact KL and entropy take a forward pass more of both models: on the first 32 answers only."""
-    k1, k3, some = float(k1), float(k3), slice(0, 32)
-    mask, R = batch.mask[some], batch.mask.shape[1]
+    Exact KL and entropy take a forward pass more of both models: on the first 32 answers only, or fewer
+    where they take much memory."""
+    k1, k3, R = float(k1), float(k3), batch.mask.shape[1]
+    some = slice(0, rows_at_once(policy, batch.tokens.shape[1], 32, 3 * R))
+    mask = batch.mask[some]
     place = batch.tokens[some], batch.prompt_lengths[some], R
     logits, ref_logits = (m.lm_head(response_hidden(m, *place)) for m in (policy, reference))
     kl_full, entropy = full_kl_and_entropy(logits, ref_logits, mask, cfg.temperature)

@@ -20,18 +20,21 @@ RECORD = {"stage", "command", "knobs", "parents", "step", "steps", "finished", "
 
 
 def write_atomic(path, content):
-    """Write text or bytes under a temporary name, then rename: neither a killed process nor a full disk
-    leaves half a file. Of several processes the first one writes."""
+    """Write text, bytes or what a function writes into an open file under a temporary name, then rename:
+    neither a killed process nor a full disk leaves half a file. Of several processes the first one writes."""
     if not parallel.is_first():
         return
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())  # the content is on the disk before the name is
         os.replace(temporary, path)
-    except OSError:
+    except (OSError, RuntimeError):
         temporary.unlink(missing_ok=True)
         raise
     if os.name == "posix":

@@ -6,7 +6,6 @@ writes S.jsonl (the rankings), S.json (the record: what it was made with) and S.
 """
 import contextlib
 import importlib
-import io
 import json
 import math
 import signal
@@ -78,10 +77,8 @@ def draw_if_missing(folder, name, record):
 
 def draw(folder, name, steps, panels, caption):
     """A picture of so many steps."""
-    def curves(file):
-        picture(file, rows_until(folder / f"{name}.jsonl", steps), panels, caption)
-
-    drawn(folder / f"{name}.png", curves)
+    rows = folder / f"{name}.jsonl"
+    drawn(folder / f"{name}.png", lambda file: picture(file, rows_until(rows, steps), panels, caption))
 
 
 class OfAParent(UserError):
@@ -303,10 +300,11 @@ class Stage:
             raise UserError(f"the models must see equally long contexts, but have {said} tokens: train them "
                             "from one pretrained model")
 
-    def describe(self, model, source):
-        """Print a model's size, where it comes from and what computes it, in a line."""
+    def describe(self, model, source, **work):
+        """Print a model's size, origin, what computes it, and what memory its work takes (memory_bill)."""
         about = machine.in_words(model, self.device, self.dtype)
-        print(wrapped(f"{self.name}, from {source}: {about}"), flush=True)
+        needs = machine.memory_bill(model, **work)
+        print(wrapped(f"{self.name}, from {source}: {about}; {needs}"), flush=True)
 
     def autocast(self):
         """The context of a forward pass that is learned from: --dtype says what its products are in."""
@@ -343,8 +341,10 @@ class Stage:
                 yield step
                 stopped = parallel.any_of(stop)
                 if stopped or step + 1 == total or time.time() - saved > pause:
+                    began = time.time()
                     self.save(step + 1, False)
-                    saved, pause = time.time(), min(2 * pause, save_seconds)
+                    saved = time.time()
+                    pause = max(min(2 * pause, save_seconds), 20 * (saved - began))  # 5 % of a run at most
                 if stopped:
                     self.bar.close()
                     print(f"\nStopped after step {step + 1} of {total}; nothing is lost. The same command "
@@ -394,7 +394,9 @@ class Stage:
             raise self.diverged(step, "weights are not finite")
         if not parallel.is_first():
             return
-        content = {name: thing.state_dict() for name, thing in self.tracked.items()}
+        last = finished and self.stage != "ppo"  # nobody goes on with it; lab.explain shows PPO's next step
+        content = {name: thing.state_dict() for name, thing in self.tracked.items()
+                   if not (last and name == "optimizer")}
         content |= self.record(step, finished, fingerprint(model))
         content |= {"model_config": asdict(model.config), "random": machine.random_state()}
         content |= machine.computed_with(self.dtype)
@@ -404,9 +406,7 @@ class Stage:
         content["tokenizer"] = tokenizer_print(self.folder)
         if self.file("jsonl").is_file():
             flush(self.file("jsonl"))  # the rows that this checkpoint counts
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        write_atomic(self.path, buffer.getvalue())
+        write_atomic(self.path, lambda file: torch.save(content, file))
 
     def write_record(self, finished):
         """Write the record of a collection."""

@@ -28,6 +28,7 @@ from data import (
 from lab.cli import Which, parse
 from lab.commands import run_folder
 from lab.formats import check_unchanged, convert
+from lab.hub_tokens import gpt2_encoding
 from lab.records import record_of
 from lab.terminal import terminal_width, wrapped
 from lab.tokens import encoding_of
@@ -212,6 +213,8 @@ def main(argv=None):
         if tokenizer.exists():
             pretrained = record_of(run, "pretrain")
             enc, origin = encoding_of(run, [pretrained] if pretrained else []), f"from {tokenizer}"
+        elif cfg.config == "gpt2":
+            enc, origin = gpt2_encoding(), "those of GPT-2 and our four special ones"
         else:
             size = pretraining.PRESETS[cfg.config].get("vocab_size", pretraining.Config.vocab_size)
             enc = make_encoding(train_bpe(load_text(folder)[0], size - len(SPECIAL)))

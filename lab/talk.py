@@ -5,6 +5,7 @@
     python model.py runs/tiny/ppo.pt runs/tiny/rm.pt        the reward model's score under each answer
     python model.py runs/tiny/rm.pt --prompt "What is a dog?" --response "A dog is a furry mammal."
     python model.py runs/tiny/sft.pt --against runs/tiny/ppo.pt       you judge the two, blind
+    python model.py runs/tiny/ppo.pt --export FOLDER        a copy that transformers and TRL load
 """
 import contextlib
 import random
@@ -28,6 +29,7 @@ from data import (
     special_id,
 )
 from lab.cli import Help, Parser, add_flag, did_you_mean, knob
+from lab.hub_export import export
 from lab.machine import pick_device
 from lab.measure import agreement, full_kl_and_entropy, wilson, win_rate
 from lab.parallel import generate
@@ -36,7 +38,7 @@ from lab.terminal import wrapped
 from lab.tokens import encoding_of
 from model import GPT, join, response_hidden
 from world.labelers import Human, RankingFile, rank_all
-from world.reward import score_texts
+from world.reward import rows_at_once, score_texts
 from world.taste import gold_score
 from world.tiny import PROMPTS, SENTENCES
 
@@ -74,6 +76,7 @@ def answer(model, enc, prompts, max_new_tokens, temperature, template=True, refe
                         f"{context}")
     device, eos, pad = next(model.parameters()).device, enc.eot_token, special_id(enc, "pad")
     ids = [encode_prompt(enc, prompt, template)[-room:] for prompt in prompts]
+    batch_size = rows_at_once(model, max(map(len, ids), default=0) + max_new_tokens, batch_size)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers = [None] * len(ids)
     with tqdm(total=len(ids), desc="answers", leave=False, disable=len(ids) <= MANY) as bar:
@@ -99,9 +102,10 @@ def answer_kl(model, reference, tokens, prompt_lengths, mask, temperature):
     temperature 1.
 
     tokens: (B, P + R); prompt_lengths: (B,); mask: (B, R). Returns (B,), in nats."""
-    kls = []
-    for rows in torch.arange(len(tokens)).split(64):  # logits of all answers at once would take 50 MB a copy
-        logits, ref_logits = (m.lm_head(response_hidden(m, tokens[rows], prompt_lengths[rows], mask.shape[1]))
+    kls, R = [], mask.shape[1]
+    some = rows_at_once(model, tokens.shape[1], 64, 3 * R)  # of both models, and what is made of them
+    for rows in torch.arange(len(tokens)).split(some):
+        logits, ref_logits = (m.lm_head(response_hidden(m, tokens[rows], prompt_lengths[rows], R))
                               for m in (model, reference))
         kl, _ = full_kl_and_entropy(logits, ref_logits, mask[rows], temperature)
         kls.append(kl)
@@ -351,6 +355,7 @@ def arguments(argv=None):
     add("--prompt", help="answer this one prompt and stop")
     add("--response", help="with a reward model: score this answer to --prompt")
     add("--against", type=Path, metavar="CHECKPOINT", help="you judge blind, this model or the other")
+    add("--export", type=Path, metavar="FOLDER", help="write it into a new folder, as transformers reads it")
     for f in fields(Knobs):
         add_flag(parser, f, f.default)
     args = parser.parse_args(argv)
@@ -358,6 +363,9 @@ def arguments(argv=None):
         raise UserError("--against compares two models: python model.py A.pt --against B.pt")
     if args.against and (args.prompt is not None or args.response is not None):
         raise UserError("--against asks the held-out prompts of the run: leave out --prompt and --response")
+    others = args.against or args.prompt is not None or args.response is not None
+    if args.export and (others or len(args.checkpoint) > 1):
+        raise UserError("--export writes one model into a folder: python model.py CHECKPOINT --export FOLDER")
     if args.response is not None and args.prompt is None:
         raise UserError("--response is scored as the answer to a --prompt: give both")
     return args
@@ -370,6 +378,8 @@ def main(argv=None):
     if len(set(labels)) < len(labels):
         labels = [f"{path.absolute().parent.name}/{path.stem}" for path in paths]
     speakers = [speaker(path, device, label) for path, label in zip(paths, labels, strict=True)]
+    if args.export:
+        return print(wrapped(export(speakers[0], args.export)))
     if args.against:
         return against(*speakers, args)
     models, judges = ([s for s in speakers if s.scores == wanted] for wanted in (False, True))

@@ -41,7 +41,7 @@ from lab.measure import (
 )
 from lab.report_ppo import CHAPTER, warn
 from lab.talk import Answer
-from model import generate, join, response_hidden, token_logprobs
+from model import GPTConfig, generate, join, response_hidden, token_logprobs
 from world.taste import gold_score
 from world.tiny import PROMPTS, SENTENCES
 
@@ -169,6 +169,20 @@ def test_windows_are_spread_over_the_text():
     assert [len(inputs) for inputs, _, _ in text_windows(np.arange(500), 10)] == [32, 32]
 
 
+def test_held_out_loss_of_a_batch_in_parts(make_gpt, monkeypatch):
+    """As a large model takes it."""
+    model, rows = make_gpt(), [([1, 2], [3, 4, 5]), ([6], [7]), ([8, 9, 10], [11])]
+    usual = held_out_loss(model, sft_batches(rows, 0, 3))
+    monkeypatch.setattr("lab.measure.rows_at_once", lambda model, length, most, logits: 1)
+    assert held_out_loss(model, sft_batches(rows, 0, 3)) == pytest.approx(usual, abs=1e-5)
+
+
+def test_long_windows_of_a_text_are_fewer():
+    tokens = np.arange(100_000, dtype=np.uint32)
+    for block_size, expected in ((96, 64), (384, 21), (512, 16), (4096, 8)):
+        assert sum(len(batch[0]) for batch in text_windows(tokens, block_size)) == expected
+
+
 def test_held_out_loss_of_a_text_shorter_than_the_window(make_gpt):
     model = make_gpt()
     logp = model(torch.tensor([[1, 2, 3]]))[0].log_softmax(-1)
@@ -198,7 +212,7 @@ def test_held_out_loss_weighs_every_token_the_same(make_gpt):
 def length_model():
     """A "reward model" that gives the number of tokens as the score."""
     return SimpleNamespace(training=False, eval=lambda: None, train=lambda mode: None,
-                           parameters=lambda: iter([torch.zeros(1)]), config=SimpleNamespace(block_size=64),
+                           parameters=lambda: iter([torch.zeros(1)]), config=GPTConfig(12, 64),
                            score=lambda tokens, lengths: lengths.float())
 
 

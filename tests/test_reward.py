@@ -6,10 +6,26 @@ import pytest
 import torch
 
 import data
-from world.reward import Scorer, llama2_reward, score_texts, whiten_scores
+from model import GPTConfig
+from world.reward import Scorer, llama2_reward, rows_at_once, score_texts, whiten_scores
 
 PROMPTS = ["A dog is", "What is a cat?", "A", "dog"]
 RESPONSES = ["a furry mammal.", "A cat is a small hunter. A cat is a cat.", "b", "No"]
+
+
+def test_a_large_model_takes_fewer_rows_at_once(make_gpt, enc, monkeypatch):
+    """By hand for GPT-2's size: 512 tokens, each with 2 x 12 x 768 in caches, 3 x 12 x 512 scores and 8 x 768
+    in an MLP; 100 logits of 50,260. What comes out does not depend on it."""
+    gpt2, tiny = (SimpleNamespace(config=GPTConfig(*shape)) for shape in (
+        (50260, 512, 12, 12, 768), (1400, 96, 3, 3, 96)))
+    row = 512 * (2 * 12 * 768 + 3 * 12 * 512 + 8 * 768) + 3 * 100 * 50260
+    assert rows_at_once(gpt2, 512, 256, 100) == 250_000_000 // row == 6
+    assert rows_at_once(gpt2, 512, 3, 100) == 3 and rows_at_once(gpt2, 10**6, 9) == 1
+    assert rows_at_once(tiny, 96, 512) == 512 and rows_at_once(tiny, 96, 256, 96) == 256
+    model = make_gpt(vocab_size=enc.n_vocab, block_size=64, reward_head=True)
+    usual = score_texts(model, enc, PROMPTS, RESPONSES)
+    monkeypatch.setattr("world.reward.rows_at_once", lambda *sizes: 1)
+    assert score_texts(model, enc, PROMPTS, RESPONSES) == pytest.approx(usual, abs=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------

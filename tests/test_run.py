@@ -17,9 +17,10 @@ import lab.data_folder
 import lab.lock
 import lab.run
 from data import UserError, encode_prompt
+from lab.checks import NoInit
 from lab.cli import Common, knob, parse
 from lab.commands import STAGES, command_of, recipe_of
-from lab.machine import pick_device, pick_dtype, random_state, set_random_state
+from lab.machine import memory_bill, pick_device, pick_dtype, random_state, set_random_state
 from lab.optim import muon, set_lr
 from lab.records import load_language_model, load_model, record_in
 from lab.run import (
@@ -257,6 +258,53 @@ def test_threads_are_set_told_and_handed_on_to_parents(here, capsys, monkeypatch
     said = " ".join(capsys.readouterr().out.split())
     assert f"float32 on cpu, threads: {torch.get_num_threads()}" in said and "1 blocks, 4 wide" in said
     assert command_of(stage.cfg, "sft")[-4:] == ["--threads", "3", "--dtype", "float32"]
+
+
+def test_what_memory_a_training_takes_is_told(here, capsys):
+    """By hand, 4 bytes a number: 85.05 M in the blocks of GPT-2's size, 39.00 M in its embeddings; of a
+    micro-batch each of 12 blocks keeps 16 vectors a token and the softmax of 12 heads."""
+    with torch.device("meta"), NoInit():
+        gpt2 = GPT(GPTConfig(50260, 512, 12, 12, 768))
+    said = memory_bill(gpt2, rows=4, length=500, logits=96, networks=[gpt2, gpt2], frozen=[gpt2, gpt2])
+    kept = 2 * 12 * 500 * (16 * 768 + 12 * 500) + 4 * 96 * 50260
+    assert 4 * 4 * kept == pytest.approx(3.82e9, rel=0.01)
+    assert said == ("up to 8.1 GB of memory: weights 2.0, gradients 1.0, the optimizer 1.3, "
+                    "activations 3.8"), "Muon: 85.05 M + 2 x 39.00 M each"
+    said = memory_bill(gpt2, 4, 500, 96, [gpt2, gpt2], {gpt2}, sampled=64)
+    assert "weights 1.5, gradients 1.0, the optimizer 2.0" in said, "Adam's two moments"
+    assert "activations 6.1" in said, "64 (2 x 12 x 500 x 768 + 3 x 96 x 50260): more than the micro-batch"
+    new_stage().describe(GPT(GPTConfig(5, 8, 1, 1, 4)), "random weights", rows=2, length=8, logits=8)
+    assert capsys.readouterr().out.rstrip().endswith("; 0.1 GB of memory")
+
+
+def test_a_finished_checkpoint_has_no_optimizer_but_ppos(here):
+    """Nobody goes on with it; lab.explain shows the next step of PPO."""
+    for stage, holds in (("pretrain", False), ("sft", False), ("ppo", True)):
+        new = new_stage("--name", f"of_{stage}", stage=stage)
+        model = GPT(GPTConfig(5, 8, 1, 1, 4))
+        new.track(model=model, critic=model, optimizer=muon(model, 0.01))
+        new.save(0, False)
+        assert {"critic", "optimizer"} <= load_checkpoint(new.path).keys()
+        new.save(0, True)
+        kept = load_checkpoint(new.path)
+        assert ("optimizer" in kept) == holds and "critic" in kept
+
+
+def test_a_save_that_takes_long_is_done_less_often(here, monkeypatch):
+    """Steps of 6 s: with quick saves the pauses are 5, 10, 20, 40, 60 s and so on; where a save takes 10 s
+    they are at least 200 s."""
+    for seconds, most, least in ((0, 40, 10), (10, 5, 4)):
+        stage, clock, saves = new_stage("--name", f"takes_{seconds}"), [0.0], []
+        monkeypatch.setattr(lab.run, "time", types.SimpleNamespace(time=lambda clock=clock: clock[0]))
+
+        def save(step, finished, clock=clock, saves=saves, seconds=seconds):
+            clock[0] += seconds
+            saves.append(step)
+
+        stage.save = save
+        for _ in stage.steps(70):
+            clock[0] += 6
+        assert saves[:2] == [0, 1] and saves[-1] == 70 and least <= len(saves) <= most, saves
 
 
 def saved(stage, finished=True, step=1):

@@ -32,11 +32,23 @@ def llama2_reward(helpful, safety, is_safety_prompt, mean=None, std=None, thresh
     return whiten_scores(torch.logit(combined, eps), mean, std)
 
 
+def rows_at_once(model, length, most, logits=1):
+    """How many sequences of `length` tokens, `most` at most, go through a model at once where nothing is
+    learned: as many as take 1 GB. For each there are caches of keys and values, the scores of an attention
+    layer (three copies), an MLP's inside (two), and the logits of so many tokens (three)."""
+    shape = model.config
+    attention, mlp = 3 * shape.n_head * length, 8 * shape.n_embd
+    row = length * (2 * shape.n_layer * shape.n_embd + attention + mlp) + 3 * logits * shape.vocab_size
+    return max(1, min(most, 250_000_000 // row))
+
+
 @torch.no_grad()
 def score_texts(model, enc, prompts, responses, batch_size=256):
     """Scores of texts by a reward model, in log-odds: lists of prompts and responses -> list of floats."""
     device, pad = next(model.parameters()).device, data.special_id(enc, "pad")
     rows = data.lay_out(enc, prompts, responses, model.config.block_size)
+    longest = max((len(p) + len(r) for p, r in rows), default=1)
+    batch_size = rows_at_once(model, longest, batch_size)
     was_training, scores = model.training, []
     model.eval()
     for start in range(0, len(rows), batch_size):
