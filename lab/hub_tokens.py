@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from data import PATTERN, PATTERN_OF_GPT2, SPECIAL, UserError, make_encoding, read_text
+from lab import parallel
 from lab.download import FILES, fetch
 
 # The two files of GPT-2's tokenizer, and the addresses under which tiktoken keeps them.
@@ -134,6 +135,7 @@ def gpt2_file(name):
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() == FILES[name]:
         return content
+    parallel.first_then_others(fetch, name)
     return fetch(name).read_bytes()
 
 
