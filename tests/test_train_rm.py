@@ -230,7 +230,7 @@ def test_one_forward_an_answer_however_many_pairs_it_is_in(scorer, enc):
     scorer.hidden = lambda tokens, *rest: rows.append(len(tokens)) or hidden(tokens, *rest)
     whole = group_scores(scorer, enc, ROWS)
     assert whole.shape == (9,) and rows == [9]
-    parts = group_scores(scorer, enc, ROWS, chunk=2)
+    parts = group_scores(scorer, enc, ROWS, at_once=129)  # 2 of the context of 64
     assert rows == [9, 2, 2, 2, 2, 1]
     assert torch.allclose(whole, parts, atol=1e-5)
 
