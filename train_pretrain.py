@@ -62,8 +62,8 @@ PRESETS = {
         "steps": 12, "batch_size": 4, "warmup": 2,
     },
     "small": {
-        "vocab_size": 4096, "block_size": 384, "n_layer": 6, "n_head": 6, "n_embd": 192, "dropout": 0.1,
-        "steps": 300, "batch_size": 16, "lr": 1e-3, "warmup": 50, "eval_every": 100,
+        "vocab_size": 4096, "block_size": 384, "n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.1,
+        "steps": 300, "batch_size": 8, "lr": 2e-3, "warmup": 50, "eval_every": 100,
     },
 }
 

@@ -69,7 +69,8 @@ class Config(Common):
         1.0, "weight of the next-token loss on text: keeps alive what new answers are judged by", low=0,
         high=10)
 
-    epochs: int = knob(2, "passes over the rankings", low=1, heading="Updates")
+    epochs: int = knob(
+        2, "passes over the rankings (0: 1 to 8, as many as make about 150 steps)", low=0, heading="Updates")
     batch_size: int = knob(
         0, "rankings in a step, each with all its answers (0: 16; 32 for an AI's, of fewer answers)", low=0,
         high=10**6)
@@ -88,7 +89,7 @@ class Config(Common):
 PRESETS = {
     "tiny": {},
     "smoke": dict(epochs=1, batch_size=40),
-    "small": dict(damaged=0.0, batch_size=8, epochs=1, lr=5e-4, dropout=0.1),
+    "small": dict(damaged=0.0, batch_size=8, epochs=0, lr=5e-4, dropout=0.1),
 }
 RULES = (
     ("--leave_out names subjects and topics of the tiny world, not of --data",
@@ -237,6 +238,12 @@ def usual_batch_size(training):
     return 32 if by_ai > len(training) / 2 else 16
 
 
+def passes(epochs, n, batch_size):
+    """Passes over n rankings: so many as --epochs says, or, where it says 0, as make about 150 steps, 1 to 8.
+    Few rankings have to be seen more often, and many that are noisy are soon known by heart."""
+    return epochs or min(8, max(1, round(150 / data.steps_per_epoch(n, batch_size))))
+
+
 def text_loss(model, corpus, lm_coef):
     """lm_coef x the next-token loss on four windows of text. (The idea: Yang et al. 2024, "Regularizing
     hidden states".) corpus: token ids (1-D)."""
@@ -287,7 +294,7 @@ def main(argv=None):
     stage.describe(model, path)
     targets_of = elo_targets(learned) if cfg.loss == "regression" else None
     batch_size = cfg.batch_size or usual_batch_size(training)
-    steps = cfg.epochs * data.steps_per_epoch(len(learned), batch_size)
+    steps = passes(cfg.epochs, len(learned), batch_size) * data.steps_per_epoch(len(learned), batch_size)
     watched = (dev or held_out)[:50]  # its accuracy is the curve of the picture
     optimizer = muon(model, cfg.lr, cfg.weight_decay)
     stage.track(model=model, optimizer=optimizer)

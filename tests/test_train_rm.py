@@ -492,6 +492,13 @@ def test_usual_batch_size():
     assert usual_batch_size([ranked("1", labeler="ai"), ranked("2", labeler="simulated")]) == 16
 
 
+@pytest.mark.parametrize("epochs, n, batch_size, expected", [
+    (3, 10, 8, 3), (0, 340, 8, 4), (0, 1299, 8, 1), (0, 673, 8, 2), (0, 74, 8, 8), (0, 2, 8, 8),
+    (0, 10**6, 8, 1), (0, 340, 16, 7)])
+def test_few_rankings_are_seen_more_often(epochs, n, batch_size, expected):
+    assert train_rm.passes(epochs, n, batch_size) == expected
+
+
 def test_the_loss_on_text_has_its_weight(scorer):
     """The text has room for one window alone."""
     corpus = np.arange(65) % 50
