@@ -54,6 +54,8 @@ class Config(Common):
     damaged: float = knob(
         0.3, "comparisons of a demonstration with damaged copies for each ranking: they are free", low=0)
     start: str = knob("pretrain", "pretrain, sft, or a reward model that goes on")
+    zero_head: bool = knob(
+        False, "all scores begin at 0: where there is little to learn from, random ones are noise that stays")
     replay: float = knob(0.5, "earlier rankings for each new one, where a model goes on", low=0, high=1000)
 
     loss: str = knob(
@@ -89,7 +91,7 @@ class Config(Common):
 PRESETS = {
     "tiny": {},
     "smoke": dict(epochs=1, batch_size=40),
-    "small": dict(damaged=0.0, batch_size=8, epochs=0, lr=5e-4, dropout=0.1),
+    "small": dict(damaged=0.0, zero_head=True, batch_size=8, epochs=0, lr=1e-3, dropout=0.1),
 }
 RULES = (
     ("--leave_out names subjects and topics of the tiny world, not of --data",
@@ -289,6 +291,8 @@ def main(argv=None):
 
     torch.manual_seed(cfg.seed)
     model = with_heads(base, reward_head=True)
+    if cfg.zero_head and not base.config.reward_head:
+        torch.nn.init.zeros_(model.reward_head.weight)
     before = evaluate(model, enc, held_out, gold) if earlier else None  # of the model that it goes on from
     model.set_scale(1.0, 0.0)  # raw scores while it learns
     stage.describe(model, path)

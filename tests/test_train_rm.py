@@ -651,6 +651,7 @@ def test_what_always_won_gets_the_higher_score(run, enc, capsys, more):
     said = capsys.readouterr().out
     assert "ranked by simulated" in said and "log-odds" in said
     assert said.count("A dog is a furry mammal.") == 1, "a question with its answers"
+    assert "bag of words" not in said, "the tiny world has a ceiling to look at"
 
 
 def test_each_answer_goes_through_the_model_once_a_pass(run, monkeypatch):
@@ -679,6 +680,17 @@ def test_a_reward_model_goes_on_with_new_rankings(run, enc, capsys):
     assert checkpoint["knobs"]["lr"] == 1e-2 and checkpoint["knobs"]["batch_size"] == 4
     assert set(checkpoint["parents"]) == OF_RM | {"rm.pt", "rankings.jsonl", "rankings.ppo.jsonl"}
     assert checkpoint["steps"] == 8 * round((8 + 4) / 4), "8 new rankings and 4 of the earlier ones"
+
+
+def test_scores_may_begin_at_zero_but_not_those_of_a_model_that_goes_on(run):
+    def first_loss(name):
+        return json.loads((run / f"{name}.jsonl").read_text().splitlines()[0])["loss"]
+
+    train_rm.main([*FLAGS, "--zero_head", "true"])
+    assert first_loss("rm") == pytest.approx(math.log(2), abs=1e-6), "of equal scores"
+    write_collection(run, "more", rankings("A cat.", "A dog is man's best friend.", 8))
+    train_rm.main(["--start", "rm", "--rankings", "more", "--name", "rm.2", "--epochs", "1"])
+    assert abs(first_loss("rm.2") - math.log(2)) > 0.01, "it knows something already"
 
 
 def test_the_safety_model_is_measured_at_a_probability(run, capsys):
