@@ -240,6 +240,14 @@ def usual_batch_size(training):
     return 32 if by_ai > len(training) / 2 else 16
 
 
+def with_reward_head(base, zero_head):
+    """A copy of a model that scores: with the reward head of base, or a new one where it has none."""
+    model = with_heads(base, reward_head=True)
+    if zero_head and not base.config.reward_head:
+        torch.nn.init.zeros_(model.reward_head.weight)
+    return model
+
+
 def passes(epochs, n, batch_size):
     """Passes over n rankings: so many as --epochs says, or, where it says 0, as make about 150 steps, 1 to 8.
     Few rankings have to be seen more often, and many that are noisy are soon known by heart."""
@@ -290,9 +298,7 @@ def main(argv=None):
         learned += damaged_copies(demonstrations, round(cfg.damaged * len(training)), cfg.seed)
 
     torch.manual_seed(cfg.seed)
-    model = with_heads(base, reward_head=True)
-    if cfg.zero_head and not base.config.reward_head:
-        torch.nn.init.zeros_(model.reward_head.weight)
+    model = with_reward_head(base, cfg.zero_head)
     before = evaluate(model, enc, held_out, gold) if earlier else None  # of the model that it goes on from
     model.set_scale(1.0, 0.0)  # raw scores while it learns
     stage.describe(model, path)

@@ -13,9 +13,8 @@ from lab.optim import clip_gradients, muon, set_lr
 from lab.records import load_model
 from lab.report import table
 from lab.terminal import wrapped
-from model import with_heads
 from runs import command, logged, standard
-from train_rm import PRESETS, Config, group_scores, passes, ranking_loss, text_loss
+from train_rm import PRESETS, Config, group_scores, passes, ranking_loss, text_loss, with_reward_head
 
 
 def folds(args):
@@ -67,7 +66,7 @@ def deal(rows, n):
 
 def train_fold(base, enc, rows, corpus, cfg, what):
     """A reward model on some of the rankings, as train_rm.py trains it, but on these alone."""
-    model, batch_size = with_heads(base, reward_head=True), cfg.batch_size or 16
+    model, batch_size = with_reward_head(base, cfg.zero_head), cfg.batch_size or 16
     steps = passes(cfg.epochs, len(rows), batch_size) * steps_per_epoch(len(rows), batch_size)
     optimizer = muon(model, cfg.lr, cfg.weight_decay)
     model.train()
