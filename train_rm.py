@@ -55,6 +55,8 @@ class Config(Common):
     damaged: float = knob(
         0.3, "comparisons of a demonstration with damaged copies for each ranking: they are free", low=0)
     start: str = knob("pretrain", "pretrain, sft, or a reward model that goes on")
+    zero_head: bool = knob(
+        False, "all scores begin at 0: where there is little to learn from, random ones are noise that stays")
     replay: float = knob(0.5, "earlier rankings for each new one, where a model goes on", low=0, high=1000)
 
     loss: str = knob(
@@ -70,7 +72,8 @@ class Config(Common):
         1.0, "weight of the next-token loss on text: keeps alive what new answers are judged by", low=0,
         high=10)
 
-    epochs: int = knob(2, "passes over the rankings", low=1, heading="Updates")
+    epochs: int = knob(
+        2, "passes over the rankings (0: 1 to 8, as many as make about 150 steps)", low=0, heading="Updates")
     batch_size: int = knob(
         0, "rankings in a step, each with all its answers (0: 16; 32 for an AI's, of fewer answers)", low=0,
         high=10**6)
@@ -89,8 +92,8 @@ class Config(Common):
 PRESETS = {
     "tiny": {},
     "smoke": dict(epochs=1, batch_size=40),
-    "small": dict(damaged=0.0, batch_size=8, epochs=1, lr=5e-4, dropout=0.1),
-    "gpt2": dict(damaged=0.0, batch_size=4, epochs=1, lr=1e-4),
+    "small": dict(damaged=0.0, zero_head=True, batch_size=8, epochs=0, lr=1e-3, dropout=0.1),
+    "gpt2": dict(damaged=0.0, zero_head=True, batch_size=4, epochs=1, lr=1e-4),
 }
 RULES = (
     ("--leave_out names subjects and topics of the tiny world, not of --data",
@@ -147,10 +150,12 @@ def elo_targets(rows):
     return [(target - known.mean()) / known.std() for target in targets]
 
 
-def group_scores(model, enc, batch, chunk=32):
+def group_scores(model, enc, batch, at_once=3072):
     """Scores (N,) of all answers of a batch of rankings, laid end to end: one forward an answer, however many
-    pairs it is in. Answers of similar length go through the model together: less padding."""
+    pairs it is in. Answers of similar length go through the model together, as many as at_once tokens of
+    its context hold: less padding, which takes half the time where lengths differ as in dialogues."""
     device, pad = next(model.parameters()).device, data.special_id(enc, "pad")
+    chunk = max(1, at_once // model.config.block_size)
     prompts = [row["prompt"] for row in batch for _ in row["responses"]]
     responses = [text for row in batch for text in row["responses"]]
     ids = [p + r for p, r in data.lay_out(enc, prompts, responses, model.config.block_size)]
@@ -237,6 +242,20 @@ def usual_batch_size(training):
     return 32 if by_ai > len(training) / 2 else 16
 
 
+def with_reward_head(base, zero_head):
+    """A copy of a model that scores: with the reward head of base, or a new one where it has none."""
+    model = with_heads(base, reward_head=True)
+    if zero_head and not base.config.reward_head:
+        torch.nn.init.zeros_(model.reward_head.weight)
+    return model
+
+
+def passes(epochs, n, batch_size):
+    """Passes over n rankings: so many as --epochs says, or, where it says 0, as make about 150 steps, 1 to 8.
+    Few rankings have to be seen more often, and many that are noisy are soon known by heart."""
+    return epochs or min(8, max(1, round(150 / data.steps_per_epoch(n, batch_size))))
+
+
 def text_loss(model, corpus, lm_coef):
     """lm_coef x the next-token loss on four windows of text. (The idea: Yang et al. 2024, "Regularizing
     hidden states".) corpus: token ids (1-D)."""
@@ -281,14 +300,14 @@ def main(argv=None):
         learned += damaged_copies(demonstrations, round(cfg.damaged * len(training)), cfg.seed)
 
     torch.manual_seed(cfg.seed)
-    model = with_heads(base, reward_head=True)
+    model = with_reward_head(base, cfg.zero_head)
     before = evaluate(model, enc, held_out, gold) if earlier else None  # of the model that it goes on from
     model.set_scale(1.0, 0.0)  # raw scores while it learns
     targets_of = elo_targets(learned) if cfg.loss == "regression" else None
     batch_size = cfg.batch_size or usual_batch_size(training)
     at_once = batch_size * max(len(row["responses"]) for row in learned)
     stage.describe(model, path, rows=at_once, length=model.config.block_size, frozen=[base])
-    steps = cfg.epochs * data.steps_per_epoch(len(learned), batch_size)
+    steps = passes(cfg.epochs, len(learned), batch_size) * data.steps_per_epoch(len(learned), batch_size)
     watched = (dev or held_out)[:50]  # its accuracy is the curve of the picture
     optimizer = muon(model, cfg.lr, cfg.weight_decay)
     stage.track(model=model, optimizer=optimizer)

@@ -6,19 +6,19 @@ from tqdm import tqdm
 
 import data
 from data import UserError, epoch_order, has_pairs, is_thumb, load_encoding, steps_per_epoch
+from lab.baselines import baselines
 from lab.commands import run_folder
 from lab.measure import accuracy, wilson
 from lab.optim import clip_gradients, muon, set_lr
 from lab.records import load_model
 from lab.report import table
 from lab.terminal import wrapped
-from model import with_heads
 from runs import command, logged, standard
-from train_rm import PRESETS, Config, bradley_terry_loss, group_scores, ranking_loss, text_loss
+from train_rm import PRESETS, Config, group_scores, passes, ranking_loss, text_loss, with_reward_head
 
 
 def folds(args):
-    """a reward model, a bag of words and "the shorter answer wins", cross-validated; on your --data, too"""
+    """a reward model, a bag of words and the answers' length, cross-validated; on your --data, too"""
     cfg = Config(config=args.config, data=args.data, **PRESETS[args.config])
     folder, of_run = run_folder(cfg), ["--config", args.config]
     if args.data:
@@ -40,13 +40,12 @@ def folds(args):
         held_out = [row for row in rows if fold_of[key_of(row)] == fold]
         torch.manual_seed(fold)
         model = train_fold(base, enc, training, corpus, cfg, f"fold {fold + 1} of {args.folds}")
-        pairs = pairs_of(held_out)
-        shorter = [len(better) < len(worse) for better, worse in pairs]
-        shares = (accuracy(model, enc, held_out)[0], bag_of_words(enc, pairs_of(training), pairs),
-                  sum(shorter) / len(shorter))
-        found.append((*shares, len(pairs)))
-        print("fold {}: reward model {:.3f}, bag of words {:.3f}, shorter wins {:.3f}, {} pairs".format(
-            fold + 1, *found[-1]), flush=True)
+        hits, n = accuracy(model, enc, held_out)
+        rules = baselines(enc, training, held_out)
+        bag, length = (rule["accuracy"] for rule in rules.values())
+        found.append((hits, bag, length, n))
+        print(f"fold {fold + 1}: reward model {hits:.3f}, {list(rules)[0]} {bag:.3f}, {list(rules)[1]} "
+              f"{length:.3f}, {n} pairs", flush=True)
     print(summary(found, len(rows)))
 
 
@@ -67,8 +66,8 @@ def deal(rows, n):
 
 def train_fold(base, enc, rows, corpus, cfg, what):
     """A reward model on some of the rankings, as train_rm.py trains it, but on these alone."""
-    model, batch_size = with_heads(base, reward_head=True), cfg.batch_size or 16
-    steps = cfg.epochs * steps_per_epoch(len(rows), batch_size)
+    model, batch_size = with_reward_head(base, cfg.zero_head), cfg.batch_size or 16
+    steps = passes(cfg.epochs, len(rows), batch_size) * steps_per_epoch(len(rows), batch_size)
     optimizer = muon(model, cfg.lr, cfg.weight_decay)
     model.train()
     for step in tqdm(range(steps), desc=what, dynamic_ncols=True):
@@ -84,44 +83,11 @@ def train_fold(base, enc, rows, corpus, cfg, what):
     return model.eval()
 
 
-def pairs_of(rows):
-    """(better, worse) texts of rankings."""
-    found = []
-    for row in rows:
-        texts = row["responses"]
-        found += [(texts[i], texts[j]) for i, j, _ in data.ranking_to_pairs(row["tiers"])]
-    return found
-
-
-def bag_of_words(enc, training, held_out, epochs=200):
-    """Accuracy of a Bradley-Terry model whose score is a sum of token weights: what one gets without reading
-    the order. training, held_out: pairs of (better, worse) texts."""
-    x, y = counts_of(enc, training), counts_of(enc, held_out)
-    weights = torch.zeros(enc.n_vocab, requires_grad=True)
-    optimizer = torch.optim.Adam([weights], lr=0.01)
-    for _ in range(epochs):
-        optimizer.zero_grad()
-        loss = bradley_terry_loss(x @ weights, torch.zeros(len(x))) + 0.01 * weights.pow(2).sum()
-        loss.backward()
-        optimizer.step()
-    return ((y @ weights.detach()) > 0).float().mean().item()
-
-
-def counts_of(enc, pairs):
-    """How often each token is in the better text, minus in the worse one, on a log scale: (pairs, V)."""
-    x = torch.zeros(len(pairs), enc.n_vocab)
-    for row, texts in zip(x, pairs, strict=True):
-        for text, sign in zip(texts, (1.0, -1.0), strict=True):
-            ids = torch.tensor(data.encode(enc, text), dtype=torch.long)  # of an empty answer none
-            row.index_add_(0, ids, torch.full((len(ids),), sign))
-    return x.sign() * x.abs().log1p()
-
-
 def summary(found, n_rows):
     """Mean accuracies over the folds, weighted by their pairs. The interval counts rankings, for the pairs of
     one share answers."""
     total, cells = sum(row[-1] for row in found), []
-    for k, name in enumerate(("reward model", "bag of words", "shorter answer wins")):
+    for k, name in enumerate(("reward model", "bag of words", "longer or shorter answer wins")):
         mean = sum(row[k] * row[-1] for row in found) / total
         cells.append([name, *(f"{x:.3f}" for x in (mean, *wilson(mean, n_rows)))])
     return table(["cross-validated accuracy", "mean", "low", "high"], cells) + "\n" + wrapped(

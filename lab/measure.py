@@ -214,10 +214,7 @@ def evaluate(model, enc, rows, gold=None):
     d = differences(rows, scores)
     if not d:
         return None
-    hits = sum(x > 0 for x in d) / len(d)
-    prompts = {json.dumps(row["prompt"]) for row in rows}  # pairs of one ranking share answers
-    result = {"accuracy": hits, "interval": wilson(hits, len(prompts)), "pairs": len(d),
-              "rankings": len(rows), "slope": calibration_slope(d), "curve": calibration_curve(d)}
+    result = hits_of(rows, d) | {"slope": calibration_slope(d), "curve": calibration_curve(d)}
     if gold:
         true = gold_of(rows, gold)
         correlations = [c for c in map(spearman, scores, true) if c is not None]
@@ -225,6 +222,13 @@ def evaluate(model, enc, rows, gold=None):
         result["rank_correlation"] = sum(correlations) / max(1, len(correlations))
         result["by_gap"] = by_gap(d, differences(rows, true))
     return result
+
+
+def hits_of(rows, d):
+    """How many of the differences d of the pairs of rankings are right: accuracy, pairs, rankings, and the
+    interval, which counts prompts, for pairs of one ranking share answers."""
+    hits, prompts = sum(x > 0 for x in d) / len(d), {json.dumps(row["prompt"]) for row in rows}
+    return {"accuracy": hits, "interval": wilson(hits, len(prompts)), "pairs": len(d), "rankings": len(rows)}
 
 
 def calibration_curve(differences, parts=8):

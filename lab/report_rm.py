@@ -1,5 +1,6 @@
 """What a reward model is worth on held-out rankings: tables, pictures, one question with its answers."""
 from data import is_thumb, load_sft, prompt_text
+from lab.baselines import baselines
 from lab.measure import chance_corrected, evaluate, is_below, threshold
 from lab.rankings import usable
 from lab.report import table
@@ -19,11 +20,15 @@ def report(stage, cfg, enc, model, gold, rows, earlier, before):
     found = figures(model, enc, gold, parts_of(rows, earlier, cfg))
     if before:
         found[f"scored by {cfg.start}"] = before  # the rows of the first line
+    rules = {}
+    if held_out and not gold:  # where nobody knows the ceiling one looks at the floor
+        rules = baselines(enc, usable(rows, "train", cfg.ties), held_out)
+        found |= {f"  {name}": result for name, result in rules.items()}
     stage.state["results"] = dict(found)
     lines, panels = ["No held-out pairs."], loss_panels(rows, cfg)
     if found:
         first = next(iter(found.values()))
-        lines = [main_table(found, gold, cfg), "", wrapped(units())]
+        lines = [main_table(found, gold, cfg), "", wrapped(units() + worth(first, rules))]
         panels += calibration_panels(first, cfg)
         if gold:
             lines += ["", gap_table(first["by_gap"])]
@@ -71,13 +76,24 @@ def main_table(found, gold, cfg):
         if gold:
             corrected = chance_corrected(r["accuracy"], r["ceiling"])
             row += [f"{r['ceiling']:.3f}", corrected, r["rank_correlation"]]
-        rows.append([*row, r["slope"]])
+        rows.append([*row, r.get("slope")])
     return table([*header, "calibration slope"], rows)
 
 
 def units():
     return ("Scores are log-odds: 0 is the mean of the demonstrations, and an answer that scores 1 more than "
             "another is the better one with odds of 2.7 to 1, if the calibration slope is 1.")
+
+
+def worth(result, rules):
+    """A sentence where a rule that reads no order of words is as often right as the reward model, or "".
+
+    result: of `evaluate`; rules: of `baselines`"""
+    best = max(rules, key=lambda name: rules[name]["accuracy"], default=None)
+    if best is None or result["accuracy"] > rules[best]["accuracy"]:
+        return ""
+    return (f" Here it is no better than a rule that costs seconds ({best}): it needs more rankings, or a "
+            "model that knows the language (train_pretrain.py on more text, or --init of a trained model).")
 
 
 def gap_table(gaps):

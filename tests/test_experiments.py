@@ -86,15 +86,6 @@ def row(prompt, better, worse):
     return {"prompt": prompt, "responses": [worse, better], "tiers": [[1], [0]]}
 
 
-def test_a_bag_of_words_finds_the_word_that_decides_and_bears_empty_answers(enc):
-    pairs = folds.pairs_of([row("a", "a furry dog", "a cat"), row("b", "", "a cat"), row("c", "a dog", "")])
-    assert pairs[0] == ("a furry dog", "a cat")
-    counts = folds.counts_of(enc, pairs)
-    assert counts.shape == (3, enc.n_vocab)
-    assert counts[1].max() == 0 and counts[1].min() < 0, "of the empty one nothing is counted"
-    assert folds.bag_of_words(enc, pairs, pairs) == 1.0
-
-
 def test_folds_hold_out_whole_prompts():
     rows = [row(f"prompt {i % 6}", "good", "bad") for i in range(12)]
     fold_of = folds.deal(rows, 3)

@@ -158,6 +158,8 @@ def test_thumbs_are_learned_by_regression(tmp_path, done, refused):
     first = next(iter(found.values()))
     assert first["pairs"] == 16 and first["accuracy"] > 0.9
     assert re.search(r" (up|down)\b", out)
+    assert found["  bag of words"]["accuracy"] == 1 and re.search(r"bag of words +16 +1.000", out)
+    assert re.search(r"longer answer wins +16 +\d", out), "what a reward model has to beat stands beside it"
     write_rows(tmp_path / "mine/preferences.jsonl", [*rows, {"prompt": "a", "chosen": "b", "rejected": "c"}])
     message = refused(tmp_path, "train_rm.py --data mine --loss regression --run mixed")
     assert "both thumbs and comparisons" in message

@@ -230,7 +230,7 @@ def test_one_forward_an_answer_however_many_pairs_it_is_in(scorer, enc):
     scorer.hidden = lambda tokens, *rest: rows.append(len(tokens)) or hidden(tokens, *rest)
     whole = group_scores(scorer, enc, ROWS)
     assert whole.shape == (9,) and rows == [9]
-    parts = group_scores(scorer, enc, ROWS, chunk=2)
+    parts = group_scores(scorer, enc, ROWS, at_once=129)  # 2 of the context of 64
     assert rows == [9, 2, 2, 2, 2, 1]
     assert torch.allclose(whole, parts, atol=1e-5)
 
@@ -492,6 +492,13 @@ def test_usual_batch_size():
     assert usual_batch_size([ranked("1", labeler="ai"), ranked("2", labeler="simulated")]) == 16
 
 
+@pytest.mark.parametrize("epochs, n, batch_size, expected", [
+    (3, 10, 8, 3), (0, 340, 8, 4), (0, 1299, 8, 1), (0, 673, 8, 2), (0, 74, 8, 8), (0, 2, 8, 8),
+    (0, 10**6, 8, 1), (0, 340, 16, 7)])
+def test_few_rankings_are_seen_more_often(epochs, n, batch_size, expected):
+    assert train_rm.passes(epochs, n, batch_size) == expected
+
+
 def test_the_loss_on_text_has_its_weight(scorer):
     """The text has room for one window alone."""
     corpus = np.arange(65) % 50
@@ -644,6 +651,7 @@ def test_what_always_won_gets_the_higher_score(run, enc, capsys, more):
     said = capsys.readouterr().out
     assert "ranked by simulated" in said and "log-odds" in said
     assert said.count("A dog is a furry mammal.") == 1, "a question with its answers"
+    assert "bag of words" not in said, "the tiny world has a ceiling to look at"
 
 
 def test_each_answer_goes_through_the_model_once_a_pass(run, monkeypatch):
@@ -672,6 +680,17 @@ def test_a_reward_model_goes_on_with_new_rankings(run, enc, capsys):
     assert checkpoint["knobs"]["lr"] == 1e-2 and checkpoint["knobs"]["batch_size"] == 4
     assert set(checkpoint["parents"]) == OF_RM | {"rm.pt", "rankings.jsonl", "rankings.ppo.jsonl"}
     assert checkpoint["steps"] == 8 * round((8 + 4) / 4), "8 new rankings and 4 of the earlier ones"
+
+
+def test_scores_may_begin_at_zero_but_not_those_of_a_model_that_goes_on(run):
+    def first_loss(name):
+        return json.loads((run / f"{name}.jsonl").read_text().splitlines()[0])["loss"]
+
+    train_rm.main([*FLAGS, "--zero_head", "true"])
+    assert first_loss("rm") == pytest.approx(math.log(2), abs=1e-6), "of equal scores"
+    write_collection(run, "more", rankings("A cat.", "A dog is man's best friend.", 8))
+    train_rm.main(["--start", "rm", "--rankings", "more", "--name", "rm.2", "--epochs", "1"])
+    assert abs(first_loss("rm.2") - math.log(2)) > 0.01, "it knows something already"
 
 
 def test_the_safety_model_is_measured_at_a_probability(run, capsys):
