@@ -365,7 +365,7 @@ def scored_answers(rows):
     for same in groups.values():
         (where, *_), prompts, splits, texts, scores = same[0], *list(zip(*same, strict=True))[1:]
         row = {"prompt": prompts[0], "split": splits[0], "responses": list(texts), "scores": list(scores)}
-        if len(same) == 2:
+        if len(set(scores)) == len(same) == 2:
             row["margin"] = min(3, abs(scores[0] - scores[1]))
         gathered.append((where, Row(where, row)))
     return gathered
