@@ -5,7 +5,6 @@ prompts; it may be in numbered parts (sft-00001-of-00002.jsonl) and name its spl
 that is called train, dev or test, or is a numbered part, is told by its keys. Texts (.txt) of other names are
 for pretraining, where there is no pretrain file.
 """
-import ast
 import csv
 import difflib
 import gzip
@@ -18,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data import UserError
-from lab.rows import SPLIT_WORDS, Row, check_text, one_break, shown
+from lab.rows import SPLIT_WORDS, Row, check_text, one_break, shown, written_list
 
 KINDS = ("pretrain", "sft", "preferences", "prompts")
 PACKED = (".zip", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".7z", ".rar")
@@ -241,17 +240,6 @@ def cell_value(where, name, cell):
         raise UserError(f'{where}: "{name}" looks like a list of messages, but is neither JSON nor Python: '
                         f"{shown(cell)}")
     return cell if value is None else value
-
-
-def written_list(cell):
-    """A list or an object written as JSON or as Python does, or None."""
-    for read in (json.loads, ast.literal_eval):
-        try:
-            value = read(cell.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError, AttributeError):
-            continue
-        return value if isinstance(value, list | dict) else None
-    return None
 
 
 def json_rows(path, text):

@@ -4,6 +4,7 @@ or the sentence about what is wrong with them.
 `where` is "file, line n", with which every message begins. A chat is a list of {"role": system, user or
 assistant, "content"}; where it has become a prompt of data.py, system messages have joined the user's.
 """
+import ast
 import json
 import math
 import re
@@ -87,6 +88,17 @@ def check_text(where, value):
 
 def shown(value, length=40):
     return json.dumps(value, default=str)[:length]
+
+
+def written_list(cell):
+    """A list or an object written as JSON or as Python does, or None."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(cell.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError, AttributeError):
+            continue
+        return value if isinstance(value, list | dict) else None
+    return None
 
 
 def keys_of(row):

@@ -26,6 +26,7 @@ from lab.rows import (
     same_text,
     shown,
     with_systems,
+    written_list,
     yes_or_no,
 )
 
@@ -296,9 +297,10 @@ def arena_table(where, row):
 
 def listed(where, row, name):
     """The texts of a cell: a JSON list, or one text."""
-    value = field(where, row, name, kind=(str, list))
-    if not isinstance(value, list):
-        return [value]
+    text = field(where, row, name, kind=(str, list))
+    value = text if isinstance(text, list) else written_list(text)
+    if value is None:
+        return [text]
     if not all(text is None or isinstance(text, str) for text in value):
         raise UserError(f'{where}: "{name}" must be a list of texts, found {shown(value)}')
     return value
