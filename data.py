@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
+import regex
 import tiktoken
 import torch
 
@@ -27,7 +28,8 @@ class UserError(Exception):
 # The tokenizer: always a tiktoken.Encoding, its merges learned here
 # ------------------------------------------------------------------------------------------------
 # Text is cut into words with the space in front of them, and no merge crosses such a border.
-# Written so that Python's `re` (training) and tiktoken (encoding) read it alike.
+# The package `regex` (training) and tiktoken (encoding) read it alike. Python's own `re` does not: to it the
+# vowel signs of Hindi or Thai are no part of a word.
 PATTERN = r" ?[^\W\d_]+| ?\d+| ?(?:[^\w\s]|_)+|\s+(?!\S)|\s+"
 SPECIAL = ("<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # characters that a terminal obeys
@@ -43,7 +45,7 @@ def train_bpe(text, vocab_size):
     100 characters of a word are learned from. (Sennrich et al. 2016; bytes as in GPT-2.)
     """
     tokens = [bytes([b]) for b in range(256)]
-    counts = Counter(word[:100] for word in re.findall(PATTERN, text))
+    counts = Counter(word[:100] for word in regex.findall(PATTERN, text))
     words = [[list(word.encode("utf-8")), n] for word, n in counts.items()]
     pair_count, pair_words = Counter(), defaultdict(set)
     for w, (ids, n) in enumerate(words):
