@@ -10,7 +10,6 @@ import base64
 import functools
 import hashlib
 import json
-import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -27,12 +26,11 @@ class UserError(Exception):
 # ------------------------------------------------------------------------------------------------
 # The tokenizer: always a tiktoken.Encoding, its merges learned here
 # ------------------------------------------------------------------------------------------------
-# Text is cut into words with the space in front of them, and no merge crosses such a border.
-# The package `regex` (training) and tiktoken (encoding) read it alike. Python's own `re` does not: to it the
-# vowel signs of Hindi or Thai are no part of a word.
+# Text is cut into words with the space in front of them, and no merge crosses such a border. The package
+# `regex` (training) and tiktoken (encoding) read it alike; to Python's own `re` vowel signs are no letters.
 PATTERN = r" ?[^\W\d_]+| ?\d+| ?(?:[^\w\s]|_)+|\s+(?!\S)|\s+"
 SPECIAL = ("<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>")
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # characters that a terminal obeys
+CONTROL = regex.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # characters that a terminal obeys
 
 
 def train_bpe(text, vocab_size):
@@ -110,7 +108,7 @@ def load_encoding(path):
 def encode(enc, text):
     """Token ids of a text, in which nothing is special. Where 10,000 blanks stand in a row it is encoded
     in pieces: tiktoken's stack overflows on a million of them."""
-    size = 10000 if re.search(r"(?<!\s)\s{10000}", text) else max(1, len(text))
+    size = 10000 if regex.search(r"(?<!\s)\s{10000}", text) else max(1, len(text))
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
     return [token for piece in pieces for token in enc.encode_ordinary(piece)]
 
