@@ -124,27 +124,37 @@ def document(where, row):
 
 
 def as_trees(rows):
-    """Gathers messages that name their parent: [(where, row)] -> the same, a tree {"prompt": ...} a row."""
-    nodes, roots = {}, []
+    """Gathers messages that name their parent: [(where, row)] -> the same, a tree {"prompt": ...} a row. One
+    whose parent is not there is "cut off"."""
+    nodes, trees = {}, []
     for where, row in rows:
-        nodes[row.get("message_id")] = {"where": where, "text": field(where, row, "text"), "replies": [],
-                                        **{key: row.get(key) for key in ("role", "rank", "deleted")}}
-    for _, row in rows:
-        node, parent = nodes[row["message_id"]], nodes.get(row.get("parent_id"))
-        (roots if parent is None else parent["replies"]).append(node)
-    return [(root["where"], Row(root["where"], {"prompt": root})) for root in roots]
+        node = {key: row.get(key) for key in ("text", "role", "rank", "deleted")}
+        nodes[str(row.get("message_id"))] = node | {"replies": []}
+    for where, row in rows:
+        node, parent = nodes[str(row["message_id"])], row.get("parent_id")
+        if is_absent(parent) or str(parent) not in nodes:
+            trees.append((where, Row(where, {"prompt": node, "cut off": not is_absent(parent)})))
+        else:
+            nodes[str(parent)]["replies"].append(node)
+    return trees
 
 
-def branches(where, node, before):
-    """Yield (chat, replies of the assistant to it) of each message of a user in a tree."""
-    check_object(where, node)
-    chat = [*before, *read_chat(where, {"role": node.get("role"), "text": node.get("text")})]
-    replies = [reply for reply in node.get("replies") or []
-               if str(reply.get("deleted") or "").lower() in ("", "false")]
-    if chat[-1]["role"] == "user" and replies:
-        yield chat, replies
-    for reply in replies:
-        yield from branches(where, reply, chat)
+def branches(where, row):
+    """Yield (chat, replies of the assistant to it) of each message of a user in a tree, from its root."""
+    if row.get("cut_off"):
+        raise Dropped("whose earlier messages are not in the file")
+    left = [(row["prompt"], [])]
+    while left:
+        node, before = left.pop(0)
+        check_object(where, node)
+        chat = before + read_chat(where, {key: node.get(key) for key in ("role", "text")})
+        replies = field(where, node, "replies", kind=list) if node.get("replies") is not None else []
+        for reply in replies:
+            check_object(where, reply)
+        replies = [reply for reply in replies if str(reply.get("deleted") or "").lower() in ("", "false")]
+        if chat[-1]["role"] == "user" and replies:
+            yield chat, replies
+        left += [(reply, chat) for reply in replies]
 
 
 def place(where, reply):
@@ -155,7 +165,7 @@ def place(where, reply):
 def ranked_replies(where, row):
     """Wherever two replies or more were ranked: 0 is the best."""
     found, others = [], 0
-    for chat, replies in branches(where, row["prompt"], []):
+    for chat, replies in branches(where, row):
         try:
             texts = [field(where, reply, "text") for reply in replies]
             found.append(ranked(where, chat, texts, [place(where, reply) for reply in replies]))
@@ -172,7 +182,7 @@ def ranked_replies(where, row):
 def best_replies(where, row):
     """The best reply to each message of a user (the first, where they have no ranks) is a demonstration."""
     found = []
-    for chat, replies in branches(where, row["prompt"], []):
+    for chat, replies in branches(where, row):
         best = max(replies, key=lambda reply: (place(where, reply) is not None, place(where, reply) or 0))
         if field(where, best, "text").strip() and chat[-1]["content"].strip():
             found.append(learned(where, chat, best["text"]))
