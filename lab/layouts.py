@@ -107,7 +107,8 @@ def prompt_alone(where, row):
     chat = question(where, row, ("prompt", "question", "instruction", "query", "messages", "conversations",
                                  "history", "input"))
     if len(chat) > 1 and chat[-1]["role"] == "assistant":
-        chat = chat[:-1]
+        notes = {"notes": ["end with an answer, which is left out"]}
+        return [{"prompt": prompt_of(where, chat[:-1])} | notes]
     return [{"prompt": prompt_of(where, chat)}]
 
 
@@ -125,15 +126,15 @@ def document(where, row):
 
 def as_trees(rows):
     """Gathers messages that name their parent: [(where, row)] -> the same, a tree {"prompt": ...} a row. One
-    whose parent is not there is "cut off"."""
+    whose parent is not there is "cut_off"."""
     nodes, trees = {}, []
-    for where, row in rows:
+    for _, row in rows:
         node = {key: row.get(key) for key in ("text", "role", "rank", "deleted")}
         nodes[str(row.get("message_id"))] = node | {"replies": []}
     for where, row in rows:
         node, parent = nodes[str(row["message_id"])], row.get("parent_id")
         if is_absent(parent) or str(parent) not in nodes:
-            trees.append((where, Row(where, {"prompt": node, "cut off": not is_absent(parent)})))
+            trees.append((where, Row(where, {"prompt": node, "cut_off": not is_absent(parent)})))
         else:
             nodes[str(parent)]["replies"].append(node)
     return trees

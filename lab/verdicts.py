@@ -29,6 +29,7 @@ from lab.rows import (
     written_list,
     yes_or_no,
 )
+from world.labelers import is_ranking
 
 SUFFIXES = (("a", "b"), ("1", "2"), ("0", "1"))
 STEMS = ("response", "answer", "output", "completion", "reply", "candidate", "option", "summary", "text")
@@ -341,18 +342,14 @@ def several_answers(where, row):
 def own_ranking(where, row):
     """A ranking that this program has collected: tiers of places, best first, and an AI's pairs."""
     texts, tiers = (field(where, row, name, kind=list) for name in ("responses", "tiers"))
-    places = [i for tier in tiers if isinstance(tier, list) for i in tier]
-    known = all(type(i) is int and 0 <= i < len(texts) for i in places)
-    if not known or len(set(places)) < len(places) or not all(isinstance(text, str) for text in texts):
+    found = {"prompt": prompt_of(where, question(where, row)), "responses": texts, "tiers": tiers}
+    found |= {"pairs": row["pairs"]} if "pairs" in row else {}
+    if not is_ranking(found | {"split": "train"}):
         raise UserError(f'{where}: "tiers" must hold places of "responses", best first, each once, as in '
-                        f"[[1], [0, 2]], found {shown(tiers)}")
-    if len(places) < 2:
+                        f"[[1], [0, 2]], and \"pairs\", where there are some, two of them and a probability")
+    if sum(map(len, tiers)) < 2:
         raise Dropped("with fewer than two answers to compare")
-    pairs = {"pairs": row["pairs"]} if "pairs" in row else {}
-    if not pairs:
-        values = [next((-t for t, tier in enumerate(tiers) if i in tier), None) for i in range(len(texts))]
-        return [ranked(where, question(where, row), texts, values)]
-    return [{"prompt": prompt_of(where, question(where, row)), "responses": texts, "tiers": tiers} | pairs]
+    return [found]
 
 
 def scored_answers(rows):

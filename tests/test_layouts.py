@@ -1,12 +1,13 @@
 """Every layout of a user's row that is understood: the right prompt, answers, winner and turns come out, and
 the nearest wrong row gets its sentence. The rows are invented."""
 import json
+from pathlib import Path
 
 import pytest
 
 import data
 from data import UserError
-from lab.files import File
+from lab.files import KINDS, File
 from lab.formats import convert, read_kind
 from lab.layouts import LAYOUTS
 
@@ -235,6 +236,7 @@ WRONG = [  # (kind, row, what is said)
     ("preferences", {**RANKED, "ranks": [1]}, '"ranks" a number for each'),
     ("preferences", {**RANKED, "ranks": [1, "best"]}, '"ranks" must be a number, found "best"'),
     ("preferences", {**RANKED, "tiers": [[0], [2]]}, '"tiers" must hold places of "responses"'),
+    ("preferences", {**RANKED, "tiers": [[0], [1]], "pairs": [[0, 5, 0.5]]}, '"pairs", where there are some'),
     ("preferences", {"prompt": "Why?", "answers": ["a", "b"]}, "says of no answer how good it is"),
     ("preferences", {"prompt": ["Why?"], "response_a": ["a"], "response_b": ["b"], "winner_model_a": 1,
                      "winner_model_b": 1, "winner_tie": 0}, "must be 1, found"),
@@ -254,3 +256,18 @@ def test_a_row_that_is_nearly_right_gets_its_sentence(tmp_path, kind, row, said)
         read_kind([File(path)], kind) if kind else convert(path, tmp_path / "data")
     assert "rows.jsonl, line 1: " in str(error.value) and said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------
+# The table of the pages
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["docs/your-own-data.md", "docs/zh/your-own-data.md"])
+def test_the_pages_have_the_table_of_the_code(page):
+    """Each layout with its file and keys, of several that serve the first, and no other."""
+    text = (Path(__file__).parent.parent / page).read_text(encoding="utf-8")
+    rows = {line for line in text.split("\n") if line.startswith(tuple(f"| {kind} |" for kind in KINDS))}
+    keys = [", ".join(f"`{key.split('|')[0]}`" for key in layout.keys.split()) for layout in LAYOUTS]
+    assert rows == {f"| {layout.kind} | {layout.name} | {names} |"
+                    for layout, names in zip(LAYOUTS, keys, strict=True)}
