@@ -10,11 +10,11 @@ import base64
 import functools
 import hashlib
 import json
-import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
+import regex
 import tiktoken
 import torch
 
@@ -26,12 +26,13 @@ class UserError(Exception):
 # ------------------------------------------------------------------------------------------------
 # The tokenizer: always a tiktoken.Encoding, its merges learned here
 # ------------------------------------------------------------------------------------------------
-# Text is cut into words with the space in front of them, and no merge crosses such a border.
-# Python's `re` (training) and tiktoken (encoding) read ours alike; GPT-2's goes with its weights.
+# Text is cut into words with the space in front of them, and no merge crosses such a border. The package
+# `regex` (training) and tiktoken (encoding) read it alike; to Python's own `re` vowel signs are no letters.
+# GPT-2's goes with its weights.
 PATTERN = r" ?[^\W\d_]+| ?\d+| ?(?:[^\w\s]|_)+|\s+(?!\S)|\s+"
 PATTERN_OF_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 SPECIAL = ("<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>")
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # characters that a terminal obeys
+CONTROL = regex.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # characters that a terminal obeys
 
 
 def train_bpe(text, vocab_size):
@@ -43,7 +44,7 @@ def train_bpe(text, vocab_size):
     Counts are updated only in the words that a merge touches. It reads each as a whole, so only the first
     100 characters of a word are learned from. (Sennrich et al. 2016; bytes as in GPT-2.)"""
     tokens = [bytes([b]) for b in range(256)]
-    counts = Counter(word[:100] for word in re.findall(PATTERN, text))
+    counts = Counter(word[:100] for word in regex.findall(PATTERN, text))
     words = [[list(word.encode("utf-8")), n] for word, n in counts.items()]
     pair_count, pair_words = Counter(), defaultdict(set)
     for w, (ids, n) in enumerate(words):
@@ -109,7 +110,7 @@ def load_encoding(path):
 def encode(enc, text):
     """Token ids of a text, in which nothing is special. Where 10,000 blanks stand in a row it is encoded
     in pieces: tiktoken's stack overflows on a million of them."""
-    size = 10000 if re.search(r"(?<!\s)\s{10000}", text) else max(1, len(text))
+    size = 10000 if regex.search(r"(?<!\s)\s{10000}", text) else max(1, len(text))
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
     return [token for piece in pieces for token in enc.encode_ordinary(piece)]
 

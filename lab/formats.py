@@ -1,241 +1,197 @@
 """A user's own files into the four files of data.py, with one sentence about what is wrong.
 
-A source is a folder with some of these files, or one of them alone:
-
-  pretrain.txt       plain text (or .jsonl with "text")
-  sft.jsonl          {"prompt", "response"}; also "completion", Alpaca's keys, chat "messages"
-  preferences.jsonl  {"prompt", "chosen", "rejected"}; or whole transcripts as in Anthropic's HH; or
-                     {"prompt", "response", "label"}, a thumb up or down;
-                     optional "aspect" (helpful or safety) and "margin" (0 to 3)
-  prompts.jsonl      {"prompt"}; optional "unsafe"
-
-Each also as .json or .csv, and each also with .gz. A row may say its "split": train, dev or test; where no
-row about its prompt does, a hash of the prompt does. A file that is missing is derived from the others.
+Which files there are: lab/files.py. What their rows may look like: lab/layouts.py. Here all rows of a source
+become one: each prompt gets its split, votes become comparisons, what has no file is derived from the
+others, and whatever is derived, dropped or left out is counted and said.
 """
-import csv
-import difflib
-import gzip
 import hashlib
-import io
 import json
-import re
-import zlib
 from collections import Counter
 from pathlib import Path
 
 from data import UserError, hold_out, is_thumb, prompt_text, read_text, split_of
+from lab.files import EXPECTED, KINDS, files_of, read_file, read_rows, understood
+from lab.layouts import WHAT, layout_of, read_row
 from lab.records import write_atomic
-from lab.rows import SPLITS, check_text, field, preference_row, prompt_row, sft_row
+from lab.rows import SPLITS, Dropped, is_absent, key_of, same_text
 from lab.terminal import wrapped
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
-SIGNS = {  # the kind of a file that is given alone, by the keys of its first row
-    "preferences": {"chosen", "rejected", "label"},
-    "sft": {"response", "completion", "messages", "instruction"},
-    "pretrain": {"text"},
-    "prompts": {"prompt"},
+COLUMNS = {  # what is written of a row
+    "sft": ("prompt", "response", "split"), "prompts": ("prompt", "split", "unsafe"),
+    "preferences": ("prompt", "responses", "tiers", "split", "aspect", "margin", "label", "pairs"),
 }
-MOST = 2**29  # bytes of a file, unpacked
-EXPECTED = "pretrain.txt, sft.jsonl, preferences.jsonl or prompts.jsonl"
 
 # ------------------------------------------------------------------------------------------------
-# Which files there are, and their rows
+# All rows of a kind
 # ------------------------------------------------------------------------------------------------
 
 
-def files_of(source):
-    """{kind: path} of the files of a source, kind as in SIGNS. Raises UserError where there are none."""
-    source = Path(source)
-    if source.is_file():
-        return {kind_of(source): source}
-    if not source.is_dir():
-        raise UserError(f"{source}: no such folder; --data takes a folder with {EXPECTED} in it, or one file")
-    found = {kind: find_file(source, kind) for kind in SIGNS}
-    found = {kind: path for kind, path in found.items() if path}
-    if not found:
-        there = ", ".join(sorted(path.name for path in source.iterdir())[:5]) or "nothing"
-        raise UserError(f"{source}: expected {EXPECTED} in it, found {there}")
+def kinds_of(source):
+    """({kind: [File]}, names of other files) of a source; where a name does not tell the kind, the keys of
+    the first row do. Raises UserError where names and keys give two sets of one kind."""
+    files, others = files_of(source)
+    if not files:
+        raise UserError(nothing_found(Path(source), others))
+    found = {}
+    for file in files:
+        first = None if file.kind else next(read_rows(file.path), None)
+        if not file.kind and not first:
+            raise UserError(f"{file.path}: no rows")
+        kind = file.kind or layout_of(*first).kind
+        found.setdefault(kind, []).append(file)
+    for kind, same in found.items():
+        by_name = [file.path.name for file in same if file.kind]
+        by_keys = [file.path.name for file in same if not file.kind]
+        if by_name and by_keys:
+            raise UserError(f"{source}: {by_name[0]} and {by_keys[0]} both hold {WHAT[kind]}; which is "
+                            "meant? Move the other away")
+    return {kind: found[kind] for kind in KINDS if kind in found}, others
+
+
+def nothing_found(folder, others):
+    """The sentence about a folder in which nothing can be read. others: names of files like data."""
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    if {"dataset_info.json", "dataset_dict.json"} & set(names):
+        return (f"{folder}: a data set that the library datasets has saved, in its own format; save it there "
+                "with .to_json(\"sft.jsonl\"), or whichever kind it is")
+    there = ", ".join(guessed(folder, others[:5]) or names[:5]) or "nothing"
+    inner = [path for path in folder.iterdir() if path.is_dir() and any(map(understood, path.iterdir()))]
+    meant = f"; did you mean --data {inner[0]}?" if inner else ""
+    if others and not inner:
+        meant = f"; rename it, or name the file itself: --data {folder / others[0]}"
+    return f"{folder}: expected {EXPECTED} in it, found {there}{meant}"
+
+
+def guessed(folder, names):
+    """Names of files that are not read, each with the one that would be right by its keys."""
+    said = []
+    for name in names:
+        try:
+            kind = layout_of(*next(read_rows(Path(folder) / name))).kind
+            said.append(f"{name} (did you mean {kind}{''.join(Path(name).suffixes)}?)")
+        except (UserError, LookupError, StopIteration):
+            said.append(name)
+    return said
+
+
+def named(files):
+    """Example: "sft.jsonl", or "train-1.jsonl and 3 more"."""
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    return files[0].path.name + more
+
+
+def rows_of(files, kind):
+    """[(where, row, layout)] of the files of a kind, and the remark on columns that nothing is read from,
+    which takes effect when they have been read. A row has the split of its file's name, if it says none."""
+    found = []
+    for file in files:
+        for where, row in read_rows(file.path):
+            layout = layout_of(where, row, kind)
+            if file.split and is_absent(row.get("split")):
+                row["split"] = file.split
+            found.append((where, row, layout))
     return found
 
 
-def find_file(folder, kind):
-    """The file of a kind whatever its ending, or None. Raises UserError where there are two, or one whose
-    name is nearly right: it would be missed without a word."""
-    names = sorted(path.name for path in Path(folder).iterdir() if path.is_file())
-    right = {other + s + z: other for other in SIGNS for s in SUFFIXES for z in ("", ".gz")}
-    found = [name for name in names if right.get(name) == kind]
-    if len(found) > 1:
-        raise UserError(f"{folder}: {found[0]} and {found[1]} are both here; which is meant? Move the other "
-                        "away")
-    for name in names:
-        near = difflib.get_close_matches(name.split(".")[0].lower(), [kind], 1, 0.8)
-        if near and name not in right and not found:
-            raise UserError(f"{Path(folder) / name}: a file of this name is not read; did you mean "
-                            f"{kind}.jsonl? Endings are {', '.join(SUFFIXES)}, each also with .gz")
-    return Path(folder) / found[0] if found else None
+def gathered(found):
+    """[(where, row, layout)] with those that are a part of one put together, at the end."""
+    rows = [(where, row, layout) for where, row, layout in found if not layout.gather]
+    for layout in dict.fromkeys(layout for _, _, layout in found if layout.gather):
+        parts = [(where, row) for where, row, other in found if other == layout]
+        rows += [(where, row, layout) for where, row in layout.gather(parts)]
+    return rows
 
 
-def ending_of(path):
-    return Path(path.name.removesuffix(".gz")).suffix.lower()
-
-
-def kind_of(path):
-    """The kind of a file that is given alone: by its name, or by the keys of its first row."""
-    if path.name.split(".")[0] in SIGNS:
-        return path.name.split(".")[0]
-    if ending_of(path) not in SUFFIXES:
-        raise UserError(f"{path}: --data takes a folder, or a file that ends in {', '.join(SUFFIXES)}, each "
-                        "also with .gz")
-    if ending_of(path) == ".txt":
-        return "pretrain"
-    where, row = next(read_rows(path), (path, {}))
-    kind = next((kind for kind, signs in SIGNS.items() if isinstance(row, dict) and signs & row.keys()), None)
-    if kind is None:
-        field(where, row, "prompt")  # raises: says what was found
-    return kind
-
-
-def read_file(path):
-    """Text of a file, .gz or not. Raises UserError where it is empty, too large or not text."""
-    zipped = path.suffix == ".gz"
-    try:
-        with gzip.open(path) if zipped else path.open("rb") as file:
-            raw = file.read(MOST + 1)
-        if len(raw) > MOST:
-            raise UserError(f"{path}: holds more than {MOST / 2**20:,.0f} MB of text: take a part of it")
-        text = raw.decode("utf-8-sig")
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        problem = str(error).replace("\n", " ")[:100]
-        raise UserError(f"{path}: cannot be read as UTF-8 text{' in gzip' * zipped} ({problem})") from None
-    if not text.strip("\0 \t\r\n"):
-        raise UserError(f"{path}: the file is empty")
-    return text
-
-
-def read_rows(path):
-    """Yield (where, row) for each object of a .jsonl, .json or .csv file; `where` is "file, line n"."""
-    reader = {".csv": csv_rows, ".json": json_rows}.get(ending_of(path), json_lines)
-    return reader(path, read_file(path))
-
-
-def csv_rows(path, text):
-    """Rows of a table whose first line that is not blank is its header."""
-    rows, i = csv.DictReader(io.StringIO(re.sub(r"\A\s*\n", "", text)), strict=True), 1
-    while True:
-        i += 1
+def read_kind(files, kind):
+    """(rows, remarks) of the files of a kind: rows as lab/layouts.py makes them; those that hold nothing are
+    counted by their reasons. The first remark says what was found, but for the splits."""
+    found, rows = rows_of(files, kind), []
+    dropped, notes, layouts = Counter(), Counter(), Counter()
+    name, given = named(files), gathered(found)
+    for where, row, layout in given:
         try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise UserError(f"{path}, row {i}: cannot be read as csv ({error})") from None
-        if row is None:
-            return
-        yield f"{path}, row {i}", row
-
-
-def json_rows(path, text):
-    """Entries of a list; a file of JSON Lines with this ending is read as what it is."""
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if str(error).startswith("Extra data"):
-            yield from json_lines(path, text)
-            return
-        raise UserError(f"{path}: cannot be read as json ({told(error)})") from None
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: expected a list of objects, found {type(rows).__name__}")
-    for i, row in enumerate(rows, 1):
-        where = f"{path}, entry {i}"
-        yield where, check_text(where, row)
-
-
-def told(error):
-    """What a reader of JSON says, without its advice to programmers."""
-    if isinstance(error, RecursionError):
-        return "lists or objects lie too deep inside each other"
-    return str(error).partition("; use")[0]
-
-
-def json_lines(path, text):
-    """One object a line."""
-    for i, line in enumerate(text.split("\n"), 1):  # not splitlines(): U+2028 may stand inside a string
-        where = f"{path}, line {i}"
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where}: not a JSON object ({told(error)})") from None
-            yield where, check_text(where, row)
-
-
-# ------------------------------------------------------------------------------------------------
-# All rows of a file
-# ------------------------------------------------------------------------------------------------
-READERS = {  # kind: (its reader of a row, what a row is, why one holds nothing)
-    "sft": (sft_row, "demonstrations", "an empty prompt or answer"),
-    "preferences": (preference_row, "preferences",
-                    "same answer twice, an empty answer, or different prompts"),
-    "prompts": (prompt_row, "prompts", "an empty prompt"),
-}
-
-
-def read_kind(path, kind):
-    """(rows, remarks) of a file: rows as lab/rows.py makes them; those that hold nothing are counted."""
-    reader, what, why = READERS[kind]
-    found = [reader(where, row) for where, row in read_rows(path)]
-    rows = [row for row in found if row]
-    dropped, remarks = len(found) - len(rows), []
+            new = read_row(where, row, layout)
+        except Dropped as reason:
+            dropped[str(reason)] += 1
+            continue
+        notes.update({note for one in new for note in one.pop("notes", [])})
+        layouts[layout.name] += len(new)
+        rows += new
+    why = ", ".join(f"{n:,} {reason}" for reason, n in dropped.most_common())
     if not found:
-        raise UserError(f"{path}: no rows; expected {what}")
+        raise UserError(f"{files[0].path}: no rows; expected {WHAT[kind]}")
     if not rows:
-        raise UserError(f"{path}: none of its {len(found)} rows holds anything to learn ({why})")
+        raise UserError(f"{files[0].path}: none of its {len(given)} rows holds anything to learn ({why})")
+    remarks = [", ".join(layouts) if len(layouts) < 2 else
+               ", ".join(f"{n:,} {layout}" for layout, n in layouts.items())]
     if dropped:
-        remarks.append(f"{path.name}: {dropped} of {len(found)} rows dropped ({why})")
+        remarks.append(f"{name}: {dropped.total()} of {len(given)} rows dropped ({why})")
+    remarks += [f"{name}: {n} of {len(given)} rows {note}" for note, n in notes.items()]
+    unread = {key for _, row, _ in found for key, value in row.items() if not is_absent(value)}
+    unread -= set().union(*(row.asked for _, row, _ in found))
+    if unread:
+        remarks.append(f"{name}: columns not used: {', '.join(sorted(key[:40] for key in unread)[:12])}")
     twice = sum(map(repeats_prompt, rows))
     if twice:
-        remarks.append(f"{path.name}: in {twice} of {len(rows)} rows the answers begin with their own "
-                       "prompt, which the model then sees twice: take it off, if that is not meant")
+        remarks.append(f"{name}: in {twice} of {len(rows)} rows the answers begin with their own prompt, "
+                       "which the model then sees twice: take it off, if that is not meant")
     return rows, remarks
 
 
 def repeats_prompt(row):
     """Whether all answers of a row begin with its prompt."""
     answers = row.get("responses") or [row.get("response", "")]
-    prompt = row["prompt"].strip() if isinstance(row["prompt"], str) else None
-    return bool(prompt) and all(answer.startswith(prompt) for answer in answers)
+    prompt = row.get("prompt")
+    prompt = same_text(prompt) if isinstance(prompt, str) else None
+    return bool(prompt) and all(same_text(answer).startswith(prompt) for answer in answers)
+
+
+# ------------------------------------------------------------------------------------------------
+# All rows of a source
+# ------------------------------------------------------------------------------------------------
 
 
 def settle_splits(rows):
-    """Each prompt gets one split, whatever file it is in: one that its rows name, or else its hash's. Held
-    out once is held out always."""
-    named = {}
+    """Each prompt gets one split, whatever file it is in and however it is spelled: the strictest that its
+    rows name, or else its hash's; an answer within a dialogue goes with the dialogue. Returns how many rows
+    are held out though they say train."""
+    named, settled = {}, {}
     for row in rows:
-        key = json.dumps(row["prompt"])
-        places = [SPLITS.index(split) for split in (row["split"], named.get(key)) if split]
-        if places:
-            named[key] = SPLITS[max(places)]
+        row["key"] = key_of(row["prompt"])
+        if row["split"]:
+            named[row["key"]] = strictest(row["split"], named.get(row["key"]))
     for row in rows:
-        row["split"] = named.get(json.dumps(row["prompt"])) or split_of(row["prompt"])
+        whole = row.get("whole", row["key"])
+        split = named.get(row["key"]) or named.get(whole) or split_of(json.loads(whole))
+        settled[row["key"]] = strictest(split, settled.get(row["key"]))
+    moved = sum(row["split"] == "train" != settled[row["key"]] for row in rows)
+    for row in rows:
+        row["split"] = settled[row["key"]]
+    return moved
 
 
-def merge_votes(path, rows):
+def strictest(a, b):
+    return max((a, b or a), key=SPLITS.index)
+
+
+def merge_votes(rows):
     """(rows, remarks): rows about the same prompt, two answers and aspect are the votes of several
     annotators, and become one comparison: the majority's, a draw one tier. A margin is their mean. Thumbs
-    stay as they are. Raises UserError where there are thumbs and comparisons."""
-    thumbs = sum(map(is_thumb, rows))
-    if thumbs and thumbs < len(rows):
-        raise UserError(f"{path}: its preferences hold both thumbs and comparisons; put them into two "
-                        "folders")
-    if thumbs:
-        return rows, []
+    and longer rankings stay as they are."""
     votes = {}
-    for row in rows:
-        key = json.dumps([row["prompt"], sorted(row["responses"]), row["aspect"]])
+    for i, row in enumerate(rows):
+        pair = len(row["responses"]) == 2 and "pairs" not in row
+        key = (row["key"], *sorted(map(same_text, row["responses"])), row["aspect"]) if pair else i
         votes.setdefault(key, []).append(row)
     merged = [majority(same) for same in votes.values()]
-    if len(merged) == len(rows):
-        return rows, []
-    draws = sum(len(row["tiers"]) == 1 for row in merged)
-    return merged, [f"{path.name}: {len(rows)} votes make {len(merged)} comparisons, {draws} of them a draw"]
+    draws = sum(len(row["tiers"]) == 1 and not is_thumb(row) for row in merged)
+    remarks = []
+    if len(merged) < len(rows):
+        remarks.append(f"{len(rows)} votes make {len(merged)} comparisons")
+    if draws:
+        remarks.append(f"{draws} of {len(merged)} comparisons are a draw: train_rm.py leaves them out, or "
+                       "with --ties half learns that neither is better")
+    return merged, remarks
 
 
 def majority(votes):
@@ -244,15 +200,32 @@ def majority(votes):
     Example: two of three chose "b" -> {"responses": ["a", "b"], "tiers": [[1], [0]], ...} where the first
     vote was for "a"."""
     row = dict(votes[0])
-    first = sum(vote["responses"] == row["responses"] for vote in votes)
+    if len(votes) == 1:
+        return row
+    first, second = map(same_text, row["responses"])
+    winners = Counter(same_text(vote["responses"][vote["tiers"][0][0]]) for vote in votes
+                      if len(vote["tiers"]) > 1)
+    ahead = winners[first] - winners[second]
     margins = [vote["margin"] for vote in votes if "margin" in vote]
-    if 2 * first == len(votes):
-        row["tiers"] = [[0, 1]]
-    elif 2 * first < len(votes):
-        row["tiers"] = [[1], [0]]
+    row["tiers"] = [[0, 1]] if not ahead else [[0], [1]] if ahead > 0 else [[1], [0]]
     if margins:
         row["margin"] = sum(margins) / len(margins)
     return row
+
+
+def chosen_answers(rows):
+    """(demonstrations, how many are none): the best answers of preferences and thumbs up; none of those that
+    were found worse in another row of the same prompt."""
+    chosen, beaten = {}, set()
+    for row in rows:
+        best = row["tiers"][0] if row.get("label", len(row["tiers"]) > 1) else []
+        for tier in row["tiers"][1:] if "label" not in row else [[0]] * (not row["label"]):
+            beaten |= {(row["key"], same_text(row["responses"][i])) for i in tier}
+        for i in best:
+            answer = row["responses"][i]
+            chosen.setdefault((row["key"], same_text(answer)), []).append({**row, "response": answer})
+    good = [same for key, same in chosen.items() if key not in beaten]
+    return [row for same in good for row in same], len(chosen) - len(good)
 
 
 def each_once(rows):
@@ -261,38 +234,47 @@ def each_once(rows):
     unique = {}
     for row in rows:
         new = {"prompt": row["prompt"], "split": row["split"], "unsafe": False}
-        prompt = unique.setdefault(json.dumps(row["prompt"]), new)
-        prompt["unsafe"] |= row.get("unsafe", False) or row.get("aspect") == "safety"
+        prompt = unique.setdefault(row["key"], new)
+        prompt["unsafe"] |= row["unsafe"] or row.get("aspect") == "safety"
     return list(unique.values())
 
 
-def chosen_answers(rows):
-    """Demonstrations from preferences: the better answer of each comparison, and thumbs up."""
-    kept = [row for row in rows if row.get("label", len(row["tiers"]) > 1)]
-    return [{"prompt": row["prompt"], "response": row["responses"][row["tiers"][0][0]], "split": row["split"]}
-            for row in kept]
+# ------------------------------------------------------------------------------------------------
+# Text to pretrain on
+# ------------------------------------------------------------------------------------------------
 
 
-def texts_of(source, path, rows):
-    """(text to pretrain on, held-out text): pretrain.txt, its last 5 % held out; rows with "text", split by
-    their hash; or, where path is None, whatever the other rows say."""
-    if path and ending_of(path) == ".txt":
-        parts = hold_out(read_file(path))
+def texts_of(source, files, rows):
+    """((text to pretrain on, held-out text), remarks): of texts the last 5 % held out, or whole files that
+    say so; documents, split by their hash; or, where there are no files, what the other rows say."""
+    if files and files[0].ending == ".txt":
+        parts, remarks = texts_of_files(files), []
     else:
-        if path:
-            texts = [field(where, row, "text") for where, row in read_rows(path)]
-            documents = [(split_of(text) == "train", text) for text in texts]
+        documents, remarks = [], []
+        if files:
+            found, remarks = read_kind(files, "pretrain")
+            documents = [((row["split"] or split_of(row["text"])) == "train", row["text"]) for row in found]
         else:
             documents = [(row["split"] == "train", prompt_text(row["prompt"]) + "\n" + answer)
-                         for row in rows for answer in row.get("responses") or [row["response"]]]
+                         for row in rows if "whole" not in row
+                         for answer in row.get("responses") or [row["response"]]]
         if len({learned for learned, _ in documents}) == 1:  # few rows, all in one split: hold out the last
             n = len(documents)
             documents = [(i < 0.95 * n - 1, text) for i, (_, text) in enumerate(documents)]
         parts = ["\n\n".join(text for learned, text in documents if learned == wanted)
                  for wanted in (True, False)]
     if not all(parts):
-        raise UserError(f"{path or source}: the text is too short to train on and to hold some of it out")
-    return parts
+        path = files[0].path if files else source
+        raise UserError(f"{path}: the text is too short to train on and to hold some of it out")
+    return parts, remarks
+
+
+def texts_of_files(files):
+    """(text to learn from, held-out text) of whole texts."""
+    parts = [(read_file(file.path), file.split) for file in files]
+    parts = [hold_out(text) if split is None else (text, "") if split == "train" else ("", text)
+             for text, split in parts]
+    return ["\n\n".join(filter(None, texts)) for texts in zip(*parts, strict=True)]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -305,54 +287,69 @@ def convert(source, folder):
     from. What was found, derived and dropped is printed. Everything is checked before anything is written.
 
     source: folder or file; folder: the run's data folder. Raises UserError, which names file and line."""
-    files = files_of(source)
-    found, remarks = {}, []
-    for kind in ("sft", "preferences", "prompts"):
-        found[kind], said = read_kind(files[kind], kind) if kind in files else ([], [])
-        remarks += said
-    if found["preferences"]:
-        found["preferences"], said = merge_votes(files["preferences"], found["preferences"])
-        remarks += said
-    settle_splits([row for rows in found.values() for row in rows])
-    said = [f"{files[kind].name}: {counted(rows, READERS[kind][1])}" for kind, rows in found.items() if rows]
-    remarks = said + remarks + derive(source, files, found)
-    texts = texts_of(source, files.get("pretrain"), found["preferences"] or found["sft"])
+    files, others = kinds_of(source)
+    found, remarks, layouts = {kind: [] for kind in COLUMNS}, [], {}
+    for kind in COLUMNS:
+        if kind in files:
+            found[kind], [layouts[kind], *said] = read_kind(files[kind], kind)
+            remarks += said
+    check_thumbs(found["preferences"], files)
+    moved = settle_splits([row for rows in found.values() for row in rows])
+    if moved:
+        remarks.append(f"{moved} rows that say train are held out, for another row holds their prompt out")
+    found["preferences"], said = merge_votes(found["preferences"])
+    remarks += [f"{named(files['preferences'])}: {remark}" for remark in said]
+    first = [f"{named(files[kind])}: {counted(found[kind], kind, layout)}"
+             for kind, layout in layouts.items()]
+    remarks = first + remarks + derive(source, files, found)
+    texts, said = texts_of(source, files.get("pretrain"), found["preferences"] or found["sft"])
     if "pretrain" in files:
-        remarks.insert(0, f"{files['pretrain'].name}: {len(texts[0]):,} characters, {len(texts[1]):,} more "
-                       "held out")
-    for remark in remarks + unread(source, files):
+        remarks = [f"{named(files['pretrain'])}: {len(texts[0]):,} characters, {len(texts[1]):,} more held "
+                   "out", *said[1:], *remarks]
+    for remark in remarks + unread(source, others):
         print(wrapped(remark, indent="  "))
     write(Path(folder), found, texts)
-    record = {"source": str(Path(source).resolve()), "files": hashes(files)}
+    record = {"source": str(Path(source).resolve()), "files": hashes(source)}
     write_atomic(Path(folder) / "source.json", json.dumps(record, indent=1) + "\n")  # a path may be no UTF-8
 
 
-def unread(source, files):
+def check_thumbs(rows, files):
+    """Raises UserError where there are both thumbs and comparisons."""
+    if 0 < sum(map(is_thumb, rows)) < len(rows):
+        raise UserError(f"{files['preferences'][0].path}: its preferences hold both thumbs and comparisons; "
+                        "put them into two folders")
+
+
+def unread(source, names):
     """A remark on the files beside those that are read which might hold data, too; or none."""
-    folder = Path(source)
-    others = folder.iterdir() if folder.is_dir() else []
-    names = sorted(path.name for path in others if ending_of(path) in SUFFIXES and path not in files.values())
-    return [f"not read: {', '.join(names[:5])}; expected {EXPECTED}"] if names else []
+    return [f"not read: {', '.join(guessed(source, names[:5]))}; expected {EXPECTED}"] if names else []
 
 
-def counted(rows, what):
-    """Example: "40 prompts (train 30, dev 4, test 6)"."""
-    n = Counter(row["split"] for row in rows)
-    return f"{len(rows):,} {what} (" + ", ".join(f"{split} {n[split]:,}" for split in SPLITS) + ")"
+def counted(rows, kind, layout):
+    """Example: "1,500 preference pairs, Anthropic transcripts (train 1,275, dev 75, test 150)"."""
+    n, what = Counter(row["split"] for row in rows), WHAT[kind]
+    if kind == "preferences":
+        sizes = {0 if is_thumb(row) else len(row["responses"]) for row in rows}
+        what = "thumbs" if sizes == {0} else "preference pairs" if sizes == {2} else "rankings"
+    name = "" if layout in (what, "prompts") else f", {layout}"
+    return (f"{len(rows):,} {what}{name} (" + ", ".join(f"{split} {n[split]:,}" for split in SPLITS) + ")")
 
 
 def derive(source, files, found):
     """Fill in the kinds that have no file, from the rows of the others. Returns remarks on it."""
     remarks = []
     others = found["preferences"] or found["sft"]
-    if "sft" not in files:
-        found["sft"] = chosen_answers(found["preferences"])
+    if "sft" not in files and others:
+        found["sft"], n = chosen_answers(found["preferences"])
         remarks.append(f"no sft file; the {len(found['sft'])} chosen answers of the preferences are the "
-                       "demonstrations")
+                       "demonstrations" + f", without {n} that another row found worse" * bool(n))
     if not found["sft"]:
         if "pretrain" not in files:
-            raise UserError(f"{source}: no demonstrations; expected sft.jsonl or preferences.jsonl")
-        remarks[-1] = "no demonstrations, for there is no sft file: the text is for train_pretrain.py alone"
+            there = ", ".join(f"{WHAT[kind]} ({named(same)})" for kind, same in files.items())
+            why = "and no answer of them was found better" if others else "which have no answers"
+            raise UserError(f"{source}: holds {there}, {why}: there are no demonstrations; add sft.jsonl or "
+                            "preferences.jsonl, or pretrain.txt to pretrain alone")
+        remarks.append("no demonstrations, for there is no sft file: the text is for train_pretrain.py alone")
     if "prompts" not in files and others:
         remarks.append(f"no prompts file; the prompts of its {len(others)} other rows are used")
     if "pretrain" not in files:
@@ -368,18 +365,24 @@ def write(folder, found, texts):
     (folder / "preferences.jsonl").unlink(missing_ok=True)
     for kind, rows in found.items():
         if rows or kind != "preferences":
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            kept = [{key: row[key] for key in COLUMNS[kind] if key in row} for row in rows]
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
             write_atomic(folder / f"{kind}.jsonl", lines)
     write_atomic(folder / "pretrain.held_out.txt", texts[1])
     write_atomic(folder / "pretrain.txt", texts[0])
 
 
-def hashes(files):
-    """{name: sha256} of files."""
+# ------------------------------------------------------------------------------------------------
+# The source and its copy
+# ------------------------------------------------------------------------------------------------
+
+
+def hashes(source):
+    """{name: sha256} of the files that are read."""
     found = {}
-    for path in files.values():
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for file in files_of(source)[0]:
+        with file.path.open("rb") as content:
+            found[file.path.name] = hashlib.file_digest(content, "sha256").hexdigest()
     return found
 
 
@@ -403,7 +406,7 @@ def check_unchanged(source, folder):
     run = Path(folder).parent
     record = source_of(folder)
     advice = f"train with another --run NAME, or delete {run}"
-    then, now = record["files"], hashes(files_of(source))
+    then, now = record["files"], hashes(source)
     if then != now and str(Path(source).resolve()) != record["source"]:
         raise UserError(f"{run} was made from {record['source']}, and the files of --data {source} are "
                         f"others: {advice}")

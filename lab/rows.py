@@ -1,235 +1,356 @@
-"""One row of a user's file into one of ours, or the sentence about what is wrong with it.
+"""The parts of a user's row, its fields, prompts, dialogues and answers, which lab/layouts.py puts together,
+or the sentence about what is wrong with them.
 
-`where` is "file, line n", with which every message begins.
+`where` is "file, line n", with which every message begins. A chat is a list of {"role": system, user or
+assistant, "content"}; where it has become a prompt of data.py, system messages have joined the user's.
 """
+import ast
 import json
+import math
 import re
+import unicodedata
 
 from data import UserError, messages
 
 SPLITS = ("train", "dev", "test")
+SPLIT_WORDS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test",
+    **dict.fromkeys(("dev", "val", "valid", "valid1", "valid2", "validation", "eval"), "dev"),
+}
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
+}
+YES, NO = {"true", "yes", "y", "t", "1", "1.0"}, {"false", "no", "n", "f", "0", "0.0"}
+
+
+class Dropped(Exception):
+    """A row that holds nothing to learn; its message goes on from "3 rows"."""
+
 
 # ------------------------------------------------------------------------------------------------
-# The parts of a row
+# A row and its fields
 # ------------------------------------------------------------------------------------------------
+
+
+class Row(dict):
+    """A row whose keys have one spelling ("Response A", "responseA" and "response-a" are response_a); it
+    knows which of them were asked for."""
+
+    def __init__(self, where, row):
+        super().__init__()
+        self.asked = set()
+        for key, value in row.items():
+            name = re.sub(r"(?<=[a-z])(?=[A-Z0-9])", "_", str(key).strip())
+            name = re.sub(r"[\s._-]+", "_", name).lower()
+            if name in self and not is_absent(value) and not is_absent(self[name]):
+                raise UserError(f'{where}: has "{name[:40]}" twice, in two spellings')
+            if name not in self or not is_absent(value):
+                self[name] = value
+
+    def __getitem__(self, key):
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key, default=None):
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def is_absent(value):
+    """Whether an optional field says nothing; pandas writes NaN."""
+    return value is None or value == "" or isinstance(value, float) and math.isnan(value)
+
+
+def one_break(value):
+    """Text, also inside lists and objects, with \\n at the end of every line."""
+    if isinstance(value, str):
+        return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
+    if isinstance(value, list):
+        return [one_break(item) for item in value]
+    if isinstance(value, dict):
+        return {key: one_break(item) for key, item in value.items()}
+    return value
 
 
 def check_text(where, value):
-    """Half a character ("\\ud83d" alone, which JSON can say) is no text: nothing could encode it."""
+    """The value with one kind of line break. Half a character ("\\ud83d" alone, which JSON can say) is no
+    text: nothing could encode it."""
     try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+        return one_break(value)
     except UnicodeEncodeError:
         raise UserError(f"{where}: holds half a character (a lone surrogate such as \\ud83d)") from None
     except RecursionError:
         raise UserError(f"{where}: lists or objects lie too deep inside each other") from None
-    return value
 
 
 def shown(value, length=40):
-    return json.dumps(value)[:length]
+    return json.dumps(value, default=str)[:length]
 
 
-def check_object(where, row, name):
+def written_list(cell):
+    """A list or an object written as JSON or as Python does, or None."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(cell.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError, AttributeError):
+            continue
+        return value if isinstance(value, list | dict) else None
+    return None
+
+
+def keys_of(row):
+    """The keys of a row as a sentence names them: at most 12, none of them long."""
+    return ", ".join(sorted(str(key)[:40] for key in row)[:12])
+
+
+def check_object(where, row):
     if not isinstance(row, dict):
-        raise UserError(f'{where}: expected an object with "{name}", found {shown(row)}')
+        raise UserError(f"{where}: expected an object with keys, found {shown(row)}")
 
 
-def field(where, row, *names, kind=str, empty=False):
-    """The first of the named fields that the row has, checked for its type. empty: whether it may be."""
-    check_object(where, row, names[0])
+def field(where, row, *names, kind=str):
+    """The first of the named fields that the row has, checked for its type; it may be empty."""
     for name in names:
         value = row.get(name)
-        if value is not None and not (isinstance(value, kind) and (value or empty)):
+        if value is not None and not isinstance(value, kind):
             wanted = "text" if kind is str else "text or a list of messages"
-            raise UserError(f'{where}: "{name}" must be {wanted} and not empty, found {shown(value)}')
+            wanted = "a list" if kind is list else wanted
+            raise UserError(f'{where}: "{name}" must be {wanted}, found {shown(value)}')
         if value is not None:
             return value
     for name in names:
         if name in row:
             raise UserError(f'{where}: "{name}" is null, where text should be')
-    other = f" (or {names[1]})" if names[1:] else ""
-    there = sorted(str(name)[:40] for name in row if name is not None)[:10]  # None: cells behind the last
-    raise UserError(f'{where}: expected "{names[0]}"{other}, found the fields {there}')
+    raise UserError(f'{where}: expected "{names[0]}", found {keys_of(row)}')
+
+
+def optional(where, row, name, kind=str):
+    """A field that may be missing, null or empty: then None."""
+    return None if is_absent(row.get(name)) else field(where, row, name, kind=kind)
+
+
+def number(where, row, name, low=-math.inf, high=math.inf, meaning=""):
+    """A number of a row, also one that a table holds as text."""
+    value = row.get(name)
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not low <= found <= high or math.isinf(found):
+        between = f" from {low:g} to {high:g}" if math.isfinite(low) else ""
+        raise UserError(f'{where}: "{name}" must be a number{between}{meaning}, found {shown(value)}')
+    return found
+
+
+def yes_or_no(where, row, name, wanted="true or false", words=()):
+    """The boolean that a row gives, also in words, or None where it gives none. words: two more, (for yes,
+    for no)."""
+    if is_absent(row.get(name)):
+        return None
+    word = str(row[name]).strip().lower()
+    if word not in {*YES, *NO, *words}:
+        raise UserError(f'{where}: "{name}" must be {wanted}, found {shown(row[name])}')
+    return word in {*YES, *words[:1]}
+
+
+# ------------------------------------------------------------------------------------------------
+# What any row may say about itself
+# ------------------------------------------------------------------------------------------------
 
 
 def split_in(where, row):
-    """The split that a row names, or None. Raises UserError for another word than ours."""
-    split = row.get("split") or None
-    if split not in (None, *SPLITS):
-        raise UserError(f'{where}: "split" must be train, dev or test, found {shown(split)}')
+    """The split that a row names, or None. Raises UserError for a word that is not known."""
+    if is_absent(row.get("split")):
+        return None
+    split = SPLIT_WORDS.get(str(row["split"]).strip().lower())
+    if split is None:
+        raise UserError(f'{where}: "split" must be train, dev or test, found {shown(row["split"])}')
     return split
 
 
-def yes_or_no(where, row, name, wanted="true or false"):
-    """The boolean that a row gives, also in words, or None where it gives none."""
-    if row.get(name) in (None, ""):
-        return None
-    value = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(
-        str(row[name]).strip().lower())
-    if value is None:
-        raise UserError(f'{where}: "{name}" must be {wanted}, found {shown(row[name])}')
-    return value
+def unsafe_in(where, row):
+    """Whether a row calls its prompt unsafe: in "unsafe" (or by a "safe" that is false), or by a label that
+    is one of the words safe and unsafe."""
+    for name in ("unsafe", "is_unsafe", "harmful", "is_harmful"):
+        found = yes_or_no(where, row, name, words=("harmful" if "harm" in name else "unsafe", "safe"))
+        if found is not None:
+            return found
+    for name in ("safe", "is_safe"):
+        if yes_or_no(where, row, name) is not None:
+            return not yes_or_no(where, row, name)
+    for name in ("prompt_label", "label"):
+        word = str(dict.get(row, name, "")).strip().lower()
+        if word in ("safe", "unsafe"):
+            row.get(name)
+            return word == "unsafe"
+    return False
 
 
-def check_messages(where, chat):
-    """A list of messages whose roles are user and assistant, text in each; a system message joins the first
-    turn. A string stays one."""
-    if isinstance(chat, str):
-        return chat
-    for m in chat:
-        known = isinstance(m, dict) and m.get("role") in ("system", "user", "assistant")
-        if not known or not isinstance(m.get("content"), str):
+# ------------------------------------------------------------------------------------------------
+# Chats and prompts
+# ------------------------------------------------------------------------------------------------
+
+
+def content_of(where, message):
+    """Text of a message, also where it is a list of parts. Raises Dropped for pictures and calls of tools."""
+    content = next((message[key] for key in ("content", "value", "text") if key in message), None)
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        if any(not isinstance(part.get("text"), str) for part in content):
+            raise Dropped("with messages that are no text")
+        content = "\n".join(part["text"] for part in content)
+    if content is None and (message.get("tool_calls") or message.get("function_call")):
+        raise Dropped("with messages of tools")
+    if not isinstance(content, str):
+        raise UserError(f'{where}: a message is {{"role": "user" or "assistant", "content": text}}, found '
+                        f"{shown(message, 60)}")
+    return content
+
+
+def read_chat(where, chat):
+    """A list of messages, with "role" and "content" or ShareGPT's "from" and "value" -> a chat; "learn" is
+    False where a message has the weight 0."""
+    read = []
+    for m in [chat] if isinstance(chat, dict) else chat:
+        said_by = m.get("role", m.get("from")) if isinstance(m, dict) else None
+        if said_by in ("tool", "function", "observation", "function_call"):
+            raise Dropped("with messages of tools")
+        if not isinstance(said_by, str) or said_by.strip().lower() not in ROLES:
             raise UserError(f'{where}: a message is {{"role": "user" or "assistant", "content": text}}, '
                             f"found {shown(m, 60)}")
-    alone = chat[0]["role"] == "system" and len(chat) < 2
-    if alone or any(m["role"] == "system" for m in chat[1:]):
-        raise UserError(f"{where}: a system message can only come first, and not alone")
-    if chat[0]["role"] == "system":
-        first = {"role": "user", "content": chat[0]["content"] + "\n\n" + chat[1]["content"]}
-        chat = [first, *chat[2:]]
-    return [{"role": m["role"], "content": m["content"]} for m in chat]
+        turn = {"role": ROLES[said_by.strip().lower()], "content": content_of(where, m)}
+        read.append(turn | ({"learn": False} if m.get("weight") in (0, "0") else {}))
+    return read
 
 
 def is_transcript(text):
-    return isinstance(text, str) and text.startswith("\n\nHuman:")
+    """Whether a text is a dialogue as Anthropic writes it, "\\n\\nHuman: ...\\n\\nAssistant: ..."."""
+    if not isinstance(text, str):
+        return False
+    return text.startswith(("\n\nHuman:", "\n\nAssistant:")) or (
+        text.lstrip().startswith("Human:") and "\n\nAssistant:" in text)
 
 
-def transcript(where, text):
-    """An HH transcript "\\n\\nHuman: ...\\n\\nAssistant: ..." -> messages, the last the assistant's."""
-    parts = re.split(r"\n\n(Human|Assistant):", text)
-    if len(parts) < 5 or parts[0].strip() or parts[-2] != "Assistant":
-        raise UserError(f'{where}: expected a transcript that begins with "\\n\\nHuman:" and ends with an '
-                        '"\\n\\nAssistant:" turn')
+def transcript(text):
+    """A transcript -> a chat, its last message empty where it waits for the answer."""
+    parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + text.lstrip())
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = zip(parts[1::2], parts[2::2], strict=True)
     return [{"role": roles[who], "content": said.strip()} for who, said in turns]
 
 
+def chat_of(where, value):
+    """A text is one message of the user, a transcript or a list are several."""
+    if not isinstance(value, str):
+        return read_chat(where, value)
+    if not is_transcript(value):
+        return [{"role": "user", "content": value}]
+    chat = transcript(value)
+    waits = chat[-1]["role"] == "assistant" and not chat[-1]["content"]
+    return chat[:-1] if waits else chat
+
+
+def with_systems(where, chat):
+    """A chat of user and assistant alone: a system message joins the user's next one."""
+    turns, waiting = [], []
+    for m in chat:
+        content = m["content"]
+        if m["role"] == "system":
+            waiting += [content] if content.strip() else []
+            continue
+        if waiting and m["role"] == "user" and content.strip():
+            content, waiting = "\n\n".join([*waiting, content]), []
+        turns.append({"role": m["role"], "content": content})
+    if waiting and (not turns or turns[-1]["content"].strip()):
+        raise UserError(f"{where}: a system message must stand in front of one of the user's")
+    return turns
+
+
 def simplify(chat):
-    """Messages that are a single user turn become a plain string: one prompt has one spelling."""
-    single = isinstance(chat, list) and len(chat) == 1 and chat[0]["role"] == "user"
+    """A prompt of data.py; one that is a single message of the user is a plain string."""
+    single = len(chat) == 1 and chat[0]["role"] == "user"
     return chat[0]["content"] if single else chat
 
 
-def prompt_of(where, row):
-    """The prompt of a row: text, messages, or a transcript that waits for its last answer."""
-    prompt = field(where, row, "prompt", kind=(str, list))
-    if is_transcript(prompt) and prompt.rstrip().endswith("\n\nAssistant:"):
-        return simplify(transcript(where, prompt + " ?")[:-1])
-    return simplify(check_messages(where, prompt))
+def prompt_of(where, chat):
+    """A chat that waits for an answer -> a prompt. Raises Dropped where its last message is empty."""
+    turns = with_systems(where, chat)
+    if not turns or not turns[-1]["content"].strip():
+        raise Dropped("with an empty prompt")
+    return simplify(turns)
 
 
-def is_blank(prompt):
-    """Whether there is nothing in the last turn of a prompt."""
-    return not messages(prompt)[-1]["content"].strip()
+def same_text(text):
+    """What two spellings of a text have in common: composed characters, one line break, no blanks around."""
+    return unicodedata.normalize("NFC", one_break(text)).strip()
 
 
-# ------------------------------------------------------------------------------------------------
-# A row of each kind, as ours, its "split" None where it names none; None where it holds nothing to learn
-# ------------------------------------------------------------------------------------------------
+def key_of(prompt):
+    """The same for two spellings of a prompt, as text or as a list; capital letters make another one."""
+    chat = [{"role": m["role"], "content": same_text(m["content"])} for m in messages(prompt)]
+    return json.dumps(simplify(chat), sort_keys=True)
 
 
-def sft_row(where, row):
-    """One demonstration -> {"prompt", "response", "split"}; Alpaca's keys and chat messages are understood.
-    None where the prompt or the answer is blank."""
-    check_object(where, row, "prompt")
-    if "messages" in row:
-        chat = check_messages(where, field(where, row, "messages", kind=list))
-        if len(chat) < 2 or chat[-1]["role"] != "assistant":
-            raise UserError(f'{where}: "messages" must end with the answer of the assistant')
-        prompt, response = simplify(chat[:-1]), chat[-1]["content"]
-    elif "instruction" in row:
-        prompt = field(where, row, "instruction")
-        if row.get("input"):
-            prompt += "\n\n" + field(where, row, "input")
-        response = field(where, row, "output", "response", empty=True)
-    else:
-        prompt = prompt_of(where, row)
-        response = field(where, row, "response", "completion", empty=True)
-    found = {"prompt": prompt, "response": response, "split": split_in(where, row)}
-    return found if response.strip() and not is_blank(prompt) else None
+QUESTIONS = ("prompt", "question", "instruction", "query", "history", "input")
 
 
-def prompt_row(where, row):
-    """One prompt -> {"prompt", "split", "unsafe"}, or None where it is blank."""
-    prompt = prompt_of(where, row)
-    unsafe = bool(yes_or_no(where, row, "unsafe"))
-    found = {"prompt": prompt, "split": split_in(where, row), "unsafe": unsafe}
-    return None if is_blank(prompt) else found
+def question(where, row, names=QUESTIONS):
+    """The chat of a row's prompt: the first of the named fields, and what stands in others: "system" and
+    "history" in front of it, "input" and "context" behind it."""
+    name = next((name for name in names if name in row), names[0])
+    chat = chat_of(where, field(where, row, name, kind=(str, list)))
+    for more in ("input", "context"):
+        value = optional(where, row, more, (str, list)) if more != name else None
+        if isinstance(value, list):
+            chat = read_chat(where, value) + chat
+        elif value and chat:
+            parts = [part for part in (chat[-1]["content"], value) if part.strip()]
+            chat[-1] = chat[-1] | {"content": "\n\n".join(parts)}
+    if name != "history":
+        chat = earlier_turns(where, row) + chat
+    for more in ("system", "system_prompt", "system_message"):
+        system = {"role": "system", "content": optional(where, row, more) or ""}
+        if system["content"] and system not in chat:
+            chat = [system, *chat]
+    return chat
 
 
-def preference_row(where, row):
-    """One row of preferences -> {"prompt", "responses", "tiers", "split", "aspect"[, "margin"][, "label"]},
-    the chosen answer first; None where it holds no comparison (the same answer twice, an empty one,
-    different prompts)."""
-    check_object(where, row, "chosen")
-    more = {"split": split_in(where, row), **aspect_and_margin(where, row)}
-    found = comparison(where, row) if row.get("label") in (None, "") else thumb(where, row)
-    return found | more if found else None
+def earlier_turns(where, row):
+    """The chat of "history": messages, a transcript, or pairs of a question and its answer."""
+    history = optional(where, row, "history", (str, list)) or []
+    pairs = all(isinstance(pair, list) and len(pair) == 2 for pair in history)
+    if isinstance(history, str) or not pairs:
+        return chat_of(where, history)
+    said = [text for pair in history for text in pair]
+    if not all(isinstance(text, str) for text in said):
+        raise UserError(f'{where}: "history" must be messages or pairs of texts, found {shown(history)}')
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
 
 
-def aspect_and_margin(where, row):
-    """{"aspect": helpful, safety or None} and, where a row says how much better it is, "margin", 0 to 3."""
-    aspect, margin = (None if row.get(key) == "" else row.get(key) for key in ("aspect", "margin"))
-    if aspect not in (None, "helpful", "safety"):
-        raise UserError(f'{where}: "aspect" must be helpful or safety, found {shown(aspect)}')
-    if margin is None:
-        return {"aspect": aspect}
-    try:
-        margin = float(margin)
-    except (TypeError, ValueError, OverflowError):
-        margin = -1
-    if not 0 <= margin <= 3:
-        raise UserError(f'{where}: "margin" must be a number from 0 (hardly better) to 3 (significantly '
-                        f'better), found {shown(row["margin"])}')
-    return {"aspect": aspect, "margin": margin}
+def answered(where, given, value):
+    """A prompt's chat and an answer, as text or as messages, which may begin with (a part of) the prompt ->
+    (chat before the answer, answer)."""
+    if isinstance(value, str) and not (is_transcript(value) and len(transcript(value)) > 1):
+        return given, value
+    chat = transcript(value) if isinstance(value, str) else read_chat(where, value)
+    if not chat or chat[-1]["role"] != "assistant":
+        raise Dropped("that do not end with an answer of the assistant")
+    return agreed(given, chat[:-1]), chat[-1]["content"]
 
 
-def thumb(where, row):
-    """{"prompt", "response", "label"}: thumbs up or down for one answer."""
-    label = yes_or_no(where, row, "label", "true (thumbs up) or false (thumbs down)")
-    prompt, response = prompt_of(where, row), field(where, row, "response", "completion", empty=True)
-    if is_blank(prompt) or not response.strip():
-        return None
-    return {"prompt": prompt, "responses": [response], "tiers": [[0]], "label": label}
-
-
-def comparison(where, row):
-    """{"prompt", "chosen", "rejected"}. Where chosen and rejected are whole dialogues, as messages or as
-    transcripts, all but their last turn is the prompt."""
-    names = ("chosen", "rejected")
-    chosen, rejected = (field(where, row, name, kind=(str, list), empty=True) for name in names)
-    prompt = prompt_of(where, row) if row.get("prompt") else None
-    texts = isinstance(chosen, str) and isinstance(rejected, str)
-    if not chosen or not rejected:
-        return None
-    if texts and (prompt is None or (is_transcript(chosen) and is_transcript(rejected))):
-        return last_turns(where, prompt, transcript(where, chosen), transcript(where, rejected))
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        return last_turns(where, prompt, check_messages(where, chosen), check_messages(where, rejected))
-    if not texts:
-        raise UserError(f'{where}: "chosen" and "rejected" must both be text or both be lists of messages')
-    return compared(prompt, chosen, rejected)
-
-
-def last_turns(where, prompt, chosen, rejected):
-    """Two dialogues -> the comparison of their last turns. prompt: what the row gives beside, or None."""
-    if any(chat[-1]["role"] != "assistant" for chat in (chosen, rejected)):
-        raise UserError(f'{where}: "chosen" and "rejected" must end with the answer of the assistant')
-    before, given = chosen[:-1], messages(prompt or [])
-    if before != rejected[:-1] or not (before or given):
-        return None
-    if not before or given[-len(before) :] == before:
-        whole = given
-    elif before[0]["role"] == "assistant":  # the dialogue goes on behind the prompt
-        whole = given + before
-    else:  # the prompt is a part of the dialogue
-        whole = before
-    return compared(simplify(whole), chosen[-1]["content"], rejected[-1]["content"])
-
-
-def compared(prompt, chosen, rejected):
-    better, worse = chosen.strip(), rejected.strip()
-    if better == worse or not better or not worse or is_blank(prompt):
-        return None
-    return {"prompt": prompt, "responses": [chosen, rejected], "tiers": [[0], [1]]}
+def agreed(given, before):
+    """The chat that a row gives as its prompt, and what stands in front of its answers -> the fuller one, or
+    both, where the second goes on behind the first. Raises Dropped where they say different things."""
+    systems = [m for m in given if m["role"] == "system"]
+    a, b = ([(m["role"], same_text(m["content"])) for m in chat if m["role"] != "system"]
+            for chat in (given, before))
+    missing = [m for m in systems if m not in before]
+    if not given or any(b[i : i + len(a)] == a for i in range(len(b) - len(a) + 1)):
+        return missing + before
+    if a[len(a) - len(b) :] == b:
+        return [m for m in before if m["role"] == "system" and m not in systems] + given
+    if b[0][0] == "assistant":
+        return given + before
+    raise Dropped("whose prompt is another than that in front of their answers")

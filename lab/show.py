@@ -136,11 +136,19 @@ def show_preferences(folder, enc):
 
 
 def labelled(row):
-    """[(what it was found to be, answer)] of a user's comparison or thumb, the better one first."""
+    """[(what it was found to be, answer)] of a user's ranking or thumb, the best one first."""
     if is_thumb(row):
         return [("thumb up" if row["label"] else "thumb down", row["responses"][0])]
+    if len(row["responses"]) > 2:
+        return in_places(row)
     names = ("chosen", "rejected") if len(row["tiers"]) > 1 else ("a draw",)
     return [(name, row["responses"][i]) for name, tied in zip(names, row["tiers"], strict=True) for i in tied]
+
+
+def in_places(row):
+    """[("place 1", answer), ...] of a ranking, the best first."""
+    return [(f"place {place}", row["responses"][i])
+            for place, tied in enumerate(row["tiers"], 1) for i in tied]
 
 
 def show_rankings(path):
@@ -153,9 +161,8 @@ def show_rankings(path):
     heading(path.name, rows, "Answers of the SFT model as they were ranked, the best in place 1.")
     row = rows[0]
     show_text("prompt", row["prompt"])
-    for place, tied in enumerate(row["tiers"], 1):
-        for i in tied:
-            show_text(f"place {place}", row["responses"][i])
+    for label, text in in_places(row):
+        show_text(label, text)
 
 
 def show_prompts(folder, enc):
@@ -173,6 +180,8 @@ def show_folder(folder, run, enc):
 
     folder: a data folder; run: the run folder, for its rankings."""
     show_pretraining(folder, enc)
+    if not load_sft(folder):
+        return  # text alone
     show_demonstrations(folder, enc)
     if (folder / "preferences.jsonl").exists():
         show_preferences(folder, enc)

@@ -39,6 +39,7 @@ from conftest import ROOMS, ROOT, completion, run_lines
 from pipeline import ASK, PPO, PRETRAIN, RM, ROUNDS, SFT, SMALL, fewer_prompts
 
 import lab.explain
+import lab.files
 import lab.formats
 import lab.lock
 import lab.run
@@ -486,7 +487,7 @@ def main():
     clean, results = contents(), {}
     lab.run.Stage.steps = preferences.sample = lab.school.write_reviews = begin
     lab.explain.drawn = lambda *_: None
-    lab.formats.MOST = 2**21
+    lab.files.MOST = 2**21
     world = {path.name: raw for path, raw in clean.items() if path.parts[:3] == ("runs", "tiny", "data")}
     lab.run.write_world = lab.show.write_world = lambda folder, seed: put_world(folder, world)
     signal.signal(signal.SIGALRM, ring)

@@ -1,14 +1,18 @@
 """Tokenizer, template, masks and batches, rankings and their pairs, the files of a data folder."""
 import json
 import re
+import unicodedata
 from collections import Counter
 
 import numpy as np
 import pytest
+import regex
+import tiktoken
 import torch
 
 import data
 from data import UserError
+from world.tiny import write_world
 
 HARD_TEXTS = [
     "", " ", "\n\n\n", "a", "Hello, world!  Two spaces\tand a tab.\r\n", "naïve café Ünïcödé",
@@ -26,7 +30,7 @@ HARD_TEXTS = [
 
 def naive_bpe(text, vocab_size):
     """The definition: count all neighbours everywhere, merge the most frequent pair everywhere, repeat."""
-    words = [[bytes([b]) for b in word.encode()] for word in re.findall(data.PATTERN, text)]
+    words = [[bytes([b]) for b in word.encode()] for word in regex.findall(data.PATTERN, text)]
     vocabulary = [bytes([b]) for b in range(256)]
     ids = {token: i for i, token in enumerate(vocabulary)}
     while len(vocabulary) < vocab_size:
@@ -67,7 +71,7 @@ def test_bpe_stops_where_nothing_repeats():
 def naive_encode(ranks, text):
     """Apply the merges of each word in the order in which they were learned."""
     out = []
-    for word in re.findall(data.PATTERN, text):
+    for word in regex.findall(data.PATTERN, text):
         parts = [bytes([b]) for b in word.encode()]
         while True:
             pairs = enumerate(zip(parts, parts[1:], strict=False))
@@ -89,6 +93,62 @@ def test_encoding_is_the_naive_one():
         assert enc.encode_ordinary(t) == naive_encode(ranks, t)
 
 
+def pieces_of_tiktoken(text):
+    """Where tiktoken cuts a text: each part of it is a token here, so each piece becomes one."""
+    parts = {text[i:j].encode() for i in range(len(text)) for j in range(i + 1, len(text) + 1)}
+    ranks = {bytes([i]): i for i in range(256)}
+    for part in sorted(parts - ranks.keys()):
+        ranks[part] = len(ranks)
+    enc = data.make_encoding(ranks)
+    return [enc.decode([i]) for i in enc.encode_ordinary(text)]
+
+
+SCRIPTS = {
+    "Hindi": "हिन्दी में लिखी हुई बातें, क्या कहें?", "Thai": "ภาษาไทยที่นี่ มีสระ ๑๒๓", "Tamil": "தமிழ் மொழி",
+    "Arabic with marks": "الحَمْدُ لِلَّهِ رَبِّ العَالَمِينَ ١٢", "Hebrew with points": "בְּרֵאשִׁית בָּרָא",
+    "NFD Latin": unicodedata.normalize("NFD", "naïve café Ünïcödé Việt Nam"),
+    "emoji": "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 ❤️ 1️⃣", "superscripts": "x² ½ Ⅷ", "controls": "a\x1cb \x1d\x85c\u200bd",
+}
+
+
+@pytest.mark.parametrize("text", [*SCRIPTS.values(), *filter(None, HARD_TEXTS[:-6])], ids=ascii)
+def test_training_cuts_words_where_the_encoder_does(text):
+    assert regex.findall(data.PATTERN, text) == pieces_of_tiktoken(text)
+
+
+def test_both_engines_know_the_same_letters():
+    """The classes of PATTERN hold the same characters, but for those that tiktoken's tables do not know yet.
+    Whether one is in a class is seen by a mark behind it, with which it then is one token."""
+    characters = [chr(c) for c in range(0x3000)]
+    ranks = {bytes([i]): i for i in range(256)}
+    ranks |= {(c + "@").encode(): 256 + i for i, c in enumerate(characters)}
+
+    def tiktokens(name):
+        enc = tiktoken.Encoding("x", pat_str=name + r"@|[\s\S]", mergeable_ranks=ranks, special_tokens={})
+        return {c for c in characters if len(enc.encode_ordinary(c + "@")) == 1}
+
+    unknown = tiktokens(r"\p{Cn}")
+    for name in (r"\w", r"\d", r"\s"):
+        assert tiktokens(name) - unknown == {c for c in characters if regex.fullmatch(name, c)} - unknown
+
+
+def test_words_with_vowel_signs_become_tokens():
+    text = SCRIPTS["Hindi"] + "\n"
+    ranks = data.train_bpe(text * 3, 400)
+    assert " लिखी".encode() in ranks and " कहें".encode() in ranks
+    assert len(data.make_encoding(ranks).encode_ordinary(text)) <= len(text.split()) + 3
+
+
+def test_ascii_is_cut_as_before(tmp_path):
+    """As Python's `re` cuts it, but for four control characters; so the tiny world's tokenizer is what it
+    was."""
+    write_world(tmp_path, 0, 300, 30)
+    characters = [chr(c) for c in range(128) if not 28 <= c < 32]
+    text = data.load_text(tmp_path)[0]
+    text += "".join(f"{a}{b} {b}{a}{a} " for a in characters for b in "a1_.! \n\t")
+    assert regex.findall(data.PATTERN, text) == re.findall(data.PATTERN, text)
+
+
 def test_text_survives_encoding(enc):
     for text in HARD_TEXTS:
         assert enc.decode(enc.encode_ordinary(text)) == text
@@ -98,9 +158,9 @@ def test_no_character_is_lost():
     """The pattern cuts any text into words without leaving a character out: every code point there is, alone
     and in company."""
     everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
-    assert "".join(re.findall(data.PATTERN, everything)) == everything
+    assert "".join(regex.findall(data.PATTERN, everything)) == everything
     spaced = " ".join(everything[: 0x3000])
-    assert "".join(re.findall(data.PATTERN, spaced)) == spaced
+    assert "".join(regex.findall(data.PATTERN, spaced)) == spaced
     enc = data.make_encoding(data.train_bpe("", 256))
     for text in (everything[:0x20000], spaced):
         assert enc.decode(enc.encode_ordinary(text)) == text

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import lab.files
 import lab.formats
 from data import (
     UserError,
@@ -46,7 +47,7 @@ def test_a_monstrous_row_is_one_short_sentence(tmp_path, line):
     path = tmp_path / "preferences.jsonl"
     path.write_text(PAIR + '"margin": 1}\n' + line + "\n")
     try:
-        lab.formats.read_kind(path, "preferences")
+        lab.formats.read_kind([lab.files.File(path)], "preferences")
     except UserError as error:
         assert f"{path}, line 2" in str(error) and len(str(error)) < 700
     else:
@@ -66,11 +67,11 @@ def test_what_is_no_text(tmp_path):
 
 
 def test_a_file_that_unpacks_to_too_much_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(lab.formats, "MOST", 2**20)
+    monkeypatch.setattr(lab.files, "MOST", 2**20)
     path = tmp_path / "pretrain.txt.gz"
     path.write_bytes(gzip.compress(b"a" * 2**21))
     with pytest.raises(UserError, match="more than 1 MB"):
-        lab.formats.read_file(path)
+        lab.files.read_file(path)
 
 
 def test_long_words_and_many_blanks(enc):

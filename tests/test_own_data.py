@@ -44,7 +44,8 @@ def test_missing_parents_are_trained_first_each_by_its_own_command(mine):
 
 def test_what_is_found_derived_dropped_or_cut_is_said(mine):
     said = flat(printed(mine))
-    for words in ("preferences.jsonl: 40 preferences (train 33, dev 0, test 7)", "1 of 41 rows dropped",
+    for words in ("preferences.jsonl: 40 preference pairs, Anthropic transcripts (train 33, dev 0, test 7)",
+                  "1 of 41 rows dropped",
                   "no sft file; the 40 chosen answers", "no prompts file", "no pretrain file",
                   "within a context of 64 tokens 1 of 40 prompts lose their beginning",
                   "longer than the 55 tokens that an answer leaves them"):

@@ -1,0 +1,383 @@
+"""Rows of preferences, in whatever layout, into ours: {"prompt", "responses", "tiers"[, "margin", "label"]}.
+
+Whoever says which answer is better, that it is a tie, or how clear it is, is heard: a word that is not
+understood ends in a sentence. Of two answers the better one comes first. Each reader takes (where, row) and
+returns a list of rows, or raises Dropped where there is nothing to compare.
+"""
+import os
+import re
+from collections import defaultdict
+
+from data import UserError
+from lab.rows import (
+    QUESTIONS,
+    Dropped,
+    Row,
+    answered,
+    chat_of,
+    field,
+    is_absent,
+    is_transcript,
+    number,
+    optional,
+    prompt_of,
+    question,
+    read_chat,
+    same_text,
+    shown,
+    with_systems,
+    written_list,
+    yes_or_no,
+)
+from world.labelers import is_ranking
+
+SUFFIXES = (("a", "b"), ("1", "2"), ("0", "1"))
+STEMS = ("response", "answer", "output", "completion", "reply", "candidate", "option", "summary", "text")
+WINNERS = (  # columns of a table that say which of two answers is better
+    "preferred", "preference", "winner", "better", "best", "choice", "chosen", "verdict", "vote", "label",
+    "preferred_response", "preferred_answer", "better_response", "better_answer",
+)
+SCORES = [names for word in ("score", "rating", "reward")
+          for names in ((f"{word}_chosen", f"{word}_rejected"), (f"chosen_{word}", f"rejected_{word}"))]
+TIES = {"tie", "ties", "draw", "equal", "same", "both", "neither", "no preference", "bothbad", "tie bothbad",
+        "both bad", "both good", "equally good"}
+KEYS_OF_POSTS = ("subreddit", "title", "post", "article")
+DECISIVE = {  # columns that may be left unread by no layout
+    "winner", "preferred", "preference", "better", "verdict", "vote", "choice", "tie", "is_tie", "strength",
+    "preference_strength", "overall_preference", "better_response_id", "ranks", "tiers",
+}
+
+# ------------------------------------------------------------------------------------------------
+# What all of them end in
+# ------------------------------------------------------------------------------------------------
+
+
+def compared(where, chat, texts, winner, margin=None):
+    """Two answers to a chat; winner: 0, 1 or None for a tie; margin: 0 to 3, or None."""
+    if not all(text.strip() for text in texts):
+        raise Dropped("with an empty answer")
+    if same_text(texts[0]) == same_text(texts[1]):
+        raise Dropped("with the same answer twice")
+    row = {"prompt": prompt_of(where, chat), "responses": list(texts[:: -1 if winner == 1 else 1]),
+           "tiers": [[0, 1]] if winner is None else [[0], [1]]}
+    return row | ({} if margin is None or winner is None else {"margin": margin})
+
+
+def ranked(where, chat, texts, values):
+    """Any number of answers; values: the larger the better, equal ones tie, None where nobody judged.
+    Empty answers, and those that are there already, are left out, which is said."""
+    kept = {}
+    for text, value in zip(texts, values, strict=True):
+        if value is not None and text.strip():
+            kept.setdefault(same_text(text), (text, value))
+    if len(kept) < 2:
+        raise Dropped("with fewer than two answers to compare")
+    levels = sorted({value for _, value in kept.values()}, reverse=True)
+    tiers = [[i for i, (_, value) in enumerate(kept.values()) if value == level] for level in levels]
+    row = {"prompt": prompt_of(where, chat), "responses": [text for text, _ in kept.values()], "tiers": tiers}
+    left_out = len(texts) - len(kept)
+    return row | ({"notes": ["have answers that are left out: empty, there twice, or not judged"]}
+                  if left_out else {})
+
+
+def last_turns(where, chats, winner, margin=None):
+    """Two whole chats: their last answers, where they follow the same prompt."""
+    if any(not chat or chat[-1]["role"] != "assistant" for chat in chats):
+        raise Dropped("that do not end with an answer of the assistant")
+    before = [with_systems(where, chat[:-1]) for chat in chats]
+    if before[0] != before[1]:
+        raise Dropped("whose answers follow different prompts")
+    return compared(where, chats[0][:-1], [chat[-1]["content"] for chat in chats], winner, margin)
+
+
+# ------------------------------------------------------------------------------------------------
+# chosen and rejected
+# ------------------------------------------------------------------------------------------------
+
+
+def chosen_and_rejected(where, row):
+    """Texts, messages or transcripts, beside their prompt or with it inside."""
+    names = ("chosen", "rejected")
+    values = [field(where, row, name, kind=(str, list, dict)) for name in names]
+    if isinstance(values[0], str) != isinstance(values[1], str):
+        raise UserError(f'{where}: "chosen" and "rejected" must both be text or both be lists of messages')
+    if not all(values):
+        raise Dropped("with an empty answer")
+    asked = [name for name in (*QUESTIONS, "conversations") if not is_absent(dict.get(row, name))]
+    given = question(where, row, asked) if asked else []
+    notes = []
+    if not asked and isinstance(values[0], str) and not all(map(is_transcript, values)):
+        if any(name in row for name in QUESTIONS):
+            raise Dropped("with an empty prompt")
+        given, values = common_beginning(where, values)
+        notes = ["have no prompt: what both answers begin with is taken for it"]
+    sides = [answered(where, given, value) for value in values]
+    before = [with_systems(where, chat) for chat, _ in sides]
+    if before[0] != before[1]:
+        raise Dropped("whose answers follow different prompts")
+    row = compared(where, sides[0][0], [text for _, text in sides], said_of_pair(where, row))
+    return [row | ({"notes": notes} if notes else {})]
+
+
+def common_beginning(where, texts):
+    """Two whole texts -> (the prompt that both begin with, up to the last blank, [the rest of each])."""
+    same = os.path.commonprefix(texts)
+    same = same[: len(same) - len(re.search(r"\S*\Z", same)[0])]
+    if not same.strip():
+        raise UserError(f'{where}: "chosen" and "rejected" have no "prompt" beside them, are no transcripts '
+                        "and do not begin alike")
+    return chat_of(where, same.strip()), [text[len(same) :] for text in texts]
+
+
+def said_of_pair(where, row):
+    """0, or None where a column calls it a tie. Raises Dropped where scores contradict the names chosen and
+    rejected, UserError where a winner does or is not understood."""
+    for a, b in SCORES:
+        if not is_absent(dict.get(row, a)) and not is_absent(dict.get(row, b)):
+            difference = number(where, row, a) - number(where, row, b)
+            if difference < 0:
+                raise Dropped("whose scores say that the rejected answer is better")
+            if difference == 0:
+                return None
+    for name in ("tie", "is_tie"):
+        if yes_or_no(where, row, name):
+            return None
+    for name in ("winner", "preferred", "preference", "better", "label"):
+        word = str(dict.get(row, name, "")).strip().lower()
+        if word in TIES:
+            row.get(name)
+            return None
+        if word in ("chosen", "true", "1", "1.0"):
+            row.get(name)
+        elif word in ("rejected", "false", "0", "0.0") or name != "label" and word not in ("", "none", "nan"):
+            raise UserError(f'{where}: "{name}" says {shown(word)} beside "chosen" and "rejected": which is '
+                            "better?")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------
+# Two answers and a verdict
+# ------------------------------------------------------------------------------------------------
+
+
+def two_names(row):
+    """The columns of two answers, ("response_a", "response_b") or alike, or None."""
+    pairs = [(f"{stem}_{a}", f"{stem}_{b}") for stem in STEMS for a, b in SUFFIXES] + [("a", "b")]
+    return next(((a, b) for a, b in pairs if a in row and b in row), None)
+
+
+def is_two_answers(row):
+    return bool(two_names(row) and any(name in row for name in WINNERS)
+                and any(name in row for name in QUESTIONS))
+
+
+def two_answers(where, row):
+    """Two answers, and a column that names the better one or a tie."""
+    names = two_names(row)
+    column = next((name for name in WINNERS if not is_absent(dict.get(row, name))), None)
+    if column is None:
+        raise Dropped("that do not say which answer is better")
+    texts = [field(where, row, name) for name in names]
+    return [compared(where, question(where, row), texts, winner_in(where, row, column, names, texts))]
+
+
+def winner_in(where, row, column, names, texts):
+    """0, 1 or None for a tie, from a word such as "A", "Response 2", "tie", or the better text itself."""
+    value = row[column]
+    if isinstance(value, dict):
+        value = next((value[key] for key in ("label", "winner", "choice", "preferred") if key in value),
+                     next(iter(value.values()), None) if len(value) == 1 else value)
+    word = re.sub(r"[\W_]+", " ", re.sub(r"\.0$", "", str(value).lower())).strip()
+    short = re.sub(rf"^({'|'.join(STEMS)}|model|assistant) ", "", word)
+    ends = [name.split("_")[-1] for name in names]
+    alike = [value == text or not is_absent(dict.get(row, f"model_{end}")) and value == row[f"model_{end}"]
+             for text, end in zip(texts, ends, strict=True)]
+    half = column == "preference" and ends == ["1", "2"] and word in ("0", "1 5")  # as AlpacaEval writes it
+    if word in TIES or short in TIES or half:
+        return None
+    for i in (0, 1):
+        if short == ends[i] or short == ("first", "second")[i] or alike == [i == 0, i == 1]:
+            return i
+    raise UserError(f'{where}: "{column}" must be {ends[0].upper()}, {ends[1].upper()} or tie, found '
+                    f"{shown(value)}")
+
+
+def by_id(*columns):
+    """A reader of two answers that are numbered 0 and 1; columns: (its name, the aspect that it is about)."""
+    def read(where, row):
+        names = two_names(row)
+        texts = [field(where, row, name) for name in names]
+        chat, found = question(where, row), []
+        for column, aspect in columns:
+            if not is_absent(row.get(column)):
+                winner = int(number(where, row, column, 0, 1))
+                found.append(compared(where, chat, texts, winner) | {"aspect": aspect})
+        safe = [yes_or_no(where, row, f"is_{name}_safe") for name in names]
+        if any(row["aspect"] == "safety" and safe == ([False, True] if row["responses"][0] == texts[0]
+                                                      else [True, False]) for row in found):
+            raise Dropped("whose safer answer is called unsafe, and the other safe")
+        return found
+    return read
+
+
+def by_strength(where, row):
+    """HelpSteer: -3 (the first is much better) to 3 (the second is); 0 is a tie."""
+    column = "preference_strength" if "preference_strength" in row else "overall_preference"
+    if is_absent(row.get(column)):
+        raise Dropped("that do not say which answer is better")
+    strength = number(where, row, column, -3, 3)
+    texts = [field(where, row, name) for name in two_names(row)]
+    winner = None if strength == 0 else int(strength > 0)
+    return [compared(where, question(where, row, ("prompt", "context")), texts, winner, abs(strength))]
+
+
+def shp(where, row):
+    """Stanford Human Preferences: labels is 1 where answer A is better, 0 where B is."""
+    texts = [field(where, row, f"human_ref_{x}") for x in "ab"]
+    label = number(where, row, "labels", 0, 1)
+    return [compared(where, question(where, row, ("history",)), texts, 1 - int(label))]
+
+
+def webgpt(where, row):
+    """Scores from -1 to 1, of which the other answer has the opposite; equal ones are a tie. The margin is
+    three times the score."""
+    asked = row["question"]
+    text = asked.get("full_text") if isinstance(asked, dict) else asked
+    chat = question(where, Row(where, {"prompt": text}))
+    answers = [row[f"answer_{i}"] for i in (0, 1)]
+    answers = [x.get("answer", x.get("text")) if isinstance(x, dict) else x for x in answers]
+    texts = [field(where, Row(where, {"answer": x}), "answer") for x in answers]
+    scores = [number(where, row, f"score_{i}", -1, 1) for i in (0, 1)]
+    winner = None if scores[0] == scores[1] else int(scores[1] > scores[0])
+    return [compared(where, chat, texts, winner, 1.5 * abs(scores[0] - scores[1]))]
+
+
+def summaries(where, row):
+    """OpenAI's summaries: a post of Reddit, or an article, and two summaries, of which "choice" is better."""
+    info = Row(where, field(where, row, "info", kind=dict))
+    parts = [(name.upper(), optional(where, info, name)) for name in KEYS_OF_POSTS]
+    text = "\n\n".join(f"{name}: {value}" for name, value in parts if value) + "\n\nTL;DR:"
+    if not any(value for _, value in parts[2:]):
+        raise Dropped("with an empty prompt")
+    both = field(where, row, "summaries", kind=list)
+    if len(both) != 2 or not all(isinstance(x, dict) for x in both):
+        raise UserError(f'{where}: "summaries" must be two objects with "text", found {shown(both)}')
+    texts = [field(where, Row(where, x), "text") for x in both]
+    return [compared(where, chat_of(where, text), texts, int(number(where, row, "choice", 0, 1)))]
+
+
+# ------------------------------------------------------------------------------------------------
+# The arena: two dialogues and a winner
+# ------------------------------------------------------------------------------------------------
+
+
+def arena(where, row):
+    """conversation_a, conversation_b, and a winner: model_a, model_b or tie."""
+    names = ("conversation_a", "conversation_b")
+    chats = [read_chat(where, field(where, row, name, kind=list)) for name in names]
+    return [last_turns(where, chats, winner_in(where, row, "winner", names, (None, None)))]
+
+
+def arena_table(where, row):
+    """Kaggle's table of the arena: the turns of the user and of both models, each a JSON list of texts, and
+    three columns of which one is 1."""
+    columns = [name for name in ("winner_model_a", "winner_model_b", "winner_tie") if name in row]
+    marks = [number(where, row, name, 0, 1) for name in columns]
+    if sum(marks) != 1 and (sum(marks) or "winner_tie" in row):
+        raise UserError(f"{where}: one of {', '.join(columns)} must be 1, found {shown(marks)}")
+    turns = [listed(where, row, name) for name in ("prompt", "response_a", "response_b")]
+    chats = []
+    for replies in turns[1:]:
+        if len(replies) != len(turns[0]):
+            raise Dropped("with more turns than answers")
+        chats.append([{"role": role, "content": text or ""} for pair in zip(turns[0], replies, strict=True)
+                      for role, text in zip(("user", "assistant"), pair, strict=True)])
+    winner = marks.index(1) if sum(marks) else None
+    return [last_turns(where, chats, None if winner == 2 else winner)]
+
+
+def listed(where, row, name):
+    """The texts of a cell: a JSON list, or one text."""
+    text = field(where, row, name, kind=(str, list))
+    value = text if isinstance(text, list) else written_list(text)
+    if value is None:
+        return [text]
+    if not all(text is None or isinstance(text, str) for text in value):
+        raise UserError(f'{where}: "{name}" must be a list of texts, found {shown(value)}')
+    return value
+
+
+# ------------------------------------------------------------------------------------------------
+# Rankings of several answers
+# ------------------------------------------------------------------------------------------------
+ORDERS = {  # what a number beside an answer means: which sign makes the larger one the better
+    "rank": -1, "ranks": -1, "ranking": -1, "overall_score": 1, "score": 1, "scores": 1, "rating": 1,
+    "ratings": 1, "rewards": 1, "reward": 1,
+}
+
+
+def several_answers(where, row):
+    """A prompt, and a list of answers: texts beside a list of ranks or scores, or objects that each have
+    theirs inside."""
+    name = next(name for name in ("answers", "completions", "responses") if name in row)
+    entries = field(where, row, name, kind=list)
+    order = next((key for key in ORDERS if key in row), None)
+    if order:
+        values = field(where, row, order, kind=list)
+        texts = entries
+    else:
+        entries = [Row(where, x) if isinstance(x, dict) else Row(where, {}) for x in entries]
+        order = next((key for key in ORDERS if any(key in x for x in entries)), None)
+        if order is None:
+            raise UserError(f'{where}: "{name}" says of no answer how good it is: expected "rank" or "score"')
+        values = [x.get(order) for x in entries]
+        texts = [field(where, x, "answer", "response", "completion", "text", "content") for x in entries]
+    if len(values) != len(texts) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f'{where}: "{name}" must hold texts, and "{order}" a number for each')
+    numbers = [None if is_absent(value) else ORDERS[order] * number(where, {order: value}, order)
+               for value in values]
+    return [ranked(where, question(where, row), texts, numbers)]
+
+
+def own_ranking(where, row):
+    """A ranking that this program has collected: tiers of places, best first, and an AI's pairs."""
+    texts, tiers = (field(where, row, name, kind=list) for name in ("responses", "tiers"))
+    found = {"prompt": prompt_of(where, question(where, row)), "responses": texts, "tiers": tiers}
+    found |= {"pairs": row["pairs"]} if "pairs" in row else {}
+    if not is_ranking(found | {"split": "train"}):
+        raise UserError(f'{where}: "tiers" must hold places of "responses", best first, each once, as in '
+                        f"[[1], [0, 2]], and \"pairs\", where there are some, two of them and a probability")
+    if sum(map(len, tiers)) < 2:
+        raise Dropped("with fewer than two answers to compare")
+    return [found]
+
+
+def scored_answers(rows):
+    """Gathers rows of one answer each that have a score: [(where, row)] -> the same, a prompt a row."""
+    groups = defaultdict(list)
+    for where, row in rows:
+        prompt = field(where, row, "prompt")
+        new = groups[same_text(prompt)]
+        new.append((where, prompt, row.get("split"), field(where, row, "response"),
+                    number(where, row, "helpfulness", 0, 4)))
+    gathered = []
+    for same in groups.values():
+        (where, *_), prompts, splits, texts, scores = same[0], *list(zip(*same, strict=True))[1:]
+        row = {"prompt": prompts[0], "split": splits[0], "responses": list(texts), "scores": list(scores)}
+        if len(set(scores)) == len(same) == 2:
+            row["margin"] = min(3, abs(scores[0] - scores[1]))
+        gathered.append((where, Row(where, row)))
+    return gathered
+
+
+def thumb(where, row):
+    """One answer with a label: thumbs up or down."""
+    label = yes_or_no(where, row, "label", "true (thumbs up) or false (thumbs down)", ("up", "down"))
+    if label is None:
+        raise Dropped("without a label")
+    given = question(where, row, (*QUESTIONS, "conversations"))
+    answer = field(where, row, "response", "completion", "answer", kind=(str, list))
+    chat, text = answered(where, given, answer)
+    if not text.strip():
+        raise Dropped("with an empty answer")
+    return [{"prompt": prompt_of(where, chat), "responses": [text], "tiers": [[0]], "label": label}]
