@@ -28,7 +28,6 @@ class UserError(Exception):
 # ------------------------------------------------------------------------------------------------
 # Text is cut into words with the space in front of them, and no merge crosses such a border. The package
 # `regex` (training) and tiktoken (encoding) read it alike; to Python's own `re` vowel signs are no letters.
-# GPT-2's goes with its weights.
 PATTERN = r" ?[^\W\d_]+| ?\d+| ?(?:[^\w\s]|_)+|\s+(?!\S)|\s+"
 PATTERN_OF_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 SPECIAL = ("<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>")
