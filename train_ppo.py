@@ -10,7 +10,7 @@ One iteration, as in the loop at the end of this file:
     1. sample an answer to each of a batch of prompts      4. advantages: better than expected?
     2. score the answers with the reward model             5. clipped updates of policy and critic
     3. shape the reward: score - beta KL to the reference  6. log
-Final reward = score - beta KL(policy || reference). A step token by token: python -m lab.explain CKPT
+Final reward = score - beta KL(policy || reference). Token by token: python -m lab.explain CKPT
 """
 import lab.before_torch
 from dataclasses import dataclass, fields

@@ -301,12 +301,13 @@ def main(argv=None):
 
     torch.manual_seed(cfg.seed)
     model = with_reward_head(base, cfg.zero_head)
+    del base  # a large model need not be there twice
     before = evaluate(model, enc, held_out, gold) if earlier else None  # of the model that it goes on from
     model.set_scale(1.0, 0.0)  # raw scores while it learns
     targets_of = elo_targets(learned) if cfg.loss == "regression" else None
     batch_size = cfg.batch_size or usual_batch_size(training)
     at_once = batch_size * max(len(row["responses"]) for row in learned)
-    stage.describe(model, path, rows=at_once, length=model.config.block_size, frozen=[base])
+    stage.describe(model, path, rows=at_once, length=model.config.block_size)
     steps = passes(cfg.epochs, len(learned), batch_size) * data.steps_per_epoch(len(learned), batch_size)
     watched = (dev or held_out)[:50]  # its accuracy is the curve of the picture
     optimizer = muon(model, cfg.lr, cfg.weight_decay)

@@ -3,6 +3,7 @@ import os
 import socket
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import URLError
 
 import torch
 
@@ -41,7 +42,8 @@ def fetch(name):
         url = f"{server.rstrip('/')}/openai-community/gpt2/resolve/main/{name}"
         torch.hub.download_url_to_file(url, str(path), FILES[name])
     except (OSError, HTTPException, ValueError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:100]
+        why = error.reason if type(error) is URLError else error
+        why = " ".join(str(why).split())[:100]
         raise UserError(f"{name} of GPT-2 cannot be fetched from {server} ({why}): go online, set "
                         "HF_ENDPOINT to a mirror, or name a folder that has GPT-2's config.json, "
                         "model.safetensors, vocab.json and merges.txt with train_pretrain.py --init FOLDER"
