@@ -235,12 +235,14 @@ def test_rankings_keep_their_places(mine, capsys, monkeypatch):
     demonstrations; data.py shows the places."""
     write(mine / "preferences.jsonl", [
         {"prompt": "a", "responses": ["x", "y", "", "x", "z", "w"], "scores": [2, 2, 5, 1, 0, None]},
-        {"prompt": "b", "responses": ["x", "y"], "tiers": [[0], [1]], "pairs": [[0, 1, 0.8]]}])
+        {"prompt": "b", "responses": ["x", "y"], "tiers": [[0], [1]], "pairs": [[0, 1, 0.8]],
+         "aspect": "safety", "margin": 2.5}])
     monkeypatch.chdir(mine.parent)
     lab.show.main(["--data", "mine"])
     said = " ".join(capsys.readouterr().out.split())
     assert "2 rankings" in said and "1 of 2 rows have answers that are left out" in said
     assert "place 1 x" in said and "place 1 y" in said and "place 2 z" in said
+    assert "about safety, margin 2.5 chosen x" in said
     folder, _ = converted(mine)
     assert [(row["responses"], row["tiers"]) for row in load_preferences(folder)] == [
         (["x", "y", "z"], [[0, 1], [2]]), (["x", "y"], [[0], [1]])]
@@ -277,6 +279,7 @@ TABLES = {
     "tabs": ("sft.csv", "prompt\tresponse\nWhy, sir?\tYes; no\n", "Why, sir?", "Yes; no"),
     ".tsv": ("sft.tsv", "prompt\tresponse\nWhy, sir?\t\"Yes\tno\"\n", "Why, sir?", "Yes\tno"),
     "line breaks of Windows": ("sft.csv", "Prompt,Response\r\nWhy;,\"Yes\r\nno\"\r\n", "Why;", "Yes\nno"),
+    "Excel's first line": ("sft.csv", "sep=;\nprompt;response\nWhy, sir, so?;Yes\n", "Why, sir, so?", "Yes"),
     "a byte order mark": ("sft.csv", "\ufeffprompt,response\nWhy?,Yes\n", "Why?", "Yes"),
     "empty cells at the end": ("sft.csv", "prompt,response\nWhy?,Yes,,\n", "Why?", "Yes"),
     "a long cell": ("sft.csv", f"prompt,response\nWhy?,{'a' * 200_000}\n", "Why?", "a" * 200_000),
@@ -306,6 +309,16 @@ def test_the_arenas_table_is_read_from_its_file(mine):
           f"winner_model_b,winner_tie\n1,x,y,\"{cells[0]}\",\"{cells[1]}\",\"{cells[2]}\",0,1,0\n")
     [row] = load_preferences(converted(mine)[0])
     assert verdict(row)[:2] == ("Why?", [["No"], ["Yes, sir"]])
+
+
+@pytest.mark.parametrize("header, said", [
+    ("prompt,response,response", "sft.csv: its header has a column twice: prompt, response, response"),
+    ('"prompt"x,response', "sft.csv, row 1: cannot be read as csv"),
+    ('prompt,response\n"a"b,c', "sft.csv, row 2: cannot be read as csv")])
+def test_a_header_that_is_none_is_told(mine, header, said):
+    write(mine / "sft.csv", header + "\na,b,c\n")
+    with pytest.raises(UserError, match=said):
+        converted(mine)
 
 
 def test_messages_that_nobody_can_read_are_told(mine):
