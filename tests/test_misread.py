@@ -265,6 +265,22 @@ def test_unsafe_is_understood(tmp_path, kind, more, unsafe):
     assert found["unsafe"] is unsafe
 
 
+def test_one_vote_of_several_makes_a_prompt_unsafe(mine):
+    write(mine / "preferences.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c", "unsafe": unsafe}
+                                       for unsafe in (False, True, False)])
+    assert load_prompts(converted(mine)[0])[0]["unsafe"] is True
+
+
+def test_trees_keep_their_split_and_what_is_cut_off_is_dropped(tmp_path):
+    flat = [{"message_id": i, "parent_id": parent, "role": role, "text": text, "rank": rank, "split": "test"}
+            for i, parent, role, text, rank in (
+                ("1", None, "prompter", "Why?", None), ("2", "1", "assistant", "No", 1),
+                ("3", "1", "assistant", "Yes", 0), ("9", "8", "prompter", "And?", None))]
+    found, said = understood(tmp_path, "preferences", flat)
+    assert [verdict(row) for row in found] == [("Why?", [["Yes"], ["No"]], {"split": "test"})]
+    assert "1 of 2 rows dropped (1 whose earlier messages are not in the file)" in said
+
+
 def test_columns_that_nothing_is_read_from_are_named(tmp_path):
     rows = [{"prompt": "a", "response": "b", "id": 7, "source": "x", "empty": ""},
             {"prompt": "", "response": "b"}]
