@@ -283,8 +283,9 @@ def prompt_of(where, chat):
 
 
 def same_text(text):
-    """What two spellings of a text have in common: composed characters, one line break, no blanks around."""
-    return unicodedata.normalize("NFC", one_break(text)).strip()
+    """What two spellings of a text have in common: composed characters, no blanks around; every line ends in
+    \\n already."""
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def key_of(prompt):

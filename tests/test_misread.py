@@ -169,6 +169,15 @@ def test_a_prompt_is_held_out_in_every_file_and_spelling(mine, capsys, other, sp
     assert "1 rows that say train are held out" in said
 
 
+def test_a_dialogue_that_is_held_out_is_held_out_with_its_answers(mine):
+    rows = [{"messages": [user(f"Hi {i}"), *HI[1:], assistant("Yes")]} for i in range(20)]
+    write(mine / "sft.jsonl", rows)
+    write(mine / "prompts.jsonl", [{"prompt": row["messages"][:-1], "split": "test"} for row in rows[:10]])
+    found = load_sft(converted(mine)[0])
+    assert all(row["split"] == "test" for row in found[:20])
+    assert any(row["split"] == "train" for row in found[20:])
+
+
 def test_other_prompts_are_others():
     """Capital letters, blanks inside and a later turn make another prompt."""
     prompts = ["Why?", "why?", "W hy?", HI, HI[:1], [*HI[:2], user("Where?")], [assistant("Why?")]]
@@ -180,17 +189,19 @@ def test_other_prompts_are_others():
 def test_files_may_be_called_by_their_split(mine, capsys):
     """A row that says another split keeps it; what stands in both is held out."""
     for name in ("train", "test"):
-        write(mine / f"{name}.jsonl", [{"prompt": f"{name} {i}", "response": "r"} for i in range(3)]
+        write(mine / f"{name}.jsonl", [{"prompt": f"{name} {i}", "response": "r"} for i in range(4)]
               + [{"prompt": "both", "response": "r"},
                  {"prompt": f"{name} dev", "response": "r", "split": "valid"}])
     folder, said = converted(mine, capsys)
     splits = {row["prompt"]: row["split"] for row in load_sft(folder)}
     assert splits == {"both": "test", "train dev": "dev", "test dev": "dev",
-                      **{f"{name} {i}": name for name in ("train", "test") for i in range(3)}}
-    assert "10 demonstrations" in said and "1 rows that say train are held out" in said
+                      **{f"{name} {i}": name for name in ("train", "test") for i in range(4)}}
+    assert "12 demonstrations" in said and "1 rows that say train are held out" in said
     (mine / "test.jsonl").unlink()
+    (mine / "train.jsonl").rename(mine / "sft.train.jsonl")
+    write(mine / "prompts.jsonl", [{"prompt": "a"}])
     splits = {row["prompt"]: row["split"] for row in load_sft(converted(mine)[0])}
-    assert splits["train 0"] == data.split_of("train 0"), "with nothing held out the hash decides"
+    assert splits["train 3"] == data.split_of("train 3") == "test", "with nothing held out the hash decides"
 
 
 # ------------------------------------------------------------------------------------------------
