@@ -209,31 +209,30 @@ def text_lines(path, text):
 def table_rows(path, text):
     """Rows of a table whose first line that is not blank is its header; what separates the cells is whatever
     makes most cells of the header. A cell may hold a list, written as JSON or as Python does."""
-    text = re.sub(r"\A\s*\n", "", text)
+    text = re.sub(r"\A(sep=.)?\s*\n", "", text)  # Excel writes sep=; where that is the mark
     header = text.split("\n", 1)[0]
     marks = "\t" if ending_of(path) == ".tsv" else ",;\t"
     mark = max(marks, key=lambda mark: len(next(csv.reader([header], delimiter=mark))))
-    rows, i = csv.DictReader(io.StringIO(text), delimiter=mark, strict=True), 1
-    while True:
-        i += 1
-        where = f"{path}, row {i}"
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise UserError(f"{where}: cannot be read as csv ({error})") from None
-        if row is None:
-            return
-        if any(cell.strip() for cell in row.pop(None, [])):
-            raise UserError(f"{where}: has more cells than the header, which has {len(rows.fieldnames)}: a "
-                            f"cell with a {mark!r} in it must stand in quotes")
-        yield where, {name: cell_value(where, name, cell) for name, cell in row.items()}
+    rows, i = csv.DictReader(io.StringIO(text), delimiter=mark, strict=True), 0  # i: the last row read
+    try:
+        names, i = [name for name in rows.fieldnames if name.strip()], 1
+        if len(set(names)) < len(names):
+            raise UserError(f"{path}: its header has a column twice: {', '.join(names)[:100]}")
+        for i, row in enumerate(rows, 2):
+            where = f"{path}, row {i}"
+            if any(cell.strip() for cell in row.pop(None, [])):
+                raise UserError(f"{where}: has more cells than the header, which has {len(rows.fieldnames)}: "
+                                f"a cell with a {mark!r} in it must stand in quotes")
+            yield where, {name: cell_value(where, name, cell) for name, cell in row.items()}
+    except csv.Error as error:
+        raise UserError(f"{path}, row {i + 1}: cannot be read as csv ({error})") from None
 
 
 def cell_value(where, name, cell):
     """The text of a cell, or the list or object that is written there: of messages in any column, others in
     those that have no text. Raises UserError for messages that nobody can read."""
     messages = re.match(r"\s*\[?\s*\{.{0,9}['\"](role|from|content|value)['\"]\s*:", cell or "", re.S)
-    if not messages and name not in NO_TEXT_COLUMNS:
+    if not messages and name.strip().lower() not in NO_TEXT_COLUMNS:
         return cell
     value = written_list(cell)
     if messages and value is None:

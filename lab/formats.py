@@ -13,7 +13,7 @@ from data import UserError, hold_out, is_thumb, prompt_text, read_text, split_of
 from lab.files import EXPECTED, KINDS, files_of, read_file, read_rows, understood
 from lab.layouts import WHAT, layout_of, read_row
 from lab.records import write_atomic
-from lab.rows import SPLITS, Dropped, is_absent, key_of, same_text
+from lab.rows import SPLITS, Dropped, is_absent, key_of, keys_of, same_text
 from lab.terminal import wrapped
 
 COLUMNS = {  # what is written of a row
@@ -81,8 +81,8 @@ def named(files):
 
 
 def rows_of(files, kind):
-    """[(where, row, layout)] of the files of a kind, and the remark on columns that nothing is read from,
-    which takes effect when they have been read. A row has the split of its file's name, if it says none."""
+    """[(where, row, layout)] of the files of a kind. A row has the split of its file's name, if it says
+    none."""
     found = []
     for file in files:
         for where, row in read_rows(file.path):
@@ -130,7 +130,8 @@ def read_kind(files, kind):
     unread = {key for _, row, _ in found for key, value in row.items() if not is_absent(value)}
     unread -= set().union(*(row.asked for _, row, _ in found))
     if unread:
-        remarks.append(f"{name}: columns not used: {', '.join(sorted(key[:40] for key in unread)[:12])}")
+        more = f" and {len(unread) - 12} more" if len(unread) > 12 else ""
+        remarks.append(f"{name}: columns not used: {keys_of(unread)}{more}")
     twice = sum(map(repeats_prompt, rows))
     if twice:
         remarks.append(f"{name}: in {twice} of {len(rows)} rows the answers begin with their own prompt, "
@@ -207,6 +208,7 @@ def majority(votes):
                       if len(vote["tiers"]) > 1)
     ahead = winners[first] - winners[second]
     margins = [vote["margin"] for vote in votes if "margin" in vote]
+    row["unsafe"] = any(vote["unsafe"] for vote in votes)
     row["tiers"] = [[0, 1]] if not ahead else [[0], [1]] if ahead > 0 else [[1], [0]]
     if margins:
         row["margin"] = sum(margins) / len(margins)

@@ -134,7 +134,8 @@ def as_trees(rows):
     for where, row in rows:
         node, parent = nodes[str(row["message_id"])], row.get("parent_id")
         if is_absent(parent) or str(parent) not in nodes:
-            trees.append((where, Row(where, {"prompt": node, "cut_off": not is_absent(parent)})))
+            root = {"prompt": node, "split": row.get("split"), "cut_off": not is_absent(parent)}
+            trees.append((where, Row(where, root)))
         else:
             nodes[str(parent)]["replies"].append(node)
     return trees

@@ -283,8 +283,9 @@ def prompt_of(where, chat):
 
 
 def same_text(text):
-    """What two spellings of a text have in common: composed characters, one line break, no blanks around."""
-    return unicodedata.normalize("NFC", one_break(text)).strip()
+    """What two spellings of a text have in common: composed characters, no blanks around; every line ends in
+    \\n already."""
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def key_of(prompt):
@@ -298,16 +299,19 @@ QUESTIONS = ("prompt", "question", "instruction", "query", "history", "input")
 
 def question(where, row, names=QUESTIONS):
     """The chat of a row's prompt: the first of the named fields, and what stands in others: "system" and
-    "history" in front of it, "input" and "context" behind it."""
-    name = next((name for name in names if name in row), names[0])
+    "history" in front of it, "input" and "context" behind it, or, where it has several messages, in front."""
+    there = [name for name in names if name in row]
+    name = next((name for name in there if not is_absent(dict.get(row, name))), (*there, *names)[0])
     chat = chat_of(where, field(where, row, name, kind=(str, list)))
     for more in ("input", "context"):
         value = optional(where, row, more, (str, list)) if more != name else None
         if isinstance(value, list):
             chat = read_chat(where, value) + chat
-        elif value and chat:
-            parts = [part for part in (chat[-1]["content"], value) if part.strip()]
-            chat[-1] = chat[-1] | {"content": "\n\n".join(parts)}
+        elif value and len(chat) == 1:
+            parts = [part for part in (chat[0]["content"], value) if part.strip()]
+            chat = [chat[0] | {"content": "\n\n".join(parts)}]
+        elif value:
+            chat = [{"role": "system", "content": value}, *chat]
     if name != "history":
         chat = earlier_turns(where, row) + chat
     for more in ("system", "system_prompt", "system_message"):

@@ -129,6 +129,9 @@ def show_preferences(folder, enc):
             "The reward model's score of an answer is read at the token marked ^, its last.")
     for row in some(rows, 2):
         show_text("prompt", row["prompt"])
+        margin = f"margin {row['margin']:g}" if "margin" in row else None
+        if row["aspect"] or margin:
+            show_text("about", ", ".join(filter(None, (row["aspect"], margin))))
         for label, text in labelled(row):
             show_text(label, text)
             response = encode_response(enc, text)

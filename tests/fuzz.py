@@ -37,6 +37,7 @@ from pathlib import Path
 import torch
 from conftest import ROOMS, ROOT, completion, run_lines
 from pipeline import ASK, PPO, PRETRAIN, RM, ROUNDS, SFT, SMALL, fewer_prompts
+from test_layouts import DEMONSTRATIONS, PREFERENCES
 
 import lab.explain
 import lab.files
@@ -401,6 +402,9 @@ def users_formats():
     for kind, some in rows.items():
         files[f"{kind}.jsonl"] = "".join(json.dumps(row) + "\n" for row in some).encode()
         files[f"{kind}.json"] = json.dumps(some).encode()
+    for kind, table in (("preferences", PREFERENCES), ("sft", DEMONSTRATIONS)):
+        for i, (_, some, _) in enumerate(table):
+            files[f"{kind}.test-{i + 1}.jsonl"] = "".join(json.dumps(row) + "\n" for row in some).encode()
     files["sft.csv"] = b'prompt,response,split\nWhy?,"So, ""so"".",train\nOh,Ah,\n'
     files["preferences.csv"] = b"prompt,response,label\nWhy?,So.,true\nWhy?,No,0\n"
     return files | {f"{name}.gz": gzip.compress(raw) for name, raw in files.items()}

@@ -156,6 +156,8 @@ def test_preferences(tmp_path, layout, rows, expected):
 DEMONSTRATIONS = [  # (layout, rows, [(prompt, answer)])
     ("chat messages", [{"messages": [system("Be curt."), *HI, assistant("Yes")]}],
      [("Be curt.\n\nHi", "Hello."), ([user("Be curt.\n\nHi"), *HI[1:]], "Yes")]),
+    ("chat messages", [{"messages": [user("Who?"), assistant("Ann")], "context": "Ann came."}],
+     [("Ann came.\n\nWho?", "Ann")]),
     ("ShareGPT", [{"system": "s", "conversations": [{"from": "human", "value": "Why?"},
                                                     {"from": "gpt", "value": "Yes"}]}],
      [("s\n\nWhy?", "Yes")]),
@@ -171,6 +173,7 @@ DEMONSTRATIONS = [  # (layout, rows, [(prompt, answer)])
     ("GSM8K", [{"question": "1+1?", "answer": "It is 2.\n#### 2"}], [("1+1?", "It is 2.\n#### 2")]),
     ("prompt and answer", [{"prompt": "Why?", key: "Yes"} for key in ("response", "completion", "answer")],
      3 * [("Why?", "Yes")]),
+    ("prompt and answer", [{"prompt": None, "query": "Why?", "answer": "Yes"}], [("Why?", "Yes")]),
     ("prompt and answer", [{"prompt": [user("Why?")], "completion": [assistant("Yes")]}], [("Why?", "Yes")]),
     ("prompt and answer", [{"prompt": "Why?", "history": history, "response": "Yes"}
                            for history in ([["Hi", "Hello."]], HI[:2], "\n\nHuman: Hi\n\nAssistant: Hello.")],

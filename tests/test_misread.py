@@ -169,6 +169,15 @@ def test_a_prompt_is_held_out_in_every_file_and_spelling(mine, capsys, other, sp
     assert "1 rows that say train are held out" in said
 
 
+def test_a_dialogue_that_is_held_out_is_held_out_with_its_answers(mine):
+    rows = [{"messages": [user(f"Hi {i}"), *HI[1:], assistant("Yes")]} for i in range(20)]
+    write(mine / "sft.jsonl", rows)
+    write(mine / "prompts.jsonl", [{"prompt": row["messages"][:-1], "split": "test"} for row in rows[:10]])
+    found = load_sft(converted(mine)[0])
+    assert all(row["split"] == "test" for row in found[:20])
+    assert any(row["split"] == "train" for row in found[20:])
+
+
 def test_other_prompts_are_others():
     """Capital letters, blanks inside and a later turn make another prompt."""
     prompts = ["Why?", "why?", "W hy?", HI, HI[:1], [*HI[:2], user("Where?")], [assistant("Why?")]]
@@ -180,17 +189,19 @@ def test_other_prompts_are_others():
 def test_files_may_be_called_by_their_split(mine, capsys):
     """A row that says another split keeps it; what stands in both is held out."""
     for name in ("train", "test"):
-        write(mine / f"{name}.jsonl", [{"prompt": f"{name} {i}", "response": "r"} for i in range(3)]
+        write(mine / f"{name}.jsonl", [{"prompt": f"{name} {i}", "response": "r"} for i in range(4)]
               + [{"prompt": "both", "response": "r"},
                  {"prompt": f"{name} dev", "response": "r", "split": "valid"}])
     folder, said = converted(mine, capsys)
     splits = {row["prompt"]: row["split"] for row in load_sft(folder)}
     assert splits == {"both": "test", "train dev": "dev", "test dev": "dev",
-                      **{f"{name} {i}": name for name in ("train", "test") for i in range(3)}}
-    assert "10 demonstrations" in said and "1 rows that say train are held out" in said
+                      **{f"{name} {i}": name for name in ("train", "test") for i in range(4)}}
+    assert "12 demonstrations" in said and "1 rows that say train are held out" in said
     (mine / "test.jsonl").unlink()
+    (mine / "train.jsonl").rename(mine / "sft.train.jsonl")
+    write(mine / "prompts.jsonl", [{"prompt": "a"}])
     splits = {row["prompt"]: row["split"] for row in load_sft(converted(mine)[0])}
-    assert splits["train 0"] == data.split_of("train 0"), "with nothing held out the hash decides"
+    assert splits["train 3"] == data.split_of("train 3") == "test", "with nothing held out the hash decides"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -235,12 +246,14 @@ def test_rankings_keep_their_places(mine, capsys, monkeypatch):
     demonstrations; data.py shows the places."""
     write(mine / "preferences.jsonl", [
         {"prompt": "a", "responses": ["x", "y", "", "x", "z", "w"], "scores": [2, 2, 5, 1, 0, None]},
-        {"prompt": "b", "responses": ["x", "y"], "tiers": [[0], [1]], "pairs": [[0, 1, 0.8]]}])
+        {"prompt": "b", "responses": ["x", "y"], "tiers": [[0], [1]], "pairs": [[0, 1, 0.8]],
+         "aspect": "safety", "margin": 2.5}])
     monkeypatch.chdir(mine.parent)
     lab.show.main(["--data", "mine"])
     said = " ".join(capsys.readouterr().out.split())
     assert "2 rankings" in said and "1 of 2 rows have answers that are left out" in said
     assert "place 1 x" in said and "place 1 y" in said and "place 2 z" in said
+    assert "about safety, margin 2.5 chosen x" in said
     folder, _ = converted(mine)
     assert [(row["responses"], row["tiers"]) for row in load_preferences(folder)] == [
         (["x", "y", "z"], [[0, 1], [2]]), (["x", "y"], [[0], [1]])]
@@ -263,6 +276,22 @@ def test_unsafe_is_understood(tmp_path, kind, more, unsafe):
     assert found["unsafe"] is unsafe
 
 
+def test_one_vote_of_several_makes_a_prompt_unsafe(mine):
+    write(mine / "preferences.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c", "unsafe": unsafe}
+                                       for unsafe in (False, True, False)])
+    assert load_prompts(converted(mine)[0])[0]["unsafe"] is True
+
+
+def test_trees_keep_their_split_and_what_is_cut_off_is_dropped(tmp_path):
+    flat = [{"message_id": i, "parent_id": parent, "role": role, "text": text, "rank": rank, "split": "test"}
+            for i, parent, role, text, rank in (
+                ("1", None, "prompter", "Why?", None), ("2", "1", "assistant", "No", 1),
+                ("3", "1", "assistant", "Yes", 0), ("9", "8", "prompter", "And?", None))]
+    found, said = understood(tmp_path, "preferences", flat)
+    assert [verdict(row) for row in found] == [("Why?", [["Yes"], ["No"]], {"split": "test"})]
+    assert "1 of 2 rows dropped (1 whose earlier messages are not in the file)" in said
+
+
 def test_columns_that_nothing_is_read_from_are_named(tmp_path):
     rows = [{"prompt": "a", "response": "b", "id": 7, "source": "x", "empty": ""},
             {"prompt": "", "response": "b"}]
@@ -277,6 +306,7 @@ TABLES = {
     "tabs": ("sft.csv", "prompt\tresponse\nWhy, sir?\tYes; no\n", "Why, sir?", "Yes; no"),
     ".tsv": ("sft.tsv", "prompt\tresponse\nWhy, sir?\t\"Yes\tno\"\n", "Why, sir?", "Yes\tno"),
     "line breaks of Windows": ("sft.csv", "Prompt,Response\r\nWhy;,\"Yes\r\nno\"\r\n", "Why;", "Yes\nno"),
+    "Excel's first line": ("sft.csv", "sep=;\nprompt;response\nWhy, sir, so?;Yes\n", "Why, sir, so?", "Yes"),
     "a byte order mark": ("sft.csv", "\ufeffprompt,response\nWhy?,Yes\n", "Why?", "Yes"),
     "empty cells at the end": ("sft.csv", "prompt,response\nWhy?,Yes,,\n", "Why?", "Yes"),
     "a long cell": ("sft.csv", f"prompt,response\nWhy?,{'a' * 200_000}\n", "Why?", "a" * 200_000),
@@ -306,6 +336,16 @@ def test_the_arenas_table_is_read_from_its_file(mine):
           f"winner_model_b,winner_tie\n1,x,y,\"{cells[0]}\",\"{cells[1]}\",\"{cells[2]}\",0,1,0\n")
     [row] = load_preferences(converted(mine)[0])
     assert verdict(row)[:2] == ("Why?", [["No"], ["Yes, sir"]])
+
+
+@pytest.mark.parametrize("header, said", [
+    ("prompt,response,response", "sft.csv: its header has a column twice: prompt, response, response"),
+    ('"prompt"x,response', "sft.csv, row 1: cannot be read as csv"),
+    ('prompt,response\n"a"b,c', "sft.csv, row 2: cannot be read as csv")])
+def test_a_header_that_is_none_is_told(mine, header, said):
+    write(mine / "sft.csv", header + "\na,b,c\n")
+    with pytest.raises(UserError, match=said):
+        converted(mine)
 
 
 def test_messages_that_nobody_can_read_are_told(mine):
