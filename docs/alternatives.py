@@ -44,7 +44,7 @@ class Config(Common):
     method: str = knob("dpo", "what takes PPO's place", choices=("dpo", "rloo", "grpo"),
                        heading="The method")
     epochs: int = knob(1, "passes over the rankings", low=1, heading="DPO")
-    rankings: int = knob(16, "rankings in a step, with all pairs of each", low=1)
+    batch_size: int = knob(16, "rankings in a step, with all pairs of each", low=1)
     beta: float = knob(0.1, "what the implicit reward counts in: log-odds a nat", low=0)
     dpo_lr: float = knob(1e-4, "peak learning rate", low=0)
 
@@ -147,11 +147,11 @@ def answer_logprobs(model, enc, prompts, responses, chunk=32):
 def train_dpo(stage, cfg, policy, reference, enc):
     """From the rankings of the human to a policy, without a reward model and without sampling."""
     rows = usable(data.load_rows(stage.parent("rankings")), "train")
-    steps = cfg.epochs * data.steps_per_epoch(len(rows), cfg.rankings)
+    steps = cfg.epochs * data.steps_per_epoch(len(rows), cfg.batch_size)
     optimizer = adam((policy, cfg.dpo_lr))
     stage.track(model=policy, optimizer=optimizer)
     for step in stage.steps(steps):
-        batch = [rows[i] for i in data.epoch_order(len(rows), step, cfg.rankings, cfg.seed)]
+        batch = [rows[i] for i in data.epoch_order(len(rows), step, cfg.batch_size, cfg.seed)]
         prompts = [row["prompt"] for row in batch for _ in row["responses"]]
         responses = [text for row in batch for text in row["responses"]]
         better, worse, p_better, _ = data.batch_pairs(batch)

@@ -19,6 +19,7 @@ from alternatives import (  # noqa: E402
     rloo_advantages,
     rloo_loss,
 )
+
 from data import encode_prompt, encode_response  # noqa: E402
 from lab.records import load_checkpoint  # noqa: E402
 from model import log_softmax  # noqa: E402
@@ -166,32 +167,29 @@ def test_grpo_pulls_towards_the_reference():
 
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
 def test_an_update_makes_the_better_answers_likelier(make_gpt, enc, method):
-    """Two answers to each prompt, of which the longer one is paid more: after some updates they are longer.
-    """
-    class Longer:
+    """Paid for tokens of the first half of the vocabulary, a policy learns to write them."""
+    class FirstHalf:
+        mean, std = 0.5, 0.1
+
         def raw(self, tokens, lengths, prompts, texts):
-            return lengths.float()
+            real = torch.arange(tokens.shape[1]) < lengths[:, None]
+            return ((tokens < enc.n_vocab / 2) & real).sum(1) / lengths
 
-        mean, std = 20.0, 5.0
-
-    torch.manual_seed(1)
     reference = make_gpt(vocab_size=enc.n_vocab, block_size=48, std=0.15)
-    with torch.no_grad():
-        reference.wte.weight[enc.eot_token] *= 4
     policy = alternatives.with_heads(reference).eval()
     cfg = alternatives.Config(method=method, answers=4, minibatch_size=16)
     ppo = alternatives.ppo_config(cfg)
-    ppo.max_new_tokens = 16
-    optimizer = alternatives.adam((policy, 0.01))
+    ppo.max_new_tokens, ppo.eos_penalty = 12, 0
+    optimizer = alternatives.adam((policy, 0.02))
     prompts = ["What is a dog?"] * 16 + ["A cat"] * 16
     ids = [encode_prompt(enc, prompt) for prompt in prompts]
-    lengths = []
-    for _ in range(12):
-        batch = alternatives.train_ppo.rollout(alternatives.Policy(policy), reference, Longer(), enc, prompts,
-                                               ids, ppo, 0.0)
-        lengths.append(batch.mask.sum(1).mean().item())
+    scores = []
+    for _ in range(20):
+        batch = alternatives.train_ppo.rollout(alternatives.Policy(policy), reference, FirstHalf(), enc,
+                                               prompts, ids, ppo, 0.0)
+        scores.append(batch.scores.mean().item())
         alternatives.update(policy, optimizer, batch, alternatives.advantages_of(batch, cfg), cfg, ppo)
-    assert sum(lengths[-3:]) > 1.3 * sum(lengths[:3])
+    assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 1, scores
 
 
 def test_what_rloo_is_paid_for_holds_the_kl(make_gpt, enc):
