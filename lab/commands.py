@@ -23,9 +23,13 @@ STAGES = {
     "rm_weak": "train_rm.py --name rm_weak --limit 659 --epochs 1",
     "ppo": "train_ppo.py",
     "rejection_sampling": "rejection_sampling.py",
+    "dpo": "docs/alternatives.py --method dpo",
+    "rloo": "docs/alternatives.py --method rloo",
+    "grpo": "docs/alternatives.py --method grpo",
 }
 LEARNED_FROM = {"pretrain": ["pretrain.txt"], "sft": ["sft.jsonl"], "rm": ["pretrain.txt", "sft.jsonl"],
-                "ppo": ["prompts.jsonl"], "rejection_sampling": ["prompts.jsonl"]}  # {stage: its data}
+                "ppo": ["prompts.jsonl"], "rloo": ["prompts.jsonl"], "grpo": ["prompts.jsonl"],
+                "rejection_sampling": ["prompts.jsonl"]}  # {stage: its data}
 OWN_TEXT = ("small", "gpt2")  # presets that need --data
 COLLECTOR = "preferences.py"  # the script whose stages are collections
 LONGEST = 100  # bytes of a name

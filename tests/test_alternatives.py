@@ -1,0 +1,215 @@
+"""The formulas of docs/alternatives.py: DPO, RLOO, GRPO."""
+# ruff: noqa: F811 (fixtures are imported, and then named as arguments)
+import math
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from pipeline import JOBS, begin, copy, rows_of, tiny  # noqa: F401  (fixtures)
+
+sys.path.insert(0, str(ROOT / "docs"))
+
+import alternatives  # noqa: E402
+from alternatives import (  # noqa: E402
+    answer_logprobs,
+    dpo_loss,
+    grpo_advantages,
+    grpo_loss,
+    rloo_advantages,
+    rloo_loss,
+)
+
+from data import encode_prompt, encode_response  # noqa: E402
+from lab.records import load_checkpoint  # noqa: E402
+from model import log_softmax  # noqa: E402
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+# ------------------------------------------------------------------------------------------------
+# DPO
+# ------------------------------------------------------------------------------------------------
+
+
+def test_dpo_of_the_worked_examples():
+    zero = torch.zeros(3)
+    assert dpo_loss(zero, zero, zero, zero, 0.1).item() == pytest.approx(math.log(2))
+    one = torch.ones(1)
+    assert dpo_loss(one, 0 * one, 0 * one, 0 * one, 0.5).item() == pytest.approx(0.474, abs=1e-3)
+
+
+def test_dpo_counts_what_the_policy_changed():
+    """Not how likely an answer is: the worse one stays the likelier here, and yet the loss is below log 2."""
+    chosen, rejected = torch.tensor([-9.0, -4.0]), torch.tensor([-3.0, -6.0])
+    ref_chosen, ref_rejected = torch.tensor([-12.0, -4.5]), torch.tensor([-2.5, -5.0])
+    loss = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, 0.3)
+    expected = -(math.log(sigmoid(0.3 * (3.0 + 0.5))) + math.log(sigmoid(0.3 * (0.5 + 1.0)))) / 2
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_dpo_moves_both_answers_by_beta_times_how_wrong_it_is():
+    """d loss / d log pi(y_w) = -beta sigmoid(-z), and the opposite for y_l (Rafailov et al., section 4)."""
+    chosen, rejected = (torch.tensor([x], requires_grad=True) for x in (-5.0, -6.0))
+    dpo_loss(chosen, rejected, torch.tensor([-4.0]), torch.tensor([-6.5]), 0.2).backward()
+    z = 0.2 * (-1.0 - 0.5)
+    assert chosen.grad.item() == pytest.approx(-0.2 * sigmoid(-z), rel=1e-5)
+    assert rejected.grad.item() == pytest.approx(0.2 * sigmoid(-z), rel=1e-5)
+
+
+def test_dpo_with_a_doubtful_label():
+    x = [torch.tensor([v]) for v in (-5.0, -6.0, -5.5, -5.0)]
+    sure, turned = dpo_loss(*x, 0.4), dpo_loss(x[1], x[0], x[3], x[2], 0.4)
+    doubtful = dpo_loss(*x, 0.4, torch.tensor([0.7]))
+    assert doubtful.item() == pytest.approx(0.7 * sure.item() + 0.3 * turned.item(), rel=1e-5)
+
+
+def test_log_probabilities_are_those_of_whole_answers(make_gpt, enc):
+    """Token by token by hand, EOS included and the prompt not; in whatever order and chunk."""
+    model = make_gpt(vocab_size=enc.n_vocab, block_size=64, std=0.2)
+    prompts = ["What is a dog?", "A cat?", "What is a cat? A dog?", "What"]
+    responses = ["A furry mammal.", "a dog is a dog is a friend", "best", "A cat is a small hunter."]
+    expected = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        before, answer = encode_prompt(enc, prompt), encode_response(enc, response)
+        logp = log_softmax(model(torch.tensor([before + answer])))[0]
+        places = range(len(before) - 1, len(before) + len(answer) - 1)
+        expected.append(sum(logp[t, token].item() for t, token in zip(places, answer, strict=True)))
+    found = answer_logprobs(model, enc, prompts, responses, chunk=3)
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-3, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------
+# RLOO
+# ------------------------------------------------------------------------------------------------
+
+
+def test_rloo_advantages_by_leaving_one_out():
+    assert rloo_advantages(torch.tensor([[1.0, 2, 6]])).tolist() == [[-3, -1.5, 4.5]]
+    rewards = torch.randn(5, 4)
+    for i in range(5):
+        for k in range(4):
+            others = [rewards[i, j].item() for j in range(4) if j != k]
+            expected = rewards[i, k].item() - sum(others) / 3
+            assert rloo_advantages(rewards)[i, k].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_prompt_does_not_see_the_answers_to_another():
+    rewards = torch.randn(3, 4)
+    changed = torch.cat([rewards[:1], rewards[1:] + 100])
+    assert torch.equal(rloo_advantages(rewards)[0], rloo_advantages(changed)[0])
+    assert torch.equal(grpo_advantages(rewards)[0], grpo_advantages(changed)[0])
+
+
+def test_rloo_loss_is_a_mean_over_answers_of_whole_answers():
+    """A long answer counts as one action: its log-probability is a sum."""
+    logprobs = torch.tensor([[-1.0, -2, -3], [-4, 9, 9]], requires_grad=True)
+    mask = torch.tensor([[1.0, 1, 1], [1, 0, 0]])
+    loss = rloo_loss(logprobs, torch.tensor([2.0, -1]), mask)
+    assert loss.item() == pytest.approx((2 * 6 - 1 * 4) / 2)
+    loss.backward()
+    assert logprobs.grad.tolist() == [[-1, -1, -1], [0.5, 0, 0]]
+
+
+# ------------------------------------------------------------------------------------------------
+# GRPO
+# ------------------------------------------------------------------------------------------------
+
+
+def test_grpo_advantages_have_mean_0_and_deviation_1_for_each_prompt():
+    found = grpo_advantages(torch.tensor([[1.0, 2, 6], [5, 5, 5]]))
+    assert found[0].tolist() == pytest.approx([-0.926, -0.463, 1.389], abs=1e-3)
+    assert found[1].tolist() == [0, 0, 0]
+    scores = torch.randn(4, 6)
+    torch.testing.assert_close(grpo_advantages(7 * scores + 3), grpo_advantages(scores), atol=1e-4, rtol=1e-4)
+
+
+def a_batch(B=3, R=5):
+    logprobs, old, ref = (-torch.rand(B, R) * 2 for _ in range(3))
+    mask = torch.zeros(B, R)
+    for i, n in enumerate((5, 2, 3)):
+        mask[i, :n] = 1
+    return logprobs.requires_grad_(), old, ref, torch.tensor([1.5, -0.7, 0.4]), mask
+
+
+def test_grpo_loss_term_by_term():
+    logprobs, old, ref, advantages, mask = a_batch()
+    expected = 0.0
+    for i in range(3):
+        n, total = int(mask[i].sum()), 0.0
+        for t in range(n):
+            lp, A = logprobs[i, t].item(), advantages[i].item()
+            rho = math.exp(lp - old[i, t].item())
+            gain = min(A * rho, A * min(max(rho, 0.8), 1.2))
+            d = ref[i, t].item() - lp
+            total += gain - 0.3 * (math.exp(d) - d - 1)
+        expected -= total / n / 3
+    found = grpo_loss(logprobs, old, ref, advantages, mask, 0.2, 0.3)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_grpo_pulls_towards_the_reference():
+    """Without advantages the gradient is that of k3 alone: a token likelier than under the reference becomes
+    less likely, and the other way round."""
+    logprobs, old, ref, advantages, mask = a_batch()
+    grpo_loss(logprobs, old, ref, 0 * advantages, mask, 0.2, 1.0).backward()
+    real = mask.bool()
+    assert torch.equal(logprobs.grad[real].sign(), (logprobs - ref)[real].sign())
+    assert (logprobs.grad[~real] == 0).all()
+
+
+# ------------------------------------------------------------------------------------------------
+# The stage
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_an_update_makes_the_better_answers_likelier(make_gpt, enc, method):
+    """Paid for tokens of the first half of the vocabulary, a policy learns to write them."""
+    class FirstHalf:
+        mean, std = 0.5, 0.1
+
+        def raw(self, tokens, lengths, prompts, texts):
+            real = torch.arange(tokens.shape[1]) < lengths[:, None]
+            return ((tokens < enc.n_vocab / 2) & real).sum(1) / lengths
+
+    reference = make_gpt(vocab_size=enc.n_vocab, block_size=48, std=0.15)
+    policy = alternatives.with_heads(reference).eval()
+    cfg = alternatives.Config(method=method, answers=4, minibatch_size=16)
+    ppo = alternatives.ppo_config(cfg)
+    ppo.max_new_tokens, ppo.eos_penalty = 12, 0
+    optimizer = alternatives.adam((policy, 0.02))
+    prompts = ["What is a dog?"] * 16 + ["A cat"] * 16
+    ids = [encode_prompt(enc, prompt) for prompt in prompts]
+    scores = []
+    for _ in range(20):
+        batch = alternatives.train_ppo.rollout(alternatives.Policy(policy), reference, FirstHalf(), enc,
+                                               prompts, ids, ppo, 0.0)
+        scores.append(batch.scores.mean().item())
+        alternatives.update(policy, optimizer, batch, alternatives.advantages_of(batch, cfg), cfg, ppo)
+    assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 1, scores
+
+
+def test_what_rloo_is_paid_for_holds_the_kl(make_gpt, enc):
+    """Score - beta KL of whole answers, as PPO's; GRPO has the KL in its loss alone."""
+    rewards, scores = torch.tensor([[1.0, 1], [0, 3]]), torch.tensor([4.0, 1])
+    batch = type("Batch", (), {"rewards": rewards, "scores": scores})
+    of = {m: alternatives.advantages_of(batch, alternatives.Config(method=m, answers=2)).tolist()
+          for m in ("rloo", "grpo")}
+    assert of["rloo"] == [-1, 1] and of["grpo"] == pytest.approx([1, -1], abs=1e-4)
+
+
+def test_each_method_is_a_stage(copy, monkeypatch):
+    """It ends with the comparison that PPO ends with; the reference has stayed as it was."""
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr("lab.run.picture", lambda file, *rest: file.write(b"no picture"))
+    run, before = copy / "runs/tiny", load_checkpoint(copy / "runs/tiny/sft.pt")["fingerprint"]
+    for method in ("dpo", "rloo", "grpo"):
+        alternatives.main(f"--config smoke --run tiny --method {method} --eval_split dev --steps 2".split())
+        there = load_checkpoint(run / f"{method}.pt")
+        assert there["finished"] and there["fingerprint"] != before
+        assert set(there["state"]["results"]["gold score, points"]) >= {"SFT", alternatives.NAMES[method]}
+        assert len(rows_of(run / f"{method}.jsonl")) == there["step"] > 0
+    assert load_checkpoint(run / "sft.pt")["fingerprint"] == before
