@@ -4,7 +4,7 @@
     python train_pretrain.py --config small --data FOLDER               on your own text
     python train_pretrain.py --data FOLDER --init runs/tiny/pretrain.pt
                                   domain adaptation: a model goes on with the text of FOLDER
-    python train_pretrain.py --config gpt2 --data FOLDER              so does GPT-2, 124 M parameters
+    python train_pretrain.py --config gpt2 --data FOLDER              so does GPT-2
 
 Reads pretrain.txt of the run's data, trains a tokenizer on it (or takes the one of --init), writes
 tokenizer.json and pretrain.pt.
