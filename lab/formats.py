@@ -127,7 +127,7 @@ def read_kind(files, kind):
     if dropped:
         remarks.append(f"{name}: {dropped.total()} of {len(given)} rows dropped ({why})")
     remarks += [f"{name}: {n} of {len(given)} rows {note}" for note, n in notes.items()]
-    unread = {key for _, row, _ in found for key, value in row.items() if not is_absent(value)}
+    unread = {key for _, row, _ in found for key, value in row.items() if key and not is_absent(value)}
     unread -= set().union(*(row.asked for _, row, _ in found))
     if unread:
         more = f" and {len(unread) - 12} more" if len(unread) > 12 else ""
