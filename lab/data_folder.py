@@ -3,7 +3,8 @@ from contextlib import nullcontext
 
 from data import UserError, load_prompts, of_split
 from lab import lock
-from lab.formats import check_unchanged, convert, source_of
+from lab.formats import convert
+from lab.source import check_unchanged, source_of
 from world.tiny import leave_out_names, left_out, write_world
 
 

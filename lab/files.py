@@ -100,7 +100,8 @@ def files_of(source):
         return [File(source, found.kind if found else "pretrain" if text else None)], []
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; --data takes a folder with {EXPECTED} in it, or one file")
-    paths = sorted((path for path in source.iterdir() if path.is_file()), key=natural)
+    paths = [path for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]
+    paths.sort(key=natural)
     check_names(source, paths)
     files = [file for file in map(understood, paths) if file]
     if not any(file.kind == "pretrain" for file in files):
@@ -148,8 +149,8 @@ def check_parts(folder, files):
     """Files of one kind are the parts of one: all numbered, or all of different splits. Raises UserError
     where they are not, for then nobody knows which is meant, and where a numbered part is missing."""
     for kind in (None, *KINDS):
-        same = [file for file in files if file.kind == kind]
-        named = [file for file in same if not is_book(file.path)]
+        named = [file for file in files if file.kind == kind and not is_book(file.path)]
+        named.sort(key=lambda file: (str(file.split), file.part or 0))
         for a, b in zip(named, named[1:], strict=False):
             one_set = (a.split is None) == (b.split is None) and ending_of(a.path) == ending_of(b.path)
             apart = a.split != b.split or None not in (a.part, b.part) and a.part != b.part

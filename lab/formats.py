@@ -4,16 +4,16 @@ Which files there are: lab/files.py. What their rows may look like: lab/layouts.
 become one: each prompt gets its split, votes become comparisons, what has no file is derived from the
 others, and whatever is derived, dropped or left out is counted and said.
 """
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
 
-from data import UserError, hold_out, is_thumb, prompt_text, read_text, split_of
+from data import UserError, hold_out, is_thumb, prompt_text, split_of
 from lab.files import EXPECTED, KINDS, files_of, read_file, read_rows, understood
 from lab.layouts import WHAT, layout_of, read_row
 from lab.records import write_atomic
 from lab.rows import SPLITS, Dropped, is_absent, key_of, keys_of, same_text
+from lab.source import hashes
 from lab.terminal import wrapped
 
 COLUMNS = {  # what is written of a row
@@ -127,7 +127,7 @@ def read_kind(files, kind):
     if dropped:
         remarks.append(f"{name}: {dropped.total()} of {len(given)} rows dropped ({why})")
     remarks += [f"{name}: {n} of {len(given)} rows {note}" for note, n in notes.items()]
-    unread = {key for _, row, _ in found for key, value in row.items() if not is_absent(value)}
+    unread = {key for _, row, _ in found for key, value in row.items() if key and not is_absent(value)}
     unread -= set().union(*(row.asked for _, row, _ in found))
     if unread:
         more = f" and {len(unread) - 12} more" if len(unread) > 12 else ""
@@ -372,52 +372,6 @@ def write(folder, found, texts):
             write_atomic(folder / f"{kind}.jsonl", lines)
     write_atomic(folder / "pretrain.held_out.txt", texts[1])
     write_atomic(folder / "pretrain.txt", texts[0])
-
-
-# ------------------------------------------------------------------------------------------------
-# The source and its copy
-# ------------------------------------------------------------------------------------------------
-
-
-def hashes(source):
-    """{name: sha256} of the files that are read."""
-    found = {}
-    for file in files_of(source)[0]:
-        with file.path.open("rb") as content:
-            found[file.path.name] = hashlib.file_digest(content, "sha256").hexdigest()
-    return found
-
-
-def source_of(folder):
-    """What source.json says of a data folder: {"source": path, "files": {name: sha256}}. Raises UserError
-    where it is damaged."""
-    path = Path(folder) / "source.json"
-    try:
-        record = json.loads(read_text(path))
-        whole = all(isinstance(x, str) for x in (record["source"], *record["files"].values()))
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        whole = False
-    if not whole:
-        raise UserError(f"{path} is damaged: put a copy back, or train with another --run NAME")
-    return record
-
-
-def check_unchanged(source, folder):
-    """Raises UserError where a data folder was made from other files, or these have changed. Where they lie
-    does not matter: a project may be moved with its runs."""
-    run = Path(folder).parent
-    record = source_of(folder)
-    advice = f"train with another --run NAME, or delete {run}"
-    then, now = record["files"], hashes(source)
-    if then != now and str(Path(source).resolve()) != record["source"]:
-        raise UserError(f"{run} was made from {record['source']}, and the files of --data {source} are "
-                        f"others: {advice}")
-    for name in sorted(then.keys() | now.keys()):
-        if then.get(name) != now.get(name):
-            what = "has changed" if name in now else "is gone"
-            if name not in then:
-                what = "is new"
-            raise UserError(f"{source}: {name} {what} since {run} was made from it: {advice}")
 
 
 def enough(tokens, parameters):

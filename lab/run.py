@@ -132,7 +132,7 @@ def knobs_of(cfg):
 
 def other_knobs(then, now):
     """Names of the knobs whose values differ. Not of data, a path: the files themselves are compared,
-    wherever they lie (lab/formats.py)."""
+    wherever they lie (lab/source.py)."""
     return [name for name in now if name != "data" and then.get(name, now[name]) != now[name]]
 
 

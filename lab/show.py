@@ -27,9 +27,10 @@ from data import (
 )
 from lab.cli import Which, parse
 from lab.commands import run_folder
-from lab.formats import check_unchanged, convert
+from lab.formats import convert
 from lab.hub_tokens import gpt2_encoding
 from lab.records import record_of
+from lab.source import check_unchanged
 from lab.terminal import terminal_width, wrapped
 from lab.tokens import encoding_of
 from world.tiny import write_world

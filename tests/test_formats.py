@@ -11,7 +11,8 @@ import data
 import lab.show
 from data import UserError, load_preferences, load_prompts, load_sft, load_text
 from lab.files import read_rows
-from lab.formats import check_unchanged, convert, enough, source_of
+from lab.formats import convert, enough
+from lab.source import check_unchanged, source_of
 
 
 def write(folder, name, rows):

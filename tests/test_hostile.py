@@ -25,8 +25,9 @@ from data import (
     load_text,
     train_bpe,
 )
-from lab.formats import convert, source_of
+from lab.formats import convert
 from lab.rankings import drop_cut
+from lab.source import source_of
 from lab.tokens import laid_out
 from train_sft import check_demonstrations
 from world.labelers import RankingFile, is_ranking

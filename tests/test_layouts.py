@@ -187,6 +187,15 @@ def test_demonstrations(tmp_path, layout, rows, expected):
     assert [(row["prompt"], row["response"]) for row in found] == expected and said.startswith(layout)
 
 
+def test_the_loss_is_on_each_answer_of_a_dialogue_and_on_nothing_else(tmp_path, enc):
+    rows, _ = understood(tmp_path, "sft", [{"messages": [system("Be curt."), *HI, assistant("Yes")]}])
+    encoded = [(data.encode_prompt(enc, row["prompt"]), data.encode_response(enc, row["response"]))
+               for row in rows]
+    _, targets, mask = data.sft_batch(encoded, data.special_id(enc, "pad"))
+    learned = [data.decode_response(enc, ids, kept) for ids, kept in zip(targets, mask, strict=True)]
+    assert learned == ["Hello.", "Yes"]
+
+
 def test_every_layout_has_a_row_here():
     tested = {("preferences", name) for name, *_ in PREFERENCES}
     tested |= {("sft", name) for name, *_ in DEMONSTRATIONS}

@@ -391,6 +391,7 @@ def test_books_are_one_text_and_each_holds_out_its_end(mine, capsys):
     for n in (2, 10):
         write(mine / f"book {n}.txt", f"{n:03}\n" * 100)
     write(mine / "README.txt", "About the books")
+    write(mine / "._book 3.txt", "What a system keeps beside a file")
     folder, said = converted(mine, capsys)
     learned, held_out = load_text(folder)
     assert learned.split() == ["002"] * 95 + ["010"] * 95 and held_out.split() == ["002"] * 5 + ["010"] * 5
@@ -414,6 +415,7 @@ def test_prompts_may_be_lines_of_a_text(mine):
 ROW = json.dumps(rows_in("a")[0])
 REFUSED = {  # files of a folder: what is said
     "one kind twice": ({"sft.jsonl": "", "sft.csv": ""}, "sft.csv and sft.jsonl are both here; which is"),
+    "one part twice": ({"sft-1.jsonl": "", "sft-2.jsonl": "", "sft_1.jsonl": ""}, "are both here; which is"),
     "a part and the whole": ({"sft.jsonl": "", "sft-2.jsonl": ""}, "are both here; which is meant"),
     "by name and by keys": ({"sft.jsonl": ROW, "train.jsonl": ROW},
                             "sft.jsonl and train.jsonl both hold demonstrations; which is meant"),

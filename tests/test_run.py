@@ -476,7 +476,7 @@ def test_a_run_does_not_change_from_the_tiny_world_to_own_data_or_back(here):
 
 
 def test_a_run_goes_on_where_its_data_have_moved(here):
-    """What the files hold is compared (lab/formats.py), not the path that a record has of them."""
+    """What the files hold is compared (lab/source.py), not the path that a record has of them."""
     saved(new_stage("--data", "letters"), finished=False)
     assert new_stage("--data", "moved/letters").start == 1
     saved(new_stage("--data", "letters", "--name", "other"))
