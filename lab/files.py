@@ -56,13 +56,17 @@ def ending_of(path):
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
+def can_be_read(path):
+    return ending_of(path) in READERS
+
+
 def stem_of(path):
     return Path(path.name.lower().removesuffix(".gz")).stem
 
 
 def understood(path):
     """The File that a name means, or None: it has another ending, or says nothing that is known."""
-    if ending_of(path) not in READERS:
+    if not can_be_read(path):
         return None
     numbered = r"(.*?)[-_. ]?(?:(?:part|shard|data)[-_. ]?)?(\d+)(?:[-_. ]?of[-_. ]?(\d+))?"
     found = re.fullmatch(numbered, stem_of(path))
@@ -93,7 +97,7 @@ def files_of(source):
     of this name, where two files could be meant, or a name is nearly right."""
     source = Path(source)
     if source.is_file():
-        if ending_of(source) not in READERS:
+        if not can_be_read(source):
             raise UserError(f"{source}: {advice_on(source)}")
         found = understood(source)
         text = ending_of(source) == ".txt"
@@ -195,9 +199,10 @@ def read_rows(path):
         rows = parquet_rows(path)
     else:
         rows = READERS[ending_of(path)](path, read_file(path))
+    table = ending_of(path) in (".csv", ".tsv")
     for where, row in rows:
         row = check_text(where, row)
-        yield where, Row(where, row) if isinstance(row, dict) else row
+        yield where, Row(where, unpacked(where, row, table)) if isinstance(row, dict) else row
 
 
 def text_lines(path, text):
@@ -209,7 +214,7 @@ def text_lines(path, text):
 
 def table_rows(path, text):
     """Rows of a table whose first line that is not blank is its header; what separates the cells is whatever
-    makes most cells of the header. A cell may hold a list, written as JSON or as Python does."""
+    makes most cells of the header."""
     text = re.sub(r"\A(sep=.)?\s*\n", "", text)  # Excel writes sep=; where that is the mark
     header = text.split("\n", 1)[0]
     marks = "\t" if ending_of(path) == ".tsv" else ",;\t"
@@ -224,22 +229,30 @@ def table_rows(path, text):
             if any(cell.strip() for cell in row.pop(None, [])):
                 raise UserError(f"{where}: has more cells than the header, which has {len(rows.fieldnames)}: "
                                 f"a cell with a {mark!r} in it must stand in quotes")
-            yield where, {name: cell_value(where, name, cell) for name, cell in row.items()}
+            yield where, row
     except csv.Error as error:
         raise UserError(f"{path}, row {i + 1}: cannot be read as csv ({error})") from None
 
 
-def cell_value(where, name, cell):
-    """The text of a cell, or the list or object that is written there: of messages in any column, others in
-    those that have no text. Raises UserError for messages that nobody can read."""
-    messages = re.match(r"\s*\[?\s*\{.{0,9}['\"](role|from|content|value)['\"]\s*:", cell or "", re.S)
-    if not messages and name.strip().lower() not in NO_TEXT_COLUMNS:
-        return cell
-    value = written_list(cell)
-    if messages and value is None:
-        raise UserError(f'{where}: "{name}" looks like a list of messages, but is neither JSON nor Python: '
-                        f"{shown(cell)}")
-    return cell if value is None else value
+def unpacked(where, row, table):
+    """A row whose messages are lists, also where they are written as text, in JSON or as Python does; in the
+    columns of a table that hold no text, any list. Raises UserError for messages that nobody can read."""
+    for name, text in row.items():
+        messages = isinstance(text, str) and like_messages(text)
+        if messages or table and text and name.strip().lower() in NO_TEXT_COLUMNS:
+            value = written_list(text)
+            if messages and value is None:
+                raise UserError(f'{where}: "{name}" looks like a list of messages, but is neither JSON nor '
+                                f"Python: {shown(text)}")
+            row[name] = text if value is None else value
+    return row
+
+
+def like_messages(text):
+    """Whether a text looks like a list of messages."""
+    keys = (("role", "content"), ("from", "value"))
+    return bool(re.match(r"\s*\[\s*\{", text)) and any(
+        all(re.search(rf"['\"]{key}['\"]\s*:", text) for key in pair) for pair in keys)
 
 
 def json_rows(path, text):

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from data import UserError, hold_out, is_thumb, prompt_text, split_of
-from lab.files import EXPECTED, KINDS, files_of, read_file, read_rows, understood
+from lab.files import EXPECTED, KINDS, advice_on, can_be_read, files_of, read_file, read_rows, understood
 from lab.layouts import WHAT, layout_of, read_row
 from lab.records import write_atomic
 from lab.rows import SPLITS, Dropped, is_absent, key_of, keys_of, same_text
@@ -57,8 +57,11 @@ def nothing_found(folder, others):
     there = ", ".join(guessed(folder, others[:5]) or names[:5]) or "nothing"
     inner = [path for path in folder.iterdir() if path.is_dir() and any(map(understood, path.iterdir()))]
     meant = f"; did you mean --data {inner[0]}?" if inner else ""
-    if others and not inner:
-        meant = f"; rename it, or name the file itself: --data {folder / others[0]}"
+    right = [folder / name for name in others if can_be_read(Path(name))]
+    if right and not inner:
+        meant = f"; rename it, or name the file itself: --data {right[0]}"
+    elif others and not inner:
+        meant = "; " + advice_on(Path(others[0]))
     return f"{folder}: expected {EXPECTED} in it, found {there}{meant}"
 
 

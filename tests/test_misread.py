@@ -316,6 +316,12 @@ TABLES = {
                            CHAT[0]["content"], CHAT[1]["content"]),
     "a list that is text": ("sft.csv", 'prompt,response\nList them.,"[""a"", ""b""]"\n', "List them.",
                             '["a", "b"]'),
+    "a list of objects that is text": ("sft.csv", 'prompt,response\nRoles?,"[{""role"": ""cook""}]"\n',
+                                       "Roles?", '[{"role": "cook"}]'),
+    "messages as text in JSON": ("sft.jsonl", json.dumps({"messages": json.dumps(CHAT)}), CHAT[0]["content"],
+                                 CHAT[1]["content"]),
+    "ShareGPT as text": ("sft.csv", "conversations\n\"" + str([{"from": "human", "value": "Why?"},
+                         {"from": "gpt", "value": "Yes"}]) + '"\n', "Why?", "Yes"),
     "an object that is text": ("sft.csv", 'prompt,response\nAs JSON?,"{""a"": 1}"\n', "As JSON?", '{"a": 1}'),
     ".ndjson": ("sft.ndjson", '{"prompt": "Why?", "response": "Yes\\r\\nno"}\n', "Why?", "Yes\nno"),
     "a list in an object": ("sft.json", '{"version": 1, "data": [{"prompt": "Why?", "response": "Yes"}]}',
@@ -349,7 +355,7 @@ def test_a_header_that_is_none_is_told(mine, header, said):
 
 
 def test_messages_that_nobody_can_read_are_told(mine):
-    write(mine / "sft.csv", "messages\n\"[{'role': 'user' 'content': }]\"\n")
+    write(mine / "sft.csv", "messages\n\"[{'role': 'user' 'content': }]\"\n")  # as numpy prints it
     with pytest.raises(UserError, match='row 2: "messages" looks like a list of messages, but is neither'):
         converted(mine)
 
@@ -424,6 +430,7 @@ REFUSED = {  # files of a folder: what is said
     "a folder inside": ({"data/sft.jsonl": ""}, "found data/; did you mean --data .*mine/data"),
     "a saved data set": ({"dataset_info.json": "{}", "data-00000-of-00001.arrow": ""},
                          "a data set that the library datasets has saved, in its own format"),
+    "packed, another name": ({"all.zip": ""}, "found all.zip; a packed file of this kind is not read"),
     "packed": ({"sft.jsonl.bz2": ""}, "sft.jsonl.bz2: a packed file of this kind is not read: unpack it"),
     "prompts alone": ({"prompts.txt": "Why?"}, r"holds prompts \(prompts.txt\), which have no answers"),
     "thumbs down alone": ({"preferences.jsonl": '{"prompt": "a", "response": "b", "label": 0}'},
