@@ -86,14 +86,14 @@ def units():
 
 
 def worth(result, rules):
-    """A sentence where a rule that reads no order of words is as often right as the reward model, or "".
+    """A sentence where a rule that costs nothing is right as often as the reward model, or "".
 
     result: of `evaluate`; rules: of `baselines`"""
     best = max(rules, key=lambda name: rules[name]["accuracy"], default=None)
     if best is None or result["accuracy"] > rules[best]["accuracy"]:
         return ""
-    return (f" Here it is no better than a rule that costs seconds ({best}): it needs more rankings, or a "
-            "model that knows the language (train_pretrain.py on more text, or --init of a trained model).")
+    return (f" A rule that costs seconds does as well here ({best}): more rankings may change that, or a "
+            "model that knows the language better (train_pretrain.py with more text, or --init).")
 
 
 def gap_table(gaps):

@@ -98,6 +98,6 @@ def test_a_training_of_ties_alone_teaches_nothing(enc):
 def test_whether_a_reward_model_is_worth_its_name_is_said():
     rules = {"bag of words": {"accuracy": 0.6}, "longer answer wins": {"accuracy": 0.55}}
     assert worth({"accuracy": 0.61}, rules) == "" == worth({"accuracy": 0.5}, {})
-    assert "no better than a rule that costs seconds (bag of words)" in worth({"accuracy": 0.6}, rules)
+    assert "does as well here (bag of words)" in worth({"accuracy": 0.6}, rules)
     rules["longer answer wins"] = {"accuracy": 0.7}
     assert "(longer answer wins)" in worth({"accuracy": 0.65}, rules)
