@@ -70,7 +70,7 @@ PRESETS = {
     },
     "small": {
         "vocab_size": 4096, "block_size": 384, "n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.1,
-        "steps": 300, "batch_size": 8, "lr": 2e-3, "warmup": 50, "eval_every": 100,
+        "steps": 700, "batch_size": 8, "lr": 2e-3, "warmup": 50, "eval_every": 100,
     },
     # A few careful steps: it can write already, and shall get used to what your text is about.
     "gpt2": {"block_size": 512, "steps": 20, "batch_size": 4, "lr": 1e-4, "warmup": 5, "eval_every": 20},
