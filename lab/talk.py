@@ -42,7 +42,6 @@ from world.reward import rows_at_once, score_texts
 from world.taste import gold_score
 from world.tiny import PROMPTS, SENTENCES
 
-MANY = 2000  # answers: so many take long enough for a progress bar
 BEST = {False: 6, True: 8}  # gold score of the best answers to a safe prompt, and to an unsafe one
 
 
@@ -79,7 +78,7 @@ def answer(model, enc, prompts, max_new_tokens, temperature, template=True, refe
     batch_size = rows_at_once(model, max(map(len, ids), default=0) + max_new_tokens, batch_size)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers = [None] * len(ids)
-    with tqdm(total=len(ids), desc="answers", leave=False, disable=len(ids) <= MANY) as bar:
+    with tqdm(total=len(ids), desc="answers", leave=False, delay=5) as bar:  # shown where it takes longer
         for start in range(0, len(ids), batch_size):
             rows = order[start : start + batch_size]
             tokens, lengths = pad_rows([ids[i] for i in rows], pad)
