@@ -152,8 +152,8 @@ def elo_targets(rows):
 
 def group_scores(model, enc, batch, at_once=3072):
     """Scores (N,) of all answers of a batch of rankings, laid end to end: one forward an answer, however many
-    pairs it is in. Answers of similar length go through the model together, as many as at_once tokens of
-    its context hold: less padding, which takes half the time where lengths differ as in dialogues."""
+    pairs it is in. Answers of similar length go through the model together: less padding. at_once: the most
+    tokens that do, were each as long as the context."""
     device, pad = next(model.parameters()).device, data.special_id(enc, "pad")
     chunk = max(1, at_once // model.config.block_size)
     prompts = [row["prompt"] for row in batch for _ in row["responses"]]

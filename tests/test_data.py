@@ -104,7 +104,8 @@ def pieces_of_tiktoken(text):
 
 
 SCRIPTS = {
-    "Hindi": "हिन्दी में लिखी हुई बातें, क्या कहें?", "Thai": "ภาษาไทยที่นี่ มีสระ ๑๒๓", "Tamil": "தமிழ் மொழி",
+    "Hindi": "हिन्दी में लिखी हुई बातें, क्या कहें?",
+    "Thai": "ภาษาไทยที่นี่ มีสระ ๑๒๓", "Tamil": "தமிழ் மொழி",
     "Arabic with marks": "الحَمْدُ لِلَّهِ رَبِّ العَالَمِينَ ١٢", "Hebrew with points": "בְּרֵאשִׁית בָּרָא",
     "NFD Latin": unicodedata.normalize("NFD", "naïve café Ünïcödé Việt Nam"),
     "emoji": "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 ❤️ 1️⃣", "superscripts": "x² ½ Ⅷ", "controls": "a\x1cb \x1d\x85c\u200bd",

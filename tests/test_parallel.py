@@ -14,12 +14,14 @@ import torch
 import torch._dynamo  # noqa: F401  (an optimizer imports it, for seconds: once here, not in each fork)
 import torch.distributed as dist
 from conftest import random_gpt
-from pipeline import JOBS, begin, copy, tiny  # noqa: F401  (fixtures)
+from pipeline import JOBS, begin, copy, rows_of, tiny  # noqa: F401  (fixtures)
 from test_train_ppo import EOS, PAD, config, one_network, sampled_batch, two_networks
 
 import lab.run
+import rejection_sampling
 import train_ppo
 import train_rm
+import train_sft
 from data import UserError, sft_batch
 from lab import parallel
 from lab.cli import sentence_of
@@ -138,6 +140,40 @@ def test_the_gradient_is_that_of_the_whole_batch(enc, loss_of):
         assert their_norm == pytest.approx(norm, rel=1e-4) and their_loss == pytest.approx(loss, rel=1e-5)
 
 
+class Steps:
+    """What fine_tune needs of a stage."""
+
+    device = "cpu"
+
+    def __init__(self):
+        self.losses = []
+
+    def track(self, **objects):
+        pass
+
+    def steps(self, total):
+        return range(total)
+
+    def log(self, step, shown, loss, **others):
+        self.losses.append(loss)
+
+
+def test_a_round_is_fine_tuned_like_by_one_process(enc):
+    """Five winners in batches of up to three, longer and shorter ones."""
+    winners = [{"prompt": "What is a dog?", "response": "a dog " * n} for n in (1, 6, 2, 3, 1)]
+    cfg = rejection_sampling.Config(batch_size=3, epochs=2, clip_grad=0.0)
+
+    def compute():
+        model, stage = random_gpt(std=0.3, vocab_size=enc.n_vocab, block_size=64), Steps()
+        rejection_sampling.fine_tune(stage, model, winners, enc, cfg)
+        return stage.losses
+
+    [losses] = processes(1, compute)
+    assert len(losses) == 4
+    for theirs in processes(2, compute):
+        assert theirs == pytest.approx(losses, rel=1e-4)
+
+
 @pytest.mark.parametrize("build", [one_network, two_networks])
 def test_an_update_is_that_of_one_process(build):
     """Two minibatches, each shared, in parts of at most two answers; with a loss on text mixed in."""
@@ -229,10 +265,10 @@ def test_a_dead_process_is_told():
 
 
 def test_stages_of_two_processes_end_as_those_of_one(copy):
-    """All that PPO needs is trained anew: the losses of two processes are those of one, what is collected is
-    collected once, and every file is there."""
+    """All is trained anew: the losses of two processes are those of one, though each reads a share of the
+    rows; what is collected is collected once, and every file is there."""
     run = copy / "runs/tiny"
-    made = re.compile(r"(sft|rankings|rm|ppo)\.(pt|jsonl|json|png|samples\.txt)")
+    made = re.compile(r"(pretrain|sft|rankings|rm|ppo)\.(pt|jsonl|json|png|samples\.txt)")
     old = {path.name: path.read_text() for path in run.glob("*.jsonl")}
     there = sorted(path.name for path in run.iterdir() if made.fullmatch(path.name))
     for name in there:
@@ -241,11 +277,15 @@ def test_stages_of_two_processes_end_as_those_of_one(copy):
     def chain():
         os.chdir(copy)
         lab.run.picture = lambda file, *rest: file.write(b"no picture")
+        read = []
+        train_sft.sft_batch = lambda rows, pad: read.append(len(rows)) or sft_batch(rows, pad)
         train_ppo.main(["--config", "smoke", "--run", "tiny", "--steps", "2", "--eval_answers", "1"])
-        return True
+        return sum(read)
 
-    assert all(processes(2, chain))
-    for name in ("sft.jsonl", "rm.jsonl"):
+    first, second = processes(2, chain)
+    demonstrations = rows_of(run / "data/sft.jsonl")
+    assert first + second == sum(row["split"] == "train" for row in demonstrations) and first and second
+    for name in ("pretrain.jsonl", "sft.jsonl", "rm.jsonl"):
         now, then = ([json.loads(line)["loss"] for line in text.splitlines()]
                      for text in ((run / name).read_text(), old[name]))
         assert now == pytest.approx(then, abs=1e-4), name
