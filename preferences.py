@@ -58,7 +58,7 @@ class Config(JudgeKnobs):
         0, "K answers to a question (InstructGPT: 4 to 9). 0: 8, or 4 for ai and human", low=0, high=9)
     questions: int = knob(
         0, "training questions in all, spread over the prompts; a larger number goes on with a collection. "
-        "0: simulated 6 a prompt (helpful 8, safety 5, of another model than sft 1), ai 2500, human 20",
+        "0: simulated 3 a prompt (helpful 8, safety 5, of another model than sft 2), ai 2500, human 20",
         low=0, high=10**6, learned=False)
     held_out_rankings: int = knob(3, "rankings of a test prompt: the more, the steadier the figures", low=1,
                                   high=1000)
@@ -78,7 +78,7 @@ PRESETS = {
     "small": {"max_new_tokens": 128},
     "gpt2": {"max_new_tokens": 96},
 }
-PER_PROMPT = {"overall": 6, "helpful": 8, "safety": 5}  # rankings of the simulated human
+PER_PROMPT = {"overall": 3, "helpful": 8, "safety": 5}  # rankings of the simulated human
 
 RULES = (
     ("the simulated human knows only the tiny world: with --data it is --labeler human or --labeler ai",
@@ -161,9 +161,7 @@ def questions_of(prompts, cfg):
     if not training:
         kind = {"overall": "there", "helpful": "marked as safe", "safety": "marked as unsafe"}[cfg.aspect]
         raise UserError(f"no training prompt is {kind}, and --aspect {cfg.aspect} asks about those")
-    usual = len(training)
-    if cfg.answers_of == "sft":
-        usual *= PER_PROMPT[cfg.aspect]
+    usual = len(training) * (PER_PROMPT[cfg.aspect] if cfg.answers_of == "sft" else 2)
     wanted = cfg.questions or {"human": 20, "ai": 2500}.get(cfg.labeler, usual)
     rng, drawn = random.Random(cfg.seed), []
     while len(drawn) < wanted:
@@ -231,6 +229,7 @@ def ask(path, prompts, labeler, policy, cfg, held_out=False):
 
             # 1. Sample K answers to each of the next prompts.
             questions = sample(policy, prompts[first : first + N], K, f"{cfg.seed} {what} {first}")
+            questions = [{**question, "answers_of": cfg.answers_of} for question in questions]
             try:
                 # 2. Have them ranked, and 3. keep every ranking before the next question is asked.
                 kept.add(questions[labeler.done - first :], labeler, cfg.aspect)

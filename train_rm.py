@@ -102,7 +102,7 @@ RULES = (
      lambda c: c.loss == "regression" and (c.margin != "none" or c.ties != "drop")),
 )
 MARGINS = {"none": 0.0, "small": 1 / 3, "large": 1.0}
-USUAL = {"overall": ("rm", ("rankings",)), "helpful": ("rm_helpful", ("rankings_helpful",)),
+USUAL = {"overall": ("rm", ("rankings", "rankings.pilot")), "helpful": ("rm_helpful", ("rankings_helpful",)),
          "safety": ("rm_safety", ("rankings_safety", "rankings_helpful"))}  # names, collections
 
 

@@ -13,6 +13,9 @@ STAGES = {
     "judge": "train_sft.py --reviews 90000 --block_size 256 --epochs 1 --batch_size 48 --lr 1.5e-3 "
              "--eval_every 400 --name judge",
     "rankings": "preferences.py",
+    "rm_weak": "train_rm.py --rankings rankings --limit 659 --epochs 1 --name rm_weak",
+    "pilot": "train_ppo.py --reward rm_weak --steps 30 --eval_answers 1 --name pilot",
+    "rankings.pilot": "preferences.py --answers_of pilot",
     "rankings_helpful": "preferences.py --aspect helpful",
     "rankings_safety": "preferences.py --aspect safety",
     "rankings_ai": "preferences.py --labeler ai",
@@ -20,7 +23,6 @@ STAGES = {
     "rm_helpful": "train_rm.py --aspect helpful",
     "rm_safety": "train_rm.py --aspect safety",
     "rm_ai": "train_rm.py --rankings rankings_ai --name rm_ai",
-    "rm_weak": "train_rm.py --name rm_weak --limit 659 --epochs 1",
     "ppo": "train_ppo.py",
     "rejection_sampling": "rejection_sampling.py",
     "dpo": "docs/alternatives.py --method dpo",

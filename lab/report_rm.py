@@ -52,7 +52,11 @@ def parts_of(rows, earlier, cfg):
         return [row for row in unseen if left_out(row["prompt"], chosen)]
 
     labeler = held_out[0].get("labeler", "the file") if held_out else ""
+    authors = dict.fromkeys(row.get("answers_of") for row in held_out)
+    by_author = {f"  answers of {author}": [row for row in held_out if row.get("answers_of") == author]
+                 for author in authors if len(authors) > 1}
     return {f"ranked by {labeler}": held_out,
+            **by_author,
             "  subjects left out": about([name for name in names if name in subjects]),
             "  topics left out": about([name for name in names if name not in subjects]),
             "earlier rounds' answers": usable(earlier, cfg.eval_split)}
