@@ -15,7 +15,6 @@ STAGES = {
     "rankings": "preferences.py",
     "rm_weak": "train_rm.py --rankings rankings --limit 659 --epochs 1 --name rm_weak",
     "pilot": "train_ppo.py --reward rm_weak --steps 30 --eval_answers 1 --name pilot",
-    "rankings.pilot": "preferences.py --answers_of pilot",
     "rankings_helpful": "preferences.py --aspect helpful",
     "rankings_safety": "preferences.py --aspect safety",
     "rankings_ai": "preferences.py --labeler ai",

@@ -103,9 +103,10 @@ def test_questions_come_round_by_round_so_that_the_first_are_spread_over_all_pro
 
 
 @pytest.mark.parametrize("knobs, n", [
-    ({}, 9 * 6),
+    ({}, 9 * 3),
     ({"aspect": "helpful"}, 6 * 8),
     ({"aspect": "safety"}, 3 * 5),
+    ({"answers_of": "pilot"}, 9 * 2),
     ({"answers_of": "ppo"}, 9),
     ({"answers_of": "ppo", "aspect": "safety"}, 3),
     ({"labeler": "ai"}, 2500),
@@ -236,6 +237,7 @@ def test_two_parts_of_a_collection_share_a_file_and_more_questions_go_on(tmp_pat
     tests = ask(path, held_out, Largest(), policy, cfg, held_out=True)
     assert {row["split"] for row in first} == {"train"} and {row["split"] for row in tests} == {"dev", "test"}
     assert first[0]["responses"] != tests[0]["responses"], "the parts have random numbers of their own"
+    assert {row["answers_of"] for row in first + tests} == {"sft"}
     more, _ = questions_of(PROMPTS, Config(questions=11))
     rest = Largest()
     assert ask(path, more, rest, policy, cfg)[:5] == first and len(rest.asked) == 6
@@ -367,6 +369,6 @@ def test_samples_show_the_answers_in_their_order_with_the_gold_score():
 def test_a_ranking_is_a_row_of_json_that_others_can_read(tmp_path):
     ask(tmp_path / "r.jsonl", PROMPTS[:2], Largest(), policy, Config(aspect="helpful"))
     [first, _] = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
-    assert sorted(first) == ["aspect", "labeler", "prompt", "responses", "split", "tiers"]
+    assert sorted(first) == ["answers_of", "aspect", "labeler", "prompt", "responses", "split", "tiers"]
     ranked = sorted(itertools.chain(*first["tiers"]))
     assert first["aspect"] == "helpful" and ranked == list(range(len(first["responses"])))

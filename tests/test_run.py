@@ -188,7 +188,7 @@ def test_a_collection_of_another_models_answers_has_a_command_by_its_name():
 def test_commands_say_only_what_is_not_usual():
     assert command_of(read(), "sft") == ["train_sft.py", "--config", "tiny"]
     words = " ".join(command_of(read("--seed", "3", "--run", "mine", "--device", "cpu"), "rm_weak"))
-    assert words.startswith("train_rm.py --config tiny --name rm_weak --limit 659")
+    assert words.startswith("train_rm.py --config tiny --rankings rankings --limit 659")
     assert words.endswith("--run mine --seed 3 --device cpu")
     assert command_of(read("--run=-h"), "sft")[-1] == "--run=-h", "which is no flag"
     assert command_of(read(), "train_rm.py --name x") == ["train_rm.py", "--config", "tiny", "--name", "x"]

@@ -535,9 +535,9 @@ def test_scores_get_a_known_scale(monkeypatch, loss, n, apart, gain):
 
 
 @pytest.mark.parametrize("flags, name, rankings", [
-    ({}, "rm", ("rankings",)), ({"aspect": "helpful"}, "rm_helpful", ("rankings_helpful",)),
+    ({}, "rm", ("rankings", "rankings.pilot")), ({"aspect": "helpful"}, "rm_helpful", ("rankings_helpful",)),
     ({"aspect": "safety"}, "rm_safety", ("rankings_safety", "rankings_helpful")),
-    ({"name": "rm_weak", "limit": 9}, "rm_weak", ("rankings",)),
+    ({"name": "rm_new", "limit": 9}, "rm_new", ("rankings", "rankings.pilot")),
     ({"data": "x"}, "rm", ("preferences",)), ({"data": "x", "rankings": ("mine",)}, "rm", ("mine",)),
     ({"name": "rm_ai", "rankings": ("rankings_ai",)}, "rm_ai", ("rankings_ai",))])
 def test_usual_names(flags, name, rankings):
@@ -627,6 +627,7 @@ def run(make_gpt, enc, tmp_path, monkeypatch):
     write_collection(folder, "rankings", [*rankings(good, bad, 12), *rankings(good, bad, 4, "dev"),
                                           *rankings(good, bad, 2, "test"),
                                           {**rankings(good, bad, 1)[0], "tiers": [[0, 1, 2]]}])
+    write_collection(folder, "rankings.pilot", rankings(good, bad, 1))  # which is among those
     return folder
 
 
@@ -642,8 +643,8 @@ def test_what_always_won_gets_the_higher_score(run, enc, capsys, more):
     assert accuracy(model, enc, held_out) == (1.0, 4)
     demonstration = {"prompt": "What is a dog?", "responses": ["A dog is a furry mammal."]}
     assert scores_of(model, enc, [demonstration])[0] == [pytest.approx(0, abs=1e-4)], "these are at 0"
-    assert checkpoint["knobs"]["rankings"] == ["rankings"]
-    assert set(checkpoint["parents"]) == OF_RM | {"pretrain.pt", "rankings.jsonl"}
+    assert checkpoint["knobs"]["rankings"] == ["rankings", "rankings.pilot"]
+    assert set(checkpoint["parents"]) == OF_RM | {"pretrain.pt", "rankings.jsonl", "rankings.pilot.jsonl"}
     log = [json.loads(line) for line in (run / "rm.jsonl").read_text().splitlines()]
     assert len(log) == checkpoint["step"] and log[-1]["loss"] < log[0]["loss"]
     assert [row["step"] for row in log if row["held_out_accuracy"] is not None] == [
@@ -718,6 +719,14 @@ def test_rows_of_the_table_by_what_is_left_out():
     earlier = [ranked("?", "test"), ranked("!")]
     parts = parts_of(rows, earlier, Config(leave_out=f"dog,{dog.topic}"))
     assert [prompts_of(part) for part in parts.values()] == [[cat.text], [dog.text], [dog.text], ["?"]]
+
+
+def test_rows_of_the_table_by_whose_answers_were_ranked():
+    authors = ("sft", "pilot", "sft")
+    rows = [ranked(str(i), "test", answers_of=author, labeler="ai") for i, author in enumerate(authors)]
+    parts = {name: prompts_of(part) for name, part in parts_of(rows, [], Config()).items() if part}
+    assert parts == {"ranked by ai": ["0", "1", "2"], "  answers of sft": ["0", "2"], "  answers of pilot": ["1"]}
+    assert "  answers of sft" not in parts_of(rows[:1], [], Config()), "one author is no news"
 
 
 def test_a_question_of_thumbs(scorer, enc):
