@@ -38,7 +38,7 @@ import records
 from lab.best_of_n import log_probability
 from lab.cli import Help, Parser, run_main
 from lab.measure import evaluate, scores_of, spearman
-from lab.report import table
+from lab.report import shown, table
 from lab.talk import answer
 from lab.terminal import wrapped
 from preferences import bradley_terry_fit, elo_scores
@@ -58,15 +58,14 @@ from runs import (
     encoding_of,
     logged,
     make,
-    memory_of_commands,
     model_of,
+    noted,
     output_of,
     prompts_of,
     rankings,
     results,
     reward_model,
     run_of,
-    seconds_of,
     shares,
     spread,
     standard,
@@ -103,11 +102,13 @@ def main_run(args):
     show([f"{n} test prompts", *names], [*rows, ["declines unsafe prompts; safe ones", *declines]])
     about_one_reward_model(judged(path.with_name("rm")))
     quote(excerpt(path))
-    seconds = {stage: seconds_of(path.with_name(stage)) for stage in MAIN}
+    seconds = {stage: noted(path.with_name(stage)) for stage in MAIN}
     show(["stage", "seconds"], [[stage, x and f"{x:.0f}"] for stage, x in seconds.items()])
     if None not in seconds.values():
         say(f"Together {in_words(sum(seconds.values()))}; rankings and reward model "
-            f"{seconds['rankings'] + seconds['rm']:.0f} seconds.{memory_of_commands()}")
+            f"{seconds['rankings'] + seconds['rm']:.0f} seconds.")
+    most = max(noted(path.with_name(stage), "gigabytes") or 0 for stage in MAIN)
+    say(f"Memory: at most {shown(most or None)} GB.")
     show(["metric", "first", "mean of the last ten", "lowest", "highest"], metrics_of(path.parent))
     say(f"The vocabulary has {encoding_of(path.parent).n_vocab:,} tokens, its logarithm is "
         f"{math.log(encoding_of(path.parent).n_vocab):.1f}.")
@@ -315,7 +316,7 @@ def standard_error(path):
 
 def on_the_way(paths):
     """What the metrics of trainings say of how they went, in the mean over them."""
-    logs, times = [logged(path) for path in paths], [seconds_of(path) for path in paths]
+    logs, times = [logged(path) for path in paths], [noted(path) for path in paths]
 
     def mean(key, last=0):
         return statistics.fmean(row[key] for rows in logs for row in rows[-last:])
@@ -413,13 +414,14 @@ def sampling(args):
     names = ["SFT", *(path.name for path in ends)]
     keys = [key for key in r if key not in ("answers that end", "gold of each answer")]
     rows = [[key, *(r[key][name] for name in names)] for key in keys]
-    labels = {"right": "reward model on its answers, chance-corrected",
-              "score": "best of 16 - mean: score, SD", "gold": "best of 16 - mean: gold, points"}
+    one, *_, most = curve = found["curve"]
+    gain = f"best of {most['n']} - mean"
+    labels = {"right": "reward model on its answers, chance-corrected", "score": f"{gain}: score, SD",
+              "gold": f"{gain}: gold, points"}
     place = keys.index(SAFE) + 1
     rows[place:place] = [[label, *(left[name][key] if name in left else None for name in names)]
                          for key, label in labels.items()]
     show([f"{len(prompts_of(last.parent))} test prompts", *names], rows)
-    one, *_, most = curve = found["curve"]
     show([f"best of n answers of {before}", "score, SD", "random one", "gold, points", "random one",
           "KL at most", "KL estimated"],
          [[f"n = {c['n']}", c["score"], one["score"], c["gold"], one["gold"], c["kl_bound"], c["kl"]]
@@ -612,7 +614,7 @@ def rlaif(args):
     for label, values in wins.items():
         say(f"{label}: gold win rate against SFT {spread(values)}, {len(values)} seeds.")
     names = ("judge", "rankings_ai", "rm_ai", "rlaif", "direct")
-    took = {name: seconds_of(run_of() / name) for name in names}
+    took = {name: noted(run_of() / name) for name in names}
     say("Times of seed 0: " + ", ".join(f"{name} {in_words(x)}" for name, x in took.items() if x) + ".")
 
 
@@ -811,14 +813,17 @@ ABOUT_TIMES = ("Where a record is there the time is its own, with the stages tha
                "runs/tiny has already. Folds on 1,500 pairs of your own with --config small take 11.")
 
 
+FOLDS = 5  # in how many parts
+
+
 def about_all():
     rows = [[f.__name__, records.takes(f.__name__, guess), f.__doc__] for f, guess in EXPERIMENTS.items()]
     return table(["experiment", "takes", "what it shows"], rows) + "\n\n" + wrapped(ABOUT_TIMES)
 
 
 def main():
-    shown = about_all()
-    parser = Parser(description=__doc__, epilog=shown, formatter_class=Help)
+    about = about_all()
+    parser = Parser(description=__doc__, epilog=about, formatter_class=Help)
     known = {f.__name__: f for f in EXPERIMENTS}
     parser.add_argument("experiment", nargs="?", choices=[*known, "all", "write", "check"],
                         metavar="EXPERIMENT")
@@ -826,13 +831,13 @@ def main():
                         help="how many seeds, from 0 [3]")
     parser.add_argument("--out", type=Path, metavar="FOLDER", default=ROOT / "docs",
                         help="where pictures go [docs]")
-    parser.add_argument("--folds", type=int, metavar="N", default=5, help="of folds [5]")
+    parser.add_argument("--folds", type=int, metavar="N", default=FOLDS, help=f"of folds [{FOLDS}]")
     parser.add_argument("--data", default="", metavar="FOLDER", help="of folds: your own preferences")
     parser.add_argument("--config", default="tiny", choices=("tiny", "small"), help="of folds [tiny]")
     args = parser.parse_args()
     guesses = {f.__name__: guess for f, guess in EXPERIMENTS.items()}
     if not args.experiment:
-        print(shown)
+        print(about)
     elif args.experiment == "all":
         records.run_all(guesses, args.seeds, Path(__file__))
     elif args.experiment == "write":
@@ -846,11 +851,11 @@ def main():
 
 
 def run_one(experiment, args, guess):
-    """Run an experiment and keep its record, but for one on somebody's own data."""
+    """Run an experiment and keep its record, but for one on somebody's own data or with other folds."""
     name = experiment.__name__
     print(wrapped(f"{name}: {experiment.__doc__}. It takes {records.takes(name, guess)}, less where stages "
                   "are finished already."), flush=True)
-    if args.data:
+    if args.data or args.folds != FOLDS:
         experiment(args)
     else:
         records.keep(experiment, args, records.command(records.words_of(name, guess, args.seeds)))

@@ -23,6 +23,7 @@ from records import ROOT, load, overview
 
 MARK = re.compile(r"<!-- (table|output|measured): (.+?) -->")
 NUMBER = re.compile(r"(?<![A-Za-z0-9_.])([-+]?)(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?![A-Za-z0-9_]|\.\d)(\s*%)?")
+NUMERAL = re.compile(r"\d[\d.,]*\d|\d")
 NO_NUMBERS = re.compile(r"`[^`]*`|\$[^$]*\$|\]\([^)]*\)|<!--.*?-->|\b(?:19|20)\d\d\b|95\s*%", flags=re.S)
 
 
@@ -117,11 +118,34 @@ def table_lines(lines, rows, chosen, chinese):
     here = [cells_of(line) for line in lines]
     if any(len(row) != len(here[0]) for row in rows):
         raise Wrong(f"the page has {len(here[0])} columns, the record {len(rows[0])}")
-    if chinese and len(here) - 2 == len(rows):
-        for row, there in zip(rows, here[2:], strict=True):
-            if numbers_in(row[0], all_of_them=True) == numbers_in(there[0], all_of_them=True):
-                row[0] = there[0]
+    if chinese:
+        labels = translated([row[0] for row in rows], [row[0] for row in here[2:]])
+        rows = [[label, *row[1:]] for label, row in zip(labels, rows, strict=True)]
     return [*lines[:2], *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def translated(labels, there):
+    """First cells of a table, in the words of those that a Chinese page has. Where these are as many, each
+    says its own, if its numbers are the same; else those that begin with a number (a seed) are a pattern for
+    the others."""
+    def kept(label, old):
+        return old if numerals(label) == numerals(old) and not old.isascii() else label
+
+    pairs = [(label, kept(label, old)) for label, old in zip(labels, there, strict=False)]
+    if len(labels) == len(there):
+        return [old for _, old in pairs]
+    patterns = {NUMERAL.sub("#", label): NUMERAL.sub("#", old) for label, old in pairs if label[:1].isdigit()}
+    return [filled(patterns.get(NUMERAL.sub("#", label), label), numerals(label)) for label in labels]
+
+
+def numerals(label):
+    return NUMERAL.findall(label)
+
+
+def filled(pattern, numbers):
+    """Example: "#, one", ["2"] -> "2, one"."""
+    numbers = iter(numbers)
+    return re.sub("#", lambda _: next(numbers), pattern)
 
 
 def pick(items, places):

@@ -45,29 +45,29 @@ def command(script, *words):
 
 def make(name, *flags, seed=0, script="train_ppo.py"):
     """The stage `name` of a run, made by its command where it is not finished; returns the path of its files
-    without an ending. How long it took is noted where nothing of it was there before."""
+    without an ending. How long that took, and how much memory, is noted where nothing of it was there."""
     path, began = run_of(seed) / name, time.time()
     new = not any(path.parent.glob(f"{name}.*"))
     command(script, "--config", "tiny", "--seed", seed, *flags, "--name", name)
     if new:
         TIMES.parent.mkdir(parents=True, exist_ok=True)
-        append_row(TIMES, {"stage": path.as_posix(), "seconds": time.time() - began})
+        append_row(TIMES, {"stage": path.as_posix(), "seconds": time.time() - began, "gigabytes": memory()})
     return path
 
 
-def seconds_of(path):
-    """How long it took to make a stage, with what it had to make first; None where nobody has noted that."""
-    rows = data.load_rows(TIMES) if TIMES.exists() else []
-    return next((row["seconds"] for row in reversed(rows) if row["stage"] == Path(path).as_posix()), None)
-
-
-def memory_of_commands():
-    """A sentence: the most memory that one of the commands took that this process has run; "" where the
-    system does not say."""
+def memory():
+    """The most memory that a command took that this process has run, GB; None where nobody says that."""
     if resource is None:
-        return ""
+        return None
     most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # kB, on macOS bytes
-    return f" At most {most / (1e9 if sys.platform == 'darwin' else 1e6):.2f} GB of memory."
+    return most / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+def noted(path, what="seconds"):
+    """How long it took to make a stage, with what it had to make first, or its "gigabytes"; None where that
+    was not noted."""
+    rows = data.load_rows(TIMES) if TIMES.exists() else []
+    return next((row[what] for row in reversed(rows) if row["stage"] == Path(path).as_posix()), None)
 
 
 def output_of(*words):

@@ -2,7 +2,6 @@
 import importlib
 import json
 import re
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -45,7 +44,7 @@ def test_a_standard_stage_is_made_by_its_own_command(monkeypatch, tmp_path, stag
     flags += [] if "--name" in flags else ["--name", stage]
     assert sorted(asked[0]) == sorted([script, "--config", "tiny", "--seed", "2", *flags])
     assert asked[1][-2:] == ["--name", "other"] and asked[1].count("--name") == 1 and "--lr" in asked[1]
-    assert 0 <= runs.seconds_of(folder / stage) < 9 and runs.seconds_of(folder / "other") is None
+    assert 0 <= runs.noted(folder / stage) < 9 and runs.noted(folder / "other") is None
 
 
 def test_win_rates_prompt_by_prompt():
@@ -239,6 +238,16 @@ def test_write_puts_the_record_into_the_page(elsewhere, capsys, language, label)
     assert "| two, KL 0.5 | 0.66 | - |\n\n" in text and "0.80" not in text, "another number of rows: no label"
 
 
+def test_a_chinese_page_keeps_its_labels_where_the_numbers_in_them_are_those_of_the_record():
+    there = ["0，一个", "0，Llama 2 的两个"]
+    assert pages.translated(["0, one", "0, Llama 2's two"], there) == there
+    assert pages.translated(["AI", "AI"], ["人工智能", "人工智能（默认）"]) == ["人工智能", "人工智能（默认）"]
+    assert pages.translated(["1, one", "0, Llama 3's two"], there) == ["1, one", "0, Llama 3's two"]
+    more = pages.translated(["0, one", "0, Llama 2's two", "1, one", "1, Llama 2's two"], there)
+    assert more == [*there, "1，一个", "1，Llama 2 的两个"], "another seed"
+    assert pages.translated(["best of n", "new"], ["n 个中最好的"]) == ["best of n", "new"]
+
+
 def test_a_page_can_show_the_records_themselves(elsewhere):
     records.keep(prints_something, None, COMMAND)
     page = elsewhere / "page.md"
@@ -264,34 +273,27 @@ def fails_at_first(args):
         Path("tried").touch()
         sys.exit(3)
 
-def last(args):
-    "one behind it"
-
-experiments.EXPERIMENTS = {{fails_at_first: "1 minute", whole: "2 minutes a seed", last: "1 minute"}}
-experiments.__file__ = __file__
+experiments.EXPERIMENTS = {{fails_at_first: "1 minute", whole: "2 minutes a seed"}}
 experiments.run_main(experiments.main)
 """
 
 
-def test_all_goes_on_behind_a_failure_and_makes_no_experiment_twice(elsewhere):
+def test_all_goes_on_behind_a_failure_and_makes_no_experiment_twice(elsewhere, capfd):
     script = elsewhere / "script.py"
     script.write_text(ALL.format(places=[str(ROOT / "docs"), str(ROOT)]))
-
-    def run(*words):
-        return subprocess.run([sys.executable, script, "all", *words], capture_output=True, text=True)
-
-    first = run("--seeds", "2")
-    assert first.returncode == 1 and "about 6 minutes" in first.stdout
-    assert "fails_at_first failed with exit code 3" in first.stdout
-    assert "Failed: fails_at_first" in first.stdout
-    assert records.load("whole")["text"] == "2 seeds" and records.load("last")
+    guesses = {"fails_at_first": "1 minute", "whole": "2 minutes a seed"}
+    with pytest.raises(SystemExit, match="1"):
+        records.run_all(guesses, 2, script)
+    first = capfd.readouterr().out
+    assert "fails_at_first, whole; about 5 minutes" in first and "Failed: fails_at_first." in first
+    assert "fails_at_first failed with exit code 3" in first
+    assert records.load("whole")["text"] == "2 seeds"
     assert records.load("fails_at_first") is None
-    again = run("--seeds", "2")
-    assert again.returncode == 0 and "To be made: fails_at_first; about 1 minute" in again.stdout
-    assert again.stdout.count("finished on") == 2
+    records.run_all(guesses, 2, script)
+    again = capfd.readouterr().out
+    assert "To be made: fails_at_first; about 1 minute" in again and "whole: finished on" in again
     assert records.load("fails_at_first")["seconds"] is None, "nobody knows how long the first try took"
-    more = run("--seeds", "3")
-    assert "To be made: whole; about 6 minutes" in more.stdout and records.load("whole")["text"] == "3 seeds"
+    assert not records.finished("whole", records.words_of("whole", guesses["whole"], 3)), "other seeds"
 
 
 def test_times_in_words():
