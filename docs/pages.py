@@ -11,9 +11,10 @@ Three comments stand in the pages, each in a line before what it is about:
                                           numbers of papers, sums that the text itself does
 
 `table: records 1` is about the records themselves. In a Chinese page the first cells of a table stay, as
-translations, while it has as many rows. What stands in `code`, in formulas and in links is no number, nor are
-years, "95 %" and whole numbers below 10. A marker that begins with `python` names a command outside of the
-experiments.
+translations, where their numbers are those of the record. Not counted as numbers are what stands in `code`,
+in formulas and in the addresses of links, years, "95 %" and whole numbers below 10. A number that happens to
+be somewhere in the record passes: `check` finds what is out of date, not what is out of place. A marker that
+begins with `python` names a command outside of the experiments.
 """
 import re
 from dataclasses import dataclass

@@ -120,7 +120,8 @@ def takes(name, guess):
     record = load(name)
     if not record or record["seconds"] is None:
         return guess
-    return in_words(record["seconds"])
+    seeds = re.search(r"--seeds (\d+)", record["command"])
+    return in_words(record["seconds"]) + (f" for {seeds[1]} seeds" if seeds else "")
 
 
 def seconds_of(guess, seeds):

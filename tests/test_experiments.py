@@ -241,7 +241,8 @@ def test_write_puts_the_record_into_the_page(elsewhere, capsys, language, label)
 def test_a_chinese_page_keeps_its_labels_where_the_numbers_in_them_are_those_of_the_record():
     there = ["0，一个", "0，Llama 2 的两个"]
     assert pages.translated(["0, one", "0, Llama 2's two"], there) == there
-    assert pages.translated(["AI", "AI"], ["人工智能", "人工智能（默认）"]) == ["人工智能", "人工智能（默认）"]
+    same = ["人工智能", "人工智能（默认）"]
+    assert pages.translated(["AI", "AI"], same) == same
     assert pages.translated(["1, one", "0, Llama 3's two"], there) == ["1, one", "0, Llama 3's two"]
     more = pages.translated(["0, one", "0, Llama 2's two", "1, one", "1, Llama 2's two"], there)
     assert more == [*there, "1，一个", "1，Llama 2 的两个"], "another seed"
@@ -293,6 +294,8 @@ def test_all_goes_on_behind_a_failure_and_makes_no_experiment_twice(elsewhere, c
     again = capfd.readouterr().out
     assert "To be made: fails_at_first; about 1 minute" in again and "whole: finished on" in again
     assert records.load("fails_at_first")["seconds"] is None, "nobody knows how long the first try took"
+    assert records.takes("fails_at_first", "1 minute") == "1 minute"
+    assert re.fullmatch(r"\d+ seconds? for 2 seeds", records.takes("whole", "2 minutes a seed"))
     assert not records.finished("whole", records.words_of("whole", guesses["whole"], 3)), "other seeds"
 
 
