@@ -1,7 +1,7 @@
 """What an experiment prints and draws is kept: runs/experiments/NAME.json, one record an experiment.
 
-A record has "experiment", "command", "code" (the commit; with a + where a .py file has changed since; ""
-without git), "machine", "threads", "seconds" (null where it went on after a stop), "date", "tables"
+A record has "experiment", "command", "code" (the commit at its start, with a + where a .py file differs from
+it; "" without git), "machine", "threads", "seconds" (null where it went on after a stop), "date", "tables"
 ([{"head", "rows"}], cells as printed), "outputs" (what other commands printed, for pages to quote), "text"
 (all the rest), "pictures". It is written whole, at the end.
 """
@@ -75,17 +75,18 @@ def keep(experiment, args, command):
     started = FOLDER / f"{name}.started"
     in_one_go, began = not started.exists(), time.time()
     started.touch()
+    record = {"experiment": name, "command": command, "code": code(), "machine": cpu(),
+              "threads": torch.get_num_threads()}
     experiment(args)
     seconds = round(time.time() - began) if in_one_go else None
-    about = {"experiment": name, "command": command, "code": code(), "machine": cpu(),
-             "threads": torch.get_num_threads(), "seconds": seconds, "date": time.strftime("%Y-%m-%d")}
-    kept = KEPT | {"text": "\n".join(KEPT["text"])}
-    write_atomic(FOLDER / f"{name}.json", json.dumps(about | kept, indent=1, ensure_ascii=False) + "\n")
+    record |= {"seconds": seconds, "date": time.strftime("%Y-%m-%d")}
+    record |= KEPT | {"text": "\n".join(KEPT["text"])}
+    write_atomic(FOLDER / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     started.unlink()
 
 
 def code():
-    """The commit that is checked out, with a + where a .py file has changed since; "" without git."""
+    """The commit that is checked out, with a + where a .py file differs from it; "" without git."""
     try:
         commit, changed = (subprocess.check_output(["git", *words.split()], cwd=ROOT, text=True,
                                                    stderr=subprocess.DEVNULL).strip()
