@@ -6,6 +6,7 @@ it; "" without git), "machine", "threads", "seconds" (null where it went on afte
 (all the rest), "pictures". It is written whole, at the end.
 """
 import json
+import os
 import platform
 import re
 import shlex
@@ -22,6 +23,7 @@ from lab.terminal import wrapped
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("runs") / "experiments"
+WIDTH = 100  # of what is printed, for pages quote it
 KEPT = {"tables": [], "outputs": [], "text": [], "pictures": []}  # of the experiment that is running
 
 
@@ -155,7 +157,7 @@ def run_all(guesses, seeds, script):
             continue
         print(f"\n{name}", flush=True)
         began = time.time()
-        done = subprocess.run([sys.executable, script, *words])
+        done = subprocess.run([sys.executable, script, *words], env={**os.environ, "COLUMNS": str(WIDTH)})
         how = f"failed with exit code {done.returncode} after" if done.returncode else "took"
         print(f"{name} {how} {in_words(time.time() - began)}", flush=True)
         failed += [name] * bool(done.returncode)
