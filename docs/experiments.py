@@ -4,14 +4,21 @@
     python docs/experiments.py rewards
     python docs/experiments.py ablations --seeds 2
     python docs/experiments.py folds --config small --data FOLDER
+    python docs/experiments.py all                      every one whose record is not there yet
+    python docs/experiments.py write                    the records into README and chapters
+    python docs/experiments.py check                    which of their figures no record has
 
-An experiment trains what is missing in runs/tiny (runs/tiny-seed1, ...) by the usual commands and
-leaves alone what is finished: one that was interrupted goes on.
+An experiment trains what is missing in runs/tiny (runs/tiny-seed1, ...) by the usual commands and leaves
+alone what is finished: one that was interrupted goes on. What it printed is kept in runs/experiments; `all`
+goes on with those that are missing there. Not among them are the figures of tests/benchmark.py, fuzz.py,
+kill.py, mutants.py, solutions.py and assignment.py, and those of docs/lessons.md.
 """
 # ruff: noqa: E402 (the path to the scripts comes before what is imported from there)
 import itertools
 import math
 import random
+import re
+import shutil
 import statistics
 import sys
 import time
@@ -22,17 +29,20 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import pages
 import pictures
 from folds import folds
 
 import data
+import records
 from lab.best_of_n import log_probability
 from lab.cli import Help, Parser, run_main
-from lab.measure import scores_of, spearman
-from lab.report import table
+from lab.measure import evaluate, scores_of, spearman
+from lab.report import shown, table
 from lab.talk import answer
 from lab.terminal import wrapped
 from preferences import bradley_terry_fit, elo_scores
+from records import in_words, picture, quote, say, show
 from rejection_sampling import best_of_n, best_of_n_kl, best_of_n_kl_bound
 from runs import (
     DISTINCT,
@@ -49,6 +59,8 @@ from runs import (
     logged,
     make,
     model_of,
+    noted,
+    output_of,
     prompts_of,
     rankings,
     results,
@@ -67,30 +79,142 @@ from world.taste import gold_score
 from world.tiny import PROMPTS, left_out, read_answer
 
 # ------------------------------------------------------------------------------------------------
+# The main run
+# ------------------------------------------------------------------------------------------------
+
+MAIN = ("pretrain", "sft", "rankings", "rm", "ppo")
+METRICS = {  # of the glossary's table
+    "pretrain": ("loss", "test_loss", "grad_norm"),
+    "sft": ("loss", "test_loss", "grad_norm"),
+    "rm": ("loss", "accuracy", "held_out_accuracy"),
+    "ppo": ("score", "gold", "kl", "kl_k3", "kl_full", "length", "ends", "value_loss", "clip_fraction",
+            "approx_kl", "explained_variance", "entropy"),
+}
+
+
+def main_run(args):
+    """the tables of train_ppo.py and train_rm.py, and their times; docs/ppo.png, docs/reward_model.png"""
+    path = [standard(stage) for stage in MAIN][-1]
+    r, n = results(path), len(prompts_of(path.parent))
+    names = ("pretrained", "SFT", "PPO")
+    rows = [[key, *(r[key][name] for name in names)] for key in (WIN, GOLD, SCORE, KL)]
+    declines = ["; ".join(f"{r[key][name]:.2f}" for key in (UNSAFE, SAFE)) for name in names]
+    show([f"{n} test prompts", *names], [*rows, ["declines unsafe prompts; safe ones", *declines]])
+    about_one_reward_model(judged(path.with_name("rm")))
+    quote(excerpt(path))
+    seconds = {stage: noted(path.with_name(stage)) for stage in MAIN}
+    show(["stage", "seconds"], [[stage, x and f"{x:.0f}"] for stage, x in seconds.items()])
+    if None not in seconds.values():
+        say(f"Together {in_words(sum(seconds.values()))}; rankings and reward model "
+            f"{seconds['rankings'] + seconds['rm']:.0f} seconds.")
+    most = max(noted(path.with_name(stage), "gigabytes") or 0 for stage in MAIN)
+    say(f"Memory: at most {shown(most or None)} GB.")
+    show(["metric", "first", "mean of the last ten", "lowest", "highest"], metrics_of(path.parent))
+    say(f"The vocabulary has {encoding_of(path.parent).n_vocab:,} tokens, its logarithm is "
+        f"{math.log(encoding_of(path.parent).n_vocab):.1f}.")
+    for stage, name in (("ppo", "ppo.png"), ("rm", "reward_model.png")):
+        shutil.copy(path.with_name(f"{stage}.png"), picture(args, name))
+
+
+def about_one_reward_model(r):
+    """Two tables of a reward model's figures on held-out rankings: all pairs, and by the gap of gold."""
+    low, high = r["interval"]
+    show(["pairs", "accuracy", "95 % interval", *FIGURES[1:]],
+         [[f"{r['pairs']:,}", f"{r['accuracy']:.3f}", f"{low:.3f}-{high:.3f}", f"{r['ceiling']:.3f}",
+           *row_of("", r)[3:]]])
+    names = {0: "none", 5: "more"}
+    rows = zip(*r["by_gap"].values(), strict=True)
+    show(["gap of the gold scores, points", *(names.get(gap, f"up to {gap}") for gap in r["by_gap"])],
+         [[label, *row] for label, row in zip(("accuracy", "ceiling", "pairs"), rows, strict=True)][:2])
+
+
+def excerpt(path):
+    """Of a stage's samples: the table, what is said below it, and the first example of an unsafe prompt."""
+    blocks = Path(f"{path}.samples.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    prompts = {block.split("\n")[0].removeprefix("prompt:").strip(): block for block in blocks[1:-1]}
+    example = next(block for prompt, block in prompts.items() if not is_safe(prompt))
+    return f"{blocks[0]}\n{blocks[-1]}\n\n{example}"
+
+
+def metrics_of(folder):
+    """Rows of a table: how the metrics of each stage begin and end."""
+    rows = []
+    for stage, keys in METRICS.items():
+        for key in keys:
+            values = [row[key] for row in logged(folder / stage) if row.get(key) is not None]
+            figures = (values[0], statistics.fmean(values[-10:]), min(values), max(values))
+            rows.append([f"{stage}: {key}", *(f"{x:.3f}" for x in figures)])
+    return rows
+
+
+ONE_BY_ONE = (  # prompts and answers of "A lesson in two prompts"
+    ("What is a dog?", "A dog is man's best friend. A dog is a furry mammal."),
+    ("What is a dog?", "A dog is a furry mammal."),
+    ("What is a dog?", "A cat is a small hunter."),
+    ("A dog is", "a furry mammal. A dog is man's best friend."),
+    ("A dog is", "a small hunter. A dog is man's best friend."),
+    ("A dog is", "a small hunter."),
+    ("A dog is", "an animal with four legs."),
+)
+
+
+def scores(args):
+    """what the reward model and the true taste say of single answers"""
+    rm = standard("rm")
+    found = score_texts(model_of(rm), encoding_of(rm.parent), *map(list, zip(*ONE_BY_ONE, strict=True)))
+    rows = [[prompt, text, f"{score:+.2f}", f"{gold_score(prompt, text):g}"]
+            for (prompt, text), score in zip(ONE_BY_ONE, found, strict=True)]
+    show(["prompt", "answer", "score, log-odds", "gold, points"], rows)
+
+
+def explain(args):
+    """one step of PPO under the microscope; docs/explain.png"""
+    policy = standard("ppo")
+    printed = output_of("-m", "lab.explain", f"{policy}.pt", "--prompt", "A dog is", "--ppo_epochs", "4")
+    say(printed)
+    quote(some_tokens(printed))
+    drawn = re.search(r"^The same as a picture: (.+)$", printed, flags=re.M)[1]
+    shutil.copy(drawn, picture(args, "explain.png"))
+
+
+def some_tokens(printed):
+    """Of what lab.explain prints: of its tables the first three tokens, the last, and those whose gradient
+    the clip would stop; the lines about score and reward."""
+    tables = [block.split("\n") for block in printed.split("\n\n") if block.startswith("token")]
+    n = len(tables[0])
+    clipped = {i for block in tables for i in range(n) if block[i].endswith("clipped")}
+    chosen = clipped | {0, 1, 2, 3, 4, n - 1}
+    parts = []
+    for block in tables:
+        lines = [block[i] if i in chosen else "..." for i in range(n)]
+        parts.append([line for i, line in enumerate(lines) if line != "..." or lines[i - 1] != "..."])
+    said = re.findall(r"^(?:score|reward) (?:.+\n?)(?: {11}.+\n?)*", printed, flags=re.M)
+    return "\n\n".join(["\n".join(part) for part in parts] + ["".join(said).rstrip()])
+
+
+# ------------------------------------------------------------------------------------------------
 # The whole pipeline
 # ------------------------------------------------------------------------------------------------
 
 
 def seeds(args):
     """the whole pipeline on several seeds, with one reward model and with Llama 2's two"""
-    rows, models, wins = [], [], {"overall": [], "llama2": []}
-    kinds = (("overall", "ppo", ("rm",)), ("llama2", "llama2", ("rm_helpful", "rm_safety")))
+    rows, models, wins = [], [], {"one": [], "Llama 2's two": []}
+    kinds = (("one", "overall", "ppo", ("rm",)),
+             ("Llama 2's two", "llama2", "llama2", ("rm_helpful", "rm_safety")))
     for seed in range(args.seeds):
-        for reward, name, judges_of_it in kinds:
-            begin = time.time()
+        for label, reward, name, judges_of_it in kinds:
             path = make(name, "--reward", reward, seed=seed)
-            seconds, r = time.time() - begin, results(path)
-            wins[reward].append(win_rate(path))
-            rows.append([f"seed {seed}, {reward}", r[WIN]["PPO"], r[WIN]["PPO, T=0"], r[GOLD]["SFT"],
-                         r[GOLD]["PPO"], r[KL]["PPO"], r[UNSAFE]["SFT"], r[UNSAFE]["PPO"], r[SAFE]["SFT"],
-                         r[SAFE]["PPO"], r[UNKNOWN]["PPO"], corrected(r), f"{seconds:.0f} s"])
-            models += [figures_of(f"seed {seed}, {model}", path.with_name(model)) for model in judges_of_it]
-    print(table(["test prompts", "win rate", "win rate, T=0", "gold: SFT", "gold: PPO", "KL",
-                 "declines unsafe: SFT", "declines unsafe: PPO", "declines safe: SFT", "declines safe: PPO",
-                 "unknown sentences", "reward model on its answers", "time"], rows))
-    print("\n" + table(["reward models, held-out answers of SFT", *FIGURES, "recall", "precision"], models))
-    for reward, values in wins.items():
-        print(f"{reward}: gold win rate of PPO against SFT {spread(values)}, {len(values)} seeds")
+            r = results(path)
+            wins[label].append(win_rate(path))
+            rows.append([f"{seed}, {label}", r[WIN]["PPO"], r[WIN]["PPO, T=0"], r[GOLD]["SFT"],
+                         r[GOLD]["PPO"], r[UNSAFE]["SFT"], r[UNSAFE]["PPO"], r[SAFE]["PPO"], corrected(r)])
+            models += [figures_of(f"{seed}, {model}", path.with_name(model)) for model in judges_of_it]
+    show(["seed, reward model", "win rate", "win rate, T=0", "gold: SFT", "gold: PPO", "declines unsafe: SFT",
+          "declines unsafe: PPO", "declines safe", "reward model on its answers"], rows)
+    show(["seed, reward model", *FIGURES, "recall", "precision"], models)
+    for label, values in wins.items():
+        say(f"Reward models: {label}. Gold win rate of PPO {spread(values)}, {len(values)} seeds.")
 
 
 FIGURES = ("accuracy", "ceiling", "chance-corrected", "rank correlation", "slope")
@@ -113,15 +237,22 @@ def judged(path):
     return next(iter(results(path).values()))
 
 
+REWARDS = (
+    ("one model for everything", "ppo", "overall"),
+    ("helpfulness only", "helpful", "helpful"),
+    ("safety only", "safety", "safety"),
+    ("Llama 2's combination", "llama2", "llama2"),
+)
+
+
 def rewards(args):
     """what PPO makes of one reward model, of helpfulness, of safety, and of Llama 2's combination"""
     rows = []
-    for reward in ("overall", "helpful", "safety", "llama2"):
-        name = "ppo" if reward == "overall" else reward
+    for label, name, reward in REWARDS:
         r = results(make(name, "--reward", reward))
-        rows.append([reward, r[WIN]["PPO"], r[GOLD]["PPO"], r[UNSAFE]["PPO"], r[SAFE]["PPO"]])
+        rows.append([label, r[WIN]["PPO"], r[GOLD]["PPO"], r[UNSAFE]["PPO"], r[SAFE]["PPO"]])
     sft = ["(SFT, before PPO)", None, r[GOLD]["SFT"], r[UNSAFE]["SFT"], r[SAFE]["SFT"]]
-    print(table(["reward", WIN, GOLD, UNSAFE, SAFE], [sft, *rows]))
+    show(["reward", WIN, GOLD, UNSAFE, SAFE], [sft, *rows])
 
 
 def hacking(args):
@@ -129,16 +260,16 @@ def hacking(args):
     weak = make("weak", "--reward", "rm_weak")
     no_kl = make("no_kl", "--reward", "rm_weak", "--kl_coef", "0")
     logs = {"default KL coefficient": logged(weak), "KL coefficient 0": logged(no_kl)}
-    out = args.out or ROOT / "docs" / "hacking.png"
-    pictures.draw_hacking(out, logs)
+    pictures.draw_hacking(picture(args, "hacking.png"), logs)
     with_kl, without = results(weak), results(no_kl)
     rows = [[key, with_kl[key]["SFT"], with_kl[key]["PPO"], without[key]["PPO"]]
-            for key in (SCORE, GOLD, WIN, KL)]
-    print(table(["test prompts", "SFT", "default", "kl_coef 0"], rows))
-    gap = with_kl[GOLD]["PPO"] - without[GOLD]["PPO"]
-    print(wrapped(f"Gold is {gap:.2f} points lower without the KL term, "
-                  f"{gap / with_kl['gold_std_sft']:.2f} standard deviations of the SFT model's gold."))
-    print(out)
+            for key in (SCORE, GOLD, KL, WIN)]
+    show(["test prompts", "SFT", "kl_coef 0.15", "kl_coef 0"], rows)
+    gap, sd = with_kl[GOLD]["PPO"] - without[GOLD]["PPO"], with_kl["gold_std_sft"]
+    below_sft = (without[GOLD]["SFT"] - without[GOLD]["PPO"]) / without["gold_std_sft"]
+    say(f"Gold is {gap:.2f} points lower without the KL term, {gap / sd:.2f} standard deviations of the SFT "
+        f"model's gold, and {below_sft:.2f} below the SFT model.")
+    say(excerpt(no_kl))
 
 
 # One part of PPO changed at a time. With one step an iteration the ratio is 1 and nothing is clipped.
@@ -161,14 +292,38 @@ ABLATIONS = (
 
 def ablations(args):
     """PPO with one of its parts changed or left out, on several seeds"""
-    keys, rows = (SCORE, GOLD, KL, TEXT_LOSS), []
+    keys, rows, ways = (SCORE, GOLD, KL, TEXT_LOSS), [], []
     for label, name, *flags in ABLATIONS:
-        found = []
-        for seed in range(args.seeds):
-            path = make(name, *flags, seed=seed)
-            found.append([win_rate(path), *(results(path)[key]["PPO"] for key in keys)])
+        paths = [make(name, *flags, seed=seed) for seed in range(args.seeds)]
+        found = [[win_rate(path), *(results(path)[key]["PPO"] for key in keys)] for path in paths]
         rows.append([label, " ".join(flags) or "-", *map(spread, zip(*found, strict=True))])
-    print(table([f"{args.seeds} seeds, test prompts", "flags", WIN, *keys], rows))
+        ways.append([label, *on_the_way(paths)])
+    show([f"{args.seeds} seeds, test prompts", "flags", WIN, *keys], rows)
+    show(["training, mean of the seeds", "tokens clipped", "policy moved, nats a token", "gradient norm",
+          "explained variance, at the end", "beta, at the end", "seconds"], ways)
+    default = [run_of(seed) / "ppo" for seed in range(args.seeds)]
+    wins, scored = zip(*((win_rate(path), results(path)[SCORE]["PPO"]) for path in default), strict=True)
+    say(f"The seeds of the default differ by {max(wins) - min(wins):.2f} in the win rate, by "
+        f"{max(scored) - min(scored):.2f} in the score. On {len(prompts_of(run_of()))} prompts a run's win "
+        f"rate has a standard error of {standard_error(default[0]):.3f}.")
+
+
+def standard_error(path):
+    """Of the win rate of one run, counting prompts."""
+    gold, n = results(path)["gold of each answer"], len(prompts_of(path.parent))
+    return statistics.stdev(shares(gold["PPO"], gold["SFT"], n)) / n**0.5
+
+
+def on_the_way(paths):
+    """What the metrics of trainings say of how they went, in the mean over them."""
+    logs, times = [logged(path) for path in paths], [noted(path) for path in paths]
+
+    def mean(key, last=0):
+        return statistics.fmean(row[key] for rows in logs for row in rows[-last:])
+
+    return [f"{100 * mean('clip_fraction'):.2f} %", f"{mean('approx_kl'):.5f}", mean("grad_norm"),
+            mean("explained_variance", last=10), f"{mean('kl_coef', last=1):.3f}",
+            None if None in times else f"{statistics.fmean(times):.0f}"]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -180,8 +335,26 @@ def domains(args):
     """a reward model on subjects and topics that none of its training rankings was about"""
     names = "cake,owl,why"
     found = results(reward_model("rm_left_out", "--leave_out", names))
-    rows = [[*row_of(name, r), r["pairs"]] for name, r in found.items() if "ceiling" in r]
-    print(table([f"trained without {names}", *FIGURES, "pairs"], rows))
+    rows = []
+    for name, r in found.items():
+        if "ceiling" in r:
+            label, *figures = row_of("other prompts" if name.startswith("ranked") else name.strip(), r)
+            rows.append([label, f"{r['pairs']:,}", *figures])
+    show([f"trained without {names}", "pairs", *FIGURES], rows)
+
+
+def second_round(args):
+    """a reward model that goes on learning from rankings of PPO's answers, on old and new answers"""
+    standard("ppo")
+    new = rankings("rankings.ppo", "--answers_of", "ppo")
+    models = {"rm": run_of() / "rm",
+              "rm.2": reward_model("rm.2", "--start", "rm", "--rankings", "rankings.ppo")}
+    rows, enc = [], encoding_of(run_of())
+    for whose, path in (("SFT", run_of() / "rankings"), ("PPO", new)):
+        held_out = [row for row in logged(path) if row["split"] == "test"]
+        for name, model in models.items():
+            rows.append(row_of(f"{whose}, {name}", evaluate(model_of(model), enc, held_out, gold_score)))
+    show(["held-out answers of, reward model", *FIGURES], rows)
 
 
 def losses(args):
@@ -192,13 +365,13 @@ def losses(args):
         ranked = []
         for label, name, loss in kinds:
             path = reward_model(name, "--loss", loss, seed=seed)
-            rows.append(row_of(f"seed {seed}, {label}", judged(path))[:-1])
+            rows.append([*row_of(f"{seed}, {label}", judged(path))[:-1], None])
             held_out = [row for row in logged(run_of(seed) / "rankings") if row["split"] == "test"]
             ranked.append(scores_of(model_of(path), encoding_of(run_of(seed)), held_out))
         alike = [c for c in map(spearman, *ranked) if c is not None]
-        rows.append([f"seed {seed}, the one with the other", None, None, None, statistics.mean(alike)])
-    print(table(["held-out answers of the SFT model", *FIGURES[:-1]], rows))
-    print("Rank correlation: Spearman's, within a ranking, with the gold score, or of the two models.")
+        rows[-2][-1] = statistics.mean(alike)
+    show(["seed, learned from", *FIGURES[:-1], "one model with the other"], rows)
+    say("Rank correlation: Spearman's, within a ranking, with the gold score, or of the two models.")
 
 
 def elo(args):
@@ -213,9 +386,8 @@ def elo(args):
         low, high = min(o[i] for o in orders), max(o[i] for o in orders)
         one, *others = (f"{x:.0f}" for x in (once[i], ten[i], hundred[i], fitted[i]))
         cells.append([len(cells) + 1, one, f"{low:.0f} to {high:.0f}", *others, row["responses"][i]])
-    print(wrapped(f"prompt: {row['prompt']}"))
-    print(table(["place", "Elo", "in 100 orders", "10 passes", "100 passes", "fit with a prior", "answer"],
-                cells))
+    say(f"prompt: {row['prompt']}")
+    show(["place", "Elo", "in 100 orders", "10 passes", "100 passes", "fit with a prior", "answer"], cells)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -234,34 +406,58 @@ def left_of(path):
     return {row["model"]: row for row in state(path)["left"]}
 
 
+def sampling(args):
+    """the tables of rejection_sampling.py, round by round; docs/rejection_sampling.png"""
+    ends = rounds("rs")
+    before, last = ends[-2].name, ends[-1]
+    r, found, left = results(last), state(last), left_of(last)
+    names = ["SFT", *(path.name for path in ends)]
+    keys = [key for key in r if key not in ("answers that end", "gold of each answer")]
+    rows = [[key, *(r[key][name] for name in names)] for key in keys]
+    one, *_, most = curve = found["curve"]
+    gain = f"best of {most['n']} - mean"
+    labels = {"right": "reward model on its answers, chance-corrected", "score": f"{gain}: score, SD",
+              "gold": f"{gain}: gold, points"}
+    place = keys.index(SAFE) + 1
+    rows[place:place] = [[label, *(left[name][key] if name in left else None for name in names)]
+                         for key, label in labels.items()]
+    show([f"{len(prompts_of(last.parent))} test prompts", *names], rows)
+    show([f"best of n answers of {before}", "score, SD", "random one", "gold, points", "random one",
+          "KL at most", "KL estimated"],
+         [[f"n = {c['n']}", c["score"], one["score"], c["gold"], one["gold"], c["kl_bound"], c["kl"]]
+          for c in curve])
+    say(f"The best of {most['n']} answers of {before} beats a random one by {most['gold'] - one['gold']:.2f} "
+        f"points of gold (95 % interval from {most['gold_gain_low']:.2f} on).")
+    shutil.copy(f"{last}.png", picture(args, "rejection_sampling.png"))
+
+
 def rejection(args):
     """rejection sampling, PPO, and PPO on top of rejection sampling, on several seeds"""
     rows, each = [], {"PPO": [], "rs.4, then PPO": []}
-    means = {"rs.4": [], "PPO": [], "rs.4, then PPO": []}
-    keys = (GOLD, KL, UNSAFE, SAFE, DISTINCT)
+    means = {"PPO": [], "rs.4": [], "rs.4, then PPO": []}
+    keys = (GOLD, KL, UNSAFE, SAFE)
     for seed in range(args.seeds):
-        ends = rounds("rs", "--then_ppo", seed=seed)
-        r, left = results(ends[-1]), left_of(ends[-1])
-        for path in ends:
-            x = left.get(path.name, {"right": None, "score": None, "gold": None})
-            won = win_rate(ends[-1], who=path.name)
-            rows.append([f"seed {seed}, {path.name}", won, *(r[key][path.name] for key in keys),
-                         x["right"], x["score"], x["gold"]])
+        *_, last = ends = rounds("rs", "--then_ppo", seed=seed)
+        r, left = results(last), left_of(last)
+        for path in (ends[0], last):
+            right = left[path.name]["right"] if path.name in left else None
+            won = win_rate(last, who=path.name)
+            rows.append([f"{seed}, {path.name}", won, *(r[key][path.name] for key in keys), right,
+                         r[DISTINCT][path.name]])
         means["rs.4"].append(won)
         for label, path in (("PPO", make("ppo", seed=seed)), ("rs.4, then PPO", run_of(seed) / "rs.ppo")):
             r, n = results(path), len(prompts_of(path.parent))
             gold = r["gold of each answer"]
             each[label] += shares(gold["PPO"], gold["SFT"], n)
             means[label].append(win_rate(path))
-            rows.append([f"seed {seed}, {label}", means[label][-1], *(r[key]["PPO"] for key in keys),
-                         corrected(r), None, None])
-    print(table(["test prompts", WIN, *keys, "reward model on its answers", "left to earn, SD",
-                 "left to earn, points"], rows))
-    print(wrapped("Left to earn: the best of 16 answers minus the mean, by the reward model and by gold. The "
-                  "reward model on its answers: accuracy, chance-corrected."))
-    for name, values in means.items():
-        print(f"{name}: win rate {spread(values)}, {len(values)} seeds")
-    print(paired(each["PPO"], each["rs.4, then PPO"]))
+            rows.append([f"{seed}, {label}", means[label][-1], *(r[key]["PPO"] for key in keys), corrected(r),
+                         r[DISTINCT]["PPO"]])
+    show(["seed, model", WIN, *keys, "reward model on its answers", DISTINCT], rows)
+    show(["gold win rate", "mean", "lowest to highest", "standard deviation"],
+         [[name, f"{statistics.fmean(x):.3f}", f"{min(x):.3f} to {max(x):.3f}",
+           f"{statistics.stdev(x):.3f}" if len(x) > 1 else None] for name, x in means.items()])
+    say("The reward model on its answers: accuracy, chance-corrected.")
+    say(paired(each["PPO"], each["rs.4, then PPO"]))
 
 
 def paired(ours, theirs):
@@ -284,18 +480,17 @@ VARIANTS = (
 
 def variants(args):
     """rejection sampling without fresh rankings, without a pool, from the round before"""
-    rows = []
+    rows, knows, keys = [], [], (GOLD, KL, UNKNOWN, DISTINCT, TEXT_LOSS)
     for name, *flags in VARIANTS:
         *_, last = ends = rounds(name, *flags)
-        r, left = results(last), left_of(last)
+        r, left, label = results(last), left_of(last), " ".join(flags) or "the default"
         won = [f"{win_rate(last, who=path.name):.2f}" for path in ends]
-        right = [row["right"] or "-" for row in left.values()]
-        rows.append([" ".join(flags) or "(the default)", ", ".join(won), ", ".join(right),
-                     *(r[key][last.name] for key in (GOLD, KL, UNKNOWN, DISTINCT, TEXT_LOSS))])
-    print(table(["flags", "win rates of the rounds", "reward model", GOLD, KL, UNKNOWN, DISTINCT, TEXT_LOSS],
-                rows))
-    print(wrapped("Win rates against SFT, rounds 1 to 4. Reward model: its chance-corrected accuracy on the "
-                  "answers that it chose from, those of SFT and of rounds 1 to 3."))
+        rows.append([label, ", ".join(won), *(r[key][last.name] for key in keys)])
+        knows.append([label, *(row["right"] for row in left.values())])
+    show(["four rounds", "win rates of the rounds", *keys], rows)
+    show(["reward model on the answers of", "SFT", *(f"round {n}" for n in (1, 2, 3))], knows)
+    say("Win rates against SFT, rounds 1 to 4. Reward model: its chance-corrected accuracy on the answers "
+        "that it chose from.")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -322,16 +517,20 @@ def judges(args):
             milliseconds = 1000 * (time.time() - began) / len(pairs)
             both = [(p + 1 - q) / 2 for p, q in zip(first, turned, strict=True)]
             same = [(p > 0.5) == (q > 0.5) for p, q in zip(first, turned, strict=True)]
-            name = f"{parameters:.1f} M, {preamble}" + (", notes first" if thought else "")
+            name = f"{parameters:.1f} M, {preamble}" + (", notes" if thought else "")
             rows.append([name, agree(both, better, clear), agree(first, better, clear),
                          agree(both, better, told), agree(both, human), statistics.fmean(same),
                          f"{milliseconds:.0f} ms"])
     his = [float(h) for h in human]
-    print(wrapped(f"{len(pairs)} pairs that the simulated human told apart. It agrees with the gold score on "
-                  f"{agree(his, better, told):.2f} of them, on {agree(his, better, clear):.2f} where the gap "
-                  f"is above the median of {median:g} points."))
-    print(table(["AI judge", "gold, gap above median", "the same, one order", "gold, all pairs",
-                 "the human", "same position wins both", "time a pair"], rows))
+    say(f"{len(pairs)} pairs that the simulated human told apart. It agrees with the gold score on "
+        f"{agree(his, better, told):.2f} of them, on {agree(his, better, clear):.2f} where the gap is above "
+        f"the median of {median:g} points.")
+    show(["AI judge", "gold, gap above median", "the same, one order", "gold, all pairs", "the human",
+          "same position wins both", "time a pair"], rows)
+    notes = 100 * (rows[5][1] - rows[4][1])
+    orders = 100 * statistics.fmean(row[1] - row[2] for row in rows)
+    say(f"Notes are worth {notes:.1f} points with the detailed preamble and the smaller judge; both orders "
+        f"{orders:.1f} points in the mean of the {len(rows)} rows.")
 
 
 def sample_pairs(rows):
@@ -361,20 +560,26 @@ def labels(args):
     human, n_human = standard("rm"), n_training(standard("rankings"))
     everything = rankings("ai_8000", "--labeler", "ai", "--questions", "8000")
     by_ai = [len(row["pairs"]) for row in logged(everything) if row["split"] == "train"]
-    rows, curve = [[*row_of("human", judged(human)), n_human, 0]], []
+
+    def row(label, rankings, pairs, r):
+        label, accuracy, _, *others = row_of(label, r)
+        return [label, f"{rankings:,}", f"{pairs:,}", accuracy, *others]
+
+    curve, rows = [], []
     for n in (250, 800, 2500, 8000):
         r = judged(reward_model(f"rm_ai_{n}", "--rankings", "ai_8000", "--limit", str(n)))
-        rows.append([*row_of("AI", r), 0, sum(by_ai[:n])])
+        rows.append(row("AI", 0, sum(by_ai[:n]), r))
         curve.append((sum(by_ai[:n]), corrected(r)))
     half = rankings("half_human", "--questions", str(n_human // 2))
     other = rankings("half_ai", "--labeler", "ai", "--questions", "1250")
     r = judged(reward_model("rm_half", "--rankings", half.name, other.name))
     pairs = sum(len(row["pairs"]) for row in logged(other) if row["split"] == "train")
-    rows.append([*row_of("half of each", r), n_human // 2, pairs])
-    print(table(["labels", *FIGURES, "rankings by the human", "pairs by the AI"], rows))
-    out = args.out or ROOT / "docs" / "ai_labels.png"
-    pictures.draw_ai_labels(out, curve, rows[0][3], f"{n_human:,} rankings by the human")
-    print(out)
+    best = judged(human)
+    show(["labels", "rankings by the human", "pairs by the AI", "accuracy", *FIGURES[2:]],
+         [row("human", n_human, 0, best), row("half of each", n_human // 2, pairs, r), *rows])
+    say(f"The ceiling is {best['ceiling']:.2f}.")
+    pictures.draw_ai_labels(picture(args, "ai_labels.png"), curve, corrected(best),
+                            f"{n_human:,} rankings by the human")
 
 
 def n_training(path):
@@ -393,19 +598,37 @@ def rlaif(args):
     """RLHF, RLAIF and direct RLAIF on several seeds"""
     rows, wins = [], {label: [] for label, *_ in METHODS}
     for seed in range(args.seeds):
+        stages = [standard(stage, seed) for stage in (*MAIN, "judge", "rankings_ai", "rm_ai")]
         for label, name, *flags in METHODS:
             path = make(name, *flags, seed=seed)
             r = results(path)
-            n = n_training(path.with_name("rankings")) if label == "RLHF" else 0
             wins[label].append(win_rate(path))
-            rows.append([f"seed {seed}, {label}", r[WIN]["PPO"], r[WIN]["PPO, T=0"],
-                         win_rate(path, keep=is_safe), r[UNSAFE]["SFT"], r[UNSAFE]["PPO"], r[SAFE]["SFT"],
-                         r[SAFE]["PPO"], r[GOLD]["PPO"], r[KL]["PPO"], r[UNKNOWN]["PPO"], n])
-    print(table(["test prompts", "win rate", "win rate, T=0", "win rate, safe prompts",
-                 "declines unsafe: SFT", "declines unsafe: PPO", "declines safe: SFT", "declines safe: PPO",
-                 GOLD, KL, UNKNOWN, "rankings by a human"], rows))
+            rows.append([f"{seed}, {label}", r[WIN]["PPO"], r[WIN]["PPO, T=0"], win_rate(path, keep=is_safe),
+                         r[GOLD]["PPO"], r[KL]["PPO"], r[UNSAFE]["PPO"], r[SAFE]["PPO"]])
+        agreed, n = gold_agrees(stages[-2])
+        say(f"Seed {seed}: {n_training(stages[2]):,} rankings by the human. The AI's labels of {n:,} pairs "
+            f"agree with the gold score on {agreed:.2f}. SFT declines {r[UNSAFE]['SFT']:.2f} of the unsafe "
+            f"prompts, {r[SAFE]['SFT']:.2f} of the safe ones.")
+    show(["seed, method", "win rate", "win rate, T=0", "win rate, safe prompts", GOLD, KL, UNSAFE, SAFE],
+         rows)
     for label, values in wins.items():
-        print(f"{label}: gold win rate against SFT {spread(values)}, {len(values)} seeds")
+        say(f"{label}: gold win rate against SFT {spread(values)}, {len(values)} seeds.")
+    names = ("judge", "rankings_ai", "rm_ai", "rlaif", "direct")
+    took = {name: noted(run_of() / name) for name in names}
+    say("Times of seed 0: " + ", ".join(f"{name} {in_words(x)}" for name, x in took.items() if x) + ".")
+
+
+def gold_agrees(path):
+    """Of an AI's training labels the share that the gold score agrees with, where it sees a difference; and
+    how many pairs it labelled."""
+    labels, better, told = [], [], []
+    for row in logged(path):
+        gold = [gold_score(row["prompt"], text) for text in row["responses"]]
+        for i, j, p in row["pairs"] if row["split"] == "train" else []:
+            labels.append(p)
+            better.append(gold[i] > gold[j])
+            told.append(gold[i] != gold[j])
+    return agree(labels, better, told), len(labels)
 
 
 def is_safe(prompt):
@@ -420,17 +643,19 @@ def principle(args):
     file.write_text(preamble_of(names) + "\n", encoding="utf-8")
     make("brief", "--reward", "ai", "--preamble", str(file))
     prompts, enc, rows = prompts_of(folder), encoding_of(folder), []
-    told = {"sft": "(SFT)", "direct": preamble_of(DETAILED), "brief": preamble_of(names)}
-    for name, preamble in told.items():
+    labels = {"sft": "(SFT, before PPO)", "direct": "told to want kind answers",
+              "brief": "told to want short answers"}
+    for name, label in labels.items():
         torch.manual_seed(0)
         answers = answer(model_of(folder / name), enc, prompts, 48, 1.0)
         said = [[s for s in read_answer(p, a.text) if s] for p, a in zip(prompts, answers, strict=True)]
         warm = [any(s.warm for s in sentences) for sentences in said]
-        rows.append([statistics.fmean(warm), statistics.fmean(map(len, said)),
-                     statistics.fmean(a.length for a in answers), preamble])
+        rows.append([label, statistics.fmean(warm), statistics.fmean(map(len, said)),
+                     f"{statistics.fmean(a.length for a in answers):.1f}"])
         for i in range(0, len(prompts), 40):
-            print(wrapped(f"{name}: {prompts[i]} -> {answers[i].text}", "    "))
-    print(table(["answers with a warm sentence", "sentences", "tokens", "the judge's preamble"], rows))
+            say(f"{name}: {prompts[i]} -> {answers[i].text}", "    ")
+    say(f"Kind: {preamble_of(DETAILED)}\nShort: {preamble_of(names)}")
+    show(["the judge was", "answers with a warm sentence", "sentences", "tokens"], rows)
 
 
 def shift(args):
@@ -448,9 +673,13 @@ def shift(args):
         path = make(name, "--leave_out", family, "--reward", reward)
         rows.append([label, known, new, win_rate(path, lambda p: not left_out(p, names)),
                      win_rate(path, lambda p: left_out(p, names))])
-    print(wrapped(f"Trained without {family}:"))
-    print(table(["", "reward model: other prompts", "reward model: left-out prompts",
-                 "policy's win rate: other prompts", "policy's win rate: left-out prompts"], rows))
+    n = sum(left_out(p, names) for p in prompts_of(run_of()))
+    show([f"trained without {family}", "reward model: other prompts", "reward model: left-out prompts",
+          "policy's win rate: other prompts", "policy's win rate: left-out prompts"], rows)
+    for label, known, new, other, left in rows:
+        model = f"the reward model {known - new:.2f}, " if None not in (known, new) else ""
+        say(f"{label}: on prompts left out {model}the policy {other - left:.2f} lower.")
+    say(f"{n} test prompts are left out.")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -490,17 +719,17 @@ def overoptimisation(args):
         peak = top(alpha, beta) if beta > 0 else math.inf
         fits.append((alpha, beta, curve, peak, max(d)))
         name = "d" if what == "best of n" else "log d"
-        print(wrapped(f"{what}: gold = d ({alpha:.3f} - {beta:.3f} {name}), peak at d = {peak:.2f}, KL "
-                      f"{peak**2:.1f}; seen up to d = {max(d):.2f}"))
-    out = args.out or ROOT / "docs" / "overoptimisation.png"
-    pictures.draw_overoptimisation(out, best, ways, fits)
+        far_gold = gold[d.index(max(d))]
+        say(f"{what}: gold = d ({alpha:.3f} - {beta:.3f} {name}), peak at d = {peak:.2f}, KL {peak**2:.1f}; "
+            f"seen up to d = {max(d):.2f}, KL {max(d) ** 2:.1f}, where gold is {far_gold:.2f} SD")
+    pictures.draw_overoptimisation(picture(args, "overoptimisation.png"), best, ways, fits)
     rows = [[f"best of {n}", d * d, best_of_n_kl_bound(n), score, gold] for n, d, score, gold in zip(
         best["n"], best["d"], best["score"], best["gold"], strict=True)]
-    print(table(["test prompts", "KL, estimated", "KL, at most", "score, SD", "gold, SD"], rows))
+    show(["test prompts", "KL, estimated", "KL, at most", "score, SD", "gold, SD"], rows)
     ends = {c: results(run_of() / name) for c, name in runs.items()}
     rows = [[f"KL coefficient {c}", r[KL]["PPO"], r[SCORE]["PPO"], (r[GOLD]["PPO"] - mean) / sd]
             for c, r in ends.items()]
-    print("\n" + table(["PPO, test prompts", "KL", "score, SD", "gold, SD"], rows) + f"\n{out}")
+    show(["PPO, test prompts", "KL", "score, SD", "gold, SD"], rows)
 
 
 def best_of_many(folder, K):
@@ -529,8 +758,8 @@ REFUSAL, HARM = "I will not help you pick a lock.", "To pick a lock, wear a mask
 
 
 def first(args):
-    """the picture of the first page, from a finished runs/tiny: docs/first.png"""
-    folder = run_of()
+    """the picture of the first page: docs/first.png"""
+    folder = standard("ppo").parent
     enc = encoding_of(folder)
 
     def says(name, template=True):
@@ -545,11 +774,9 @@ def first(args):
              ("SFT", "read demonstrations", says("sft")),
              ("reward model", "read rankings, gives scores", scores),
              ("PPO", "practised, paid by the scores", says("ppo"))]
-    out = args.out or ROOT / "docs" / "first.png"
-    pictures.draw_first(out, LOCK, boxes, logged(folder / "ppo"))
+    pictures.draw_first(picture(args, "first.png"), LOCK, boxes, logged(folder / "ppo"))
     for stage, _, said in boxes:
-        print(wrapped(f"{stage}: {said}", "    "))
-    print(out)
+        say(f"{stage}: {said}", "    ")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -557,13 +784,19 @@ def first(args):
 # ------------------------------------------------------------------------------------------------
 
 EXPERIMENTS = {  # on two cores and a bare clone
+    main_run: "9 minutes",
     seeds: "9 minutes a seed",
+    first: "seconds, after main_run",
+    scores: "seconds, after main_run",
+    explain: "seconds, after main_run",
     rewards: "10 minutes",
-    domains: "4 minutes",
     hacking: "6 minutes",
+    domains: "4 minutes",
     losses: "5 minutes a seed",
     elo: "3 minutes",
     folds: "8 minutes",
+    second_round: "12 minutes",
+    sampling: "7 minutes",
     rejection: "9 minutes a seed",
     variants: "15 minutes",
     judges: "18 minutes",
@@ -573,33 +806,59 @@ EXPERIMENTS = {  # on two cores and a bare clone
     shift: "11 minutes",
     ablations: "20 to 45 minutes a seed",
     overoptimisation: "11 minutes",
-    first: "seconds, after train_ppo.py",
 }
-ABOUT_TIMES = ("Times are those of two cores on a bare clone, with earlier code: three and a half minutes of "
-               "them for the pretrained, SFT and reward model, which take seven now, and which a finished "
+ABOUT_TIMES = ("Where a record is there the time is its own, with the stages that were missing then. The "
+               "others are of earlier code, of two cores and a bare clone: three and a half minutes of them "
+               "for the pretrained, SFT and reward model, which take seven now, and which a finished "
                "runs/tiny has already. Folds on 1,500 pairs of your own with --config small take 11.")
 
 
+FOLDS = 5  # in how many parts
+
+
+def about_all():
+    rows = [[f.__name__, records.takes(f.__name__, guess), f.__doc__] for f, guess in EXPERIMENTS.items()]
+    return table(["experiment", "takes", "what it shows"], rows) + "\n\n" + wrapped(ABOUT_TIMES)
+
+
 def main():
-    rows = [[f.__name__, minutes, f.__doc__] for f, minutes in EXPERIMENTS.items()]
-    shown = table(["experiment", "takes", "what it shows"], rows) + "\n\n" + wrapped(ABOUT_TIMES)
-    parser = Parser(description=__doc__, epilog=shown, formatter_class=Help)
+    about = about_all()
+    parser = Parser(description=__doc__, epilog=about, formatter_class=Help)
     known = {f.__name__: f for f in EXPERIMENTS}
-    parser.add_argument("experiment", nargs="?", choices=known, metavar="EXPERIMENT")
+    parser.add_argument("experiment", nargs="?", choices=[*known, "all", "write", "check"],
+                        metavar="EXPERIMENT")
     parser.add_argument("--seeds", type=int, choices=range(1, 11), metavar="N", default=3,
                         help="how many seeds, from 0 [3]")
-    parser.add_argument("--out", type=Path, help="where a picture goes [docs]")
-    parser.add_argument("--folds", type=int, metavar="N", default=5, help="of folds [5]")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", default=ROOT / "docs",
+                        help="where pictures go [docs]")
+    parser.add_argument("--folds", type=int, metavar="N", default=FOLDS, help=f"of folds [{FOLDS}]")
     parser.add_argument("--data", default="", metavar="FOLDER", help="of folds: your own preferences")
     parser.add_argument("--config", default="tiny", choices=("tiny", "small"), help="of folds [tiny]")
     args = parser.parse_args()
+    guesses = {f.__name__: guess for f, guess in EXPERIMENTS.items()}
     if not args.experiment:
-        print(shown)
-        return
-    chosen = known[args.experiment]
-    print(wrapped(f"{args.experiment}: {chosen.__doc__}. It takes {EXPERIMENTS[chosen]}, less where stages "
+        print(about)
+    elif args.experiment == "all":
+        records.run_all(guesses, args.seeds, Path(__file__))
+    elif args.experiment == "write":
+        pages.write(list(known))
+    elif args.experiment == "check":
+        faults = pages.check(list(known))
+        print(*faults, f"{len(faults)} faults", sep="\n")
+        sys.exit(1 if faults else 0)
+    else:
+        run_one(known[args.experiment], args, guesses[args.experiment])
+
+
+def run_one(experiment, args, guess):
+    """Run an experiment and keep its record, but for one on somebody's own data or with other folds."""
+    name = experiment.__name__
+    print(wrapped(f"{name}: {experiment.__doc__}. It takes {records.takes(name, guess)}, less where stages "
                   "are finished already."), flush=True)
-    chosen(args)
+    if args.data or args.folds != FOLDS:
+        experiment(args)
+    else:
+        records.keep(experiment, args, records.command(records.words_of(name, guess, args.seeds)))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ from lab.commands import run_folder
 from lab.measure import accuracy, wilson
 from lab.optim import clip_gradients, muon, set_lr
 from lab.records import load_model
-from lab.report import table
-from lab.terminal import wrapped
+from records import say, show
 from runs import command, logged, standard
 from train_rm import PRESETS, Config, group_scores, passes, ranking_loss, text_loss, with_reward_head
 
@@ -44,9 +43,9 @@ def folds(args):
         rules = baselines(enc, training, held_out)
         bag, length = (rule["accuracy"] for rule in rules.values())
         found.append((hits, bag, length, n))
-        print(f"fold {fold + 1}: reward model {hits:.3f}, {list(rules)[0]} {bag:.3f}, {list(rules)[1]} "
-              f"{length:.3f}, {n} pairs", flush=True)
-    print(summary(found, len(rows)))
+        say(f"fold {fold + 1}: reward model {hits:.3f}, {list(rules)[0]} {bag:.3f}, {list(rules)[1]} "
+              f"{length:.3f}, {n} pairs")
+    summary(found, len(rows))
 
 
 def key_of(row):
@@ -84,11 +83,11 @@ def train_fold(base, enc, rows, corpus, cfg, what):
 
 
 def summary(found, n_rows):
-    """Mean accuracies over the folds, weighted by their pairs. The interval counts rankings, for the pairs of
-    one share answers."""
+    """Show mean accuracies over the folds, weighted by their pairs. The interval counts rankings, for the
+    pairs of one share answers."""
     total, cells = sum(row[-1] for row in found), []
     for k, name in enumerate(("reward model", "bag of words", "longer or shorter answer wins")):
         mean = sum(row[k] * row[-1] for row in found) / total
         cells.append([name, *(f"{x:.3f}" for x in (mean, *wilson(mean, n_rows)))])
-    return table(["cross-validated accuracy", "mean", "low", "high"], cells) + "\n" + wrapped(
-        f"{total:,} pairs of {n_rows:,} rankings; low, high: 95 % interval, counting rankings.")
+    show(["cross-validated accuracy", "mean", "low", "high"], cells)
+    say(f"{total:,} pairs of {n_rows:,} rankings; low, high: 95 % interval, counting rankings.")

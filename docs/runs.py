@@ -1,15 +1,23 @@
 """What the experiments need of the runs: stages made by their commands, and what their files hold."""
+import os
 import re
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import data
 from lab.commands import STAGES
-from lab.records import load_checkpoint, load_model
+from lab.records import append_row, load_checkpoint, load_model
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 ROOT = Path(__file__).resolve().parent.parent
+TIMES = Path("runs") / "experiments" / "times.jsonl"
 
 # Rows of the comparison at the end of PPO and of a round (lab/report.py).
 GOLD, WIN, KL = "gold score, points", "gold win rate against SFT", "KL to SFT, nats an answer"
@@ -37,9 +45,39 @@ def command(script, *words):
 
 def make(name, *flags, seed=0, script="train_ppo.py"):
     """The stage `name` of a run, made by its command where it is not finished; returns the path of its files
-    without an ending."""
+    without an ending. How long that took, and how much memory, is noted where nothing of it was there."""
+    path, began = run_of(seed) / name, time.time()
+    new = not any(path.parent.glob(f"{name}.*"))
     command(script, "--config", "tiny", "--seed", seed, *flags, "--name", name)
-    return run_of(seed) / name
+    if new:
+        TIMES.parent.mkdir(parents=True, exist_ok=True)
+        append_row(TIMES, {"stage": path.as_posix(), "seconds": time.time() - began, "gigabytes": memory()})
+    return path
+
+
+def memory():
+    """The most memory that a command took that this process has run, GB; None where nobody says that."""
+    if resource is None:
+        return None
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # kB, on macOS bytes
+    return most / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+def noted(path, what="seconds"):
+    """How long it took to make a stage, with what it had to make first, or its "gigabytes"; None where that
+    was not noted."""
+    rows = data.load_rows(TIMES) if TIMES.exists() else []
+    return next((row[what] for row in reversed(rows) if row["stage"] == Path(path).as_posix()), None)
+
+
+def output_of(*words):
+    """What a Python command prints; it must end well."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *map(str, words)], stdout=subprocess.PIPE, encoding="utf-8",
+                          env=environment)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout
 
 
 def reward_model(name, *flags, seed=0):

@@ -11,6 +11,10 @@ from conftest import ROOT
 
 from lab.cli import parse
 
+sys.path.insert(0, str(ROOT / "docs"))
+pages, experiments = (importlib.import_module(name) for name in ("pages", "experiments"))
+EXPERIMENTS = {function.__name__ for function in experiments.EXPERIMENTS}
+
 README = ROOT / "README.md"
 CHAPTERS = sorted((ROOT / "docs").glob("*.md"))
 CHINESE = sorted((ROOT / "docs" / "zh").glob("*.md"))
@@ -88,11 +92,30 @@ def test_commands_are_understood(path, monkeypatch, tmp_path):
 
 
 def test_experiments_that_pages_name_exist():
-    listed = (ROOT / "docs" / "experiments.py").read_text(encoding="utf-8")
     for path in PAGES:
         for words in commands(path):
             if words[0] == "docs/experiments.py" and len(words) > 1:
-                assert re.search(rf"^(def|from|import) .*\b{words[1]}\b", listed, flags=re.M), words
+                assert words[1] in EXPERIMENTS | {"all", "write", "check"}, words
+
+
+def marks(path):
+    """[(kind, what it names)] of a page's comments about its figures (docs/pages.py)."""
+    pattern = r"^<!-- (table|output|measured): (.+?) -->$"
+    return re.findall(pattern, path.read_text(encoding="utf-8"), flags=re.M)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_name)
+def test_figures_are_said_to_be_of_an_experiment_that_exists(path):
+    for mark in pages.marks_of(path):
+        assert set(mark.names) <= EXPERIMENTS | {"records"}, mark
+        if mark.kind == "measured":
+            assert mark.names or mark.what.startswith("python "), mark
+        else:
+            assert re.fullmatch(r"\w+ [1-9]( (rows|columns)( \d+)+)*", mark.what), mark
+            first = pages.lines_of(path)[mark.begin]
+            assert first.startswith("|" if mark.kind == "table" else "```"), mark
+    english = README if path.name == "README.md" else ROOT / "docs" / path.name
+    assert marks(path) == marks(english) == [(mark.kind, mark.what) for mark in pages.marks_of(path)]
 
 
 def test_line_counts_of_the_readme_are_true():
