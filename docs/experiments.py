@@ -82,7 +82,8 @@ from world.tiny import PROMPTS, left_out, read_answer
 # The main run
 # ------------------------------------------------------------------------------------------------
 
-MAIN = ("pretrain", "sft", "rankings", "rm", "ppo")
+RANKED = ("rankings", "rankings.pilot")  # what the usual reward model learns from
+MAIN = ("pretrain", "sft", "rankings", "rm_weak", "pilot", "rankings.pilot", "rm", "ppo")
 METRICS = {  # of the glossary's table
     "pretrain": ("loss", "test_loss", "grad_norm"),
     "sft": ("loss", "test_loss", "grad_norm"),
@@ -105,8 +106,8 @@ def main_run(args):
     seconds = {stage: noted(path.with_name(stage)) for stage in MAIN}
     show(["stage", "seconds"], [[stage, x and f"{x:.0f}"] for stage, x in seconds.items()])
     if None not in seconds.values():
-        say(f"Together {in_words(sum(seconds.values()))}; rankings and reward model "
-            f"{seconds['rankings'] + seconds['rm']:.0f} seconds.")
+        say(f"Together {in_words(sum(seconds.values()))}; rankings, pilot and "
+            f"reward models {sum(seconds[stage] for stage in MAIN[2:-1]):.0f} seconds.")
     most = max(noted(path.with_name(stage), "gigabytes") or 0 for stage in MAIN)
     say(f"Memory: at most {shown(most or None)} GB.")
     show(["metric", "first", "mean of the last ten", "lowest", "highest"], metrics_of(path.parent))
@@ -234,7 +235,8 @@ def figures_of(label, path):
 
 def judged(path):
     """Figures of a reward model on held-out rankings of the SFT model's answers."""
-    return next(iter(results(path).values()))
+    found = results(path)
+    return found.get("  answers of sft") or next(iter(found.values()))
 
 
 REWARDS = (
@@ -341,6 +343,31 @@ def domains(args):
             label, *figures = row_of("other prompts" if name.startswith("ranked") else name.strip(), r)
             rows.append([label, f"{r['pairs']:,}", *figures])
     show([f"trained without {names}", "pairs", *FIGURES], rows)
+
+
+def of_sft_alone(seed=0):
+    """A reward model on as many rankings as the usual one has, all of the SFT model's answers."""
+    n = n_by_human(seed)
+    rankings("rankings_sft", "--questions", str(n), seed=seed)
+    return reward_model("rm_sft", "--rankings", "rankings_sft", seed=seed), n
+
+
+def sources(args):
+    """a reward model on rankings of the SFT model's answers alone, or of a pilot's, too, and PPO with each"""
+    rows, counts = [], set()
+    for seed in range(args.seeds):
+        alone, n = of_sft_alone(seed)
+        usual = make("ppo", seed=seed)
+        cases = (("SFT", alone, make("ppo_sft", "--reward", "rm_sft", seed=seed)),
+                 ("SFT and pilot", usual.with_name("rm"), usual))
+        for label, rm, ppo in cases:
+            r = results(ppo)
+            rows.append([f"{seed}, {label}", corrected(judged(rm)), corrected(r), r[GOLD]["PPO"],
+                         win_rate(ppo), r[KL]["PPO"]])
+        counts.add(n)
+    show(["seed, ranked answers of", "on answers of SFT", "on its own policy's", "policy's gold", WIN, KL], rows)
+    say(f"Training rankings, each time: {', '.join(f'{n:,}' for n in sorted(counts))}. The first two figures "
+        "are accuracies, chance-corrected.")
 
 
 def second_round(args):
@@ -557,7 +584,7 @@ def agree(p, wanted, chosen=None):
 
 def labels(args):
     """reward models on human, AI and mixed labels, and on more and more AI labels; docs/ai_labels.png"""
-    human, n_human = standard("rm"), n_training(standard("rankings"))
+    human, n_human = of_sft_alone()
     everything = rankings("ai_8000", "--labeler", "ai", "--questions", "8000")
     by_ai = [len(row["pairs"]) for row in logged(everything) if row["split"] == "train"]
 
@@ -582,9 +609,9 @@ def labels(args):
                             f"{n_human:,} rankings by the human")
 
 
-def n_training(path):
-    """Training rankings of a collection."""
-    return sum(row["split"] == "train" for row in logged(path))
+def n_by_human(seed):
+    """Training rankings that the usual reward model learns from."""
+    return sum(row["split"] == "train" for name in RANKED for row in logged(standard(name, seed)))
 
 
 METHODS = (
@@ -606,7 +633,7 @@ def rlaif(args):
             rows.append([f"{seed}, {label}", r[WIN]["PPO"], r[WIN]["PPO, T=0"], win_rate(path, keep=is_safe),
                          r[GOLD]["PPO"], r[KL]["PPO"], r[UNSAFE]["PPO"], r[SAFE]["PPO"]])
         agreed, n = gold_agrees(stages[-2])
-        say(f"Seed {seed}: {n_training(stages[2]):,} rankings by the human. The AI's labels of {n:,} pairs "
+        say(f"Seed {seed}: {n_by_human(seed):,} rankings by the human. The AI's labels of {n:,} pairs "
             f"agree with the gold score on {agreed:.2f}. SFT declines {r[UNSAFE]['SFT']:.2f} of the unsafe "
             f"prompts, {r[SAFE]['SFT']:.2f} of the safe ones.")
     show(["seed, method", "win rate", "win rate, T=0", "win rate, safe prompts", GOLD, KL, UNSAFE, SAFE],
@@ -795,6 +822,7 @@ EXPERIMENTS = {  # on two cores and a bare clone
     losses: "5 minutes a seed",
     elo: "3 minutes",
     folds: "8 minutes",
+    sources: "12 minutes a seed",
     second_round: "12 minutes",
     sampling: "7 minutes",
     rejection: "9 minutes a seed",

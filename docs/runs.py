@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import data
-from lab.commands import STAGES
+from lab.commands import recipe_of
 from lab.records import append_row, load_checkpoint, load_model
 
 try:
@@ -90,7 +90,7 @@ def rankings(name, *flags, seed=0):
 
 def standard(stage, seed=0, name="", more=()):
     """A stage that the list of stages knows, or a variant of it with more flags and a name of its own."""
-    script, *flags = re.sub(r" --name \S+", "", STAGES[stage]).split()
+    script, *flags = re.sub(r" --name \S+", "", recipe_of(stage)).split()
     return make(name or stage, *flags, *more, seed=seed, script=script)
 
 
