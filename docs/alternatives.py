@@ -1,12 +1,13 @@
 """What people use in PPO's place: DPO, RLOO and GRPO, from the same SFT model.
 
-    python docs/alternatives.py --method dpo      one of them, in runs/tiny: dpo.pt
-    python docs/alternatives.py --method rloo
-    python docs/alternatives.py --method grpo
+    python docs/alternatives.py --config tiny                  all, beside PPO, best-of-n and rounds: a table
+    python docs/alternatives.py --config tiny --method dpo     one of them, in runs/tiny: dpo.pt
+    python docs/alternatives.py --config tiny --method rloo
+    python docs/alternatives.py --config tiny --method grpo
 
 DPO learns from the rankings that the reward model learns from, and samples nothing. RLOO and GRPO are paid
 by that reward model for as many answers as PPO samples, several to each prompt: how good the others are
-takes the place of a critic. A missing parent is trained first.
+takes the place of a critic. What is missing is trained first.
 """
 # ruff: noqa: E402 (the path to the scripts comes before what is imported from there)
 import sys
@@ -19,6 +20,7 @@ import lab.before_torch
 
 import torch
 import torch.nn.functional as F
+from beside import beside
 
 import data
 import train_ppo
@@ -28,8 +30,8 @@ from lab.measure import check, describe
 from lab.optim import adam, clip_gradients, set_lr
 from lab.rankings import usable
 from lab.records import fingerprint, load_language_model
-from lab.report import compare, truth_about
-from lab.run import Stage
+from lab.report import compare, table, truth_about
+from lab.run import Stage, knobs_of
 from lab.scorers import count_from_sft, load_scorer
 from lab.tokens import encode_prompts
 from model import response_hidden, token_logprobs, with_heads
@@ -41,11 +43,13 @@ from model import response_hidden, token_logprobs, with_heads
 
 @dataclass
 class Config(Common):
-    method: str = knob("dpo", "what takes PPO's place", choices=("dpo", "rloo", "grpo"),
-                       heading="The method")
+    method: str = knob("all", "what takes PPO's place; all: a table and a picture of every one, beside PPO",
+                       choices=("all", "dpo", "rloo", "grpo"), heading="The method")
+    seeds: int = knob(3, "of all: how many seeds, from 0", low=1, high=10, learned=False)
+    out: str = knob("docs/alternatives.png", "of all: where the picture goes", learned=False)
     epochs: int = knob(1, "passes over the rankings", low=1, heading="DPO")
     batch_size: int = knob(16, "rankings in a step, with all pairs of each", low=1)
-    beta: float = knob(0.1, "what the implicit reward counts in: log-odds a nat", low=0)
+    beta: float = knob(0.3, "what a nat of distance counts, in log-odds of the human's choice", low=0)
     dpo_lr: float = knob(1e-4, "peak learning rate", low=0)
 
     steps: int = knob(80, "iterations", low=1, heading="RLOO and GRPO")
@@ -64,7 +68,10 @@ PRESETS = {
     "tiny": {},
     "smoke": dict(steps=3, prompts=8, answers=2),
 }
-NAMES = {"dpo": "DPO", "rloo": "RLOO", "grpo": "GRPO"}
+RULES = (
+    ("the table of all methods is of --config tiny, with default knobs: name a --method to change one",
+     lambda c: c.method == "all" and (knobs_of(c) != knobs_of(Config()) or c.run or c.name)),
+)
 
 # ------------------------------------------------------------------------------------------------
 # The formulas. N prompts, K answers each; B answers, R tokens
@@ -130,18 +137,12 @@ def grpo_loss(logprobs, old_logprobs, ref_logprobs, advantages, mask, clip, k3_c
 # ------------------------------------------------------------------------------------------------
 
 
-def answer_logprobs(model, enc, prompts, responses, chunk=32):
-    """Log-probabilities of whole answers, EOS included, in nats: (B,). Similar lengths share a chunk."""
+def answer_logprobs(model, enc, prompts, responses):
+    """Log-probabilities of B whole answers, EOS included, in nats: (B,)."""
     rows = data.lay_out(enc, prompts, responses, model.config.block_size)
-    order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
-    device, found = next(model.parameters()).device, []
-    for start in range(0, len(order), chunk):
-        batch = data.sft_batch([rows[i] for i in order[start : start + chunk]], data.special_id(enc, "pad"))
-        inputs, targets, mask = (x.to(device) for x in batch)
-        row, t = mask.nonzero(as_tuple=True)  # of the tokens of answers alone the logits are needed
-        logprobs = token_logprobs(model.lm_head(model.hidden(inputs)[row, t]), targets[row, t])
-        found.append(torch.zeros(len(mask), device=device).index_add(0, row, logprobs))
-    return torch.cat(found)[torch.tensor(order).argsort().to(device)]
+    batch = data.sft_batch(rows, data.special_id(enc, "pad"))
+    inputs, targets, mask = (x.to(model.wte.weight.device) for x in batch)
+    return (token_logprobs(model(inputs), targets) * mask).sum(1)
 
 
 def train_dpo(stage, cfg, policy, reference, enc):
@@ -196,7 +197,7 @@ def advantages_of(batch, cfg):
 
 
 def policy_loss(policy, mb, advantages, cfg, ppo):
-    """The loss of a part of a batch."""
+    """The loss of a minibatch `mb`."""
     hidden = response_hidden(policy, mb.tokens, mb.prompt_lengths, mb.mask.shape[1])
     logprobs = token_logprobs(policy.lm_head(hidden), mb.responses, ppo.temperature)
     if cfg.method == "rloo":
@@ -208,15 +209,13 @@ def update(policy, optimizer, batch, advantages, cfg, ppo):
     """One pass over the answers of an iteration in minibatches. Returns the mean loss."""
     losses = []
     for rows in torch.randperm(len(batch.mask)).split(cfg.minibatch_size):
+        loss = policy_loss(policy, batch.take(rows), advantages[rows], cfg, ppo)
         optimizer.zero_grad()
-        for micro in rows.split(ppo.micro_batch_size):
-            loss = policy_loss(policy, batch.take(micro), advantages[micro], cfg, ppo)
-            loss = loss * len(micro) / len(rows)
-            loss.backward()
-            losses.append(loss.item() * len(rows) / len(batch.mask))
+        loss.backward()
         clip_gradients(policy, ppo.clip_grad)
         optimizer.step()
-    return sum(losses)
+        losses.append(loss.item())
+    return sum(losses) / len(losses)
 
 
 def train_rl(stage, cfg, policy, reference, enc, scorer, prompts):
@@ -255,7 +254,10 @@ def ppo_config(cfg):
 
 
 def main(argv=None):
-    cfg = parse(Config, PRESETS, __doc__, argv)
+    cfg = parse(Config, PRESETS, __doc__, argv, RULES)
+    if cfg.method == "all":
+        print("\n" + table(*beside(cfg.seeds, cfg.out)) + f"\n{cfg.out}")
+        return
     stage = Stage(cfg, cfg.method)
     reference, _ = load_language_model(stage.parent("sft"), stage.device)
     enc, prompts, ppo = stage.encoding(), training_prompts(stage.data, ""), ppo_config(cfg)
@@ -269,7 +271,7 @@ def main(argv=None):
         panels = train_rl(stage, cfg, policy, reference, enc, scorer, prompts)
     check(fingerprint(reference) == before, "the reference changed; it must stay frozen")
 
-    name = NAMES[cfg.method]
+    name = cfg.method.upper()
     rows = data.of_split(data.load_prompts(stage.data), cfg.eval_split, stage.data / "prompts.jsonl")[:400]
     found = compare({"SFT": reference, name: policy}, enc, rows, ppo.max_new_tokens, ppo.temperature,
                     ppo.eval_answers, baseline="SFT", reference=reference, scorer=scorer, seed=cfg.seed,

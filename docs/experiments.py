@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import pictures
+from beside import beside
 from folds import folds
 
 import data
@@ -298,6 +299,12 @@ def variants(args):
                   "answers that it chose from, those of SFT and of rounds 1 to 3."))
 
 
+def alternatives(args):
+    """PPO beside DPO, RLOO, GRPO, best-of-n and rounds, on several seeds; docs/alternatives.png"""
+    out = args.out or ROOT / "docs" / "alternatives.png"
+    print(table(*beside(args.seeds, out)) + f"\n{out}")
+
+
 # ------------------------------------------------------------------------------------------------
 # RLAIF
 # ------------------------------------------------------------------------------------------------
@@ -566,6 +573,7 @@ EXPERIMENTS = {  # on two cores and a bare clone
     folds: "8 minutes",
     rejection: "9 minutes a seed",
     variants: "15 minutes",
+    alternatives: "15 minutes a seed",
     judges: "18 minutes",
     labels: "14 minutes",
     rlaif: "10 minutes a seed",

@@ -67,7 +67,7 @@ def test_dpo_with_a_doubtful_label():
 
 
 def test_log_probabilities_are_those_of_whole_answers(make_gpt, enc):
-    """Token by token by hand, EOS included and the prompt not; in whatever order and chunk."""
+    """Token by token by hand, EOS included and the prompt not; in whatever order."""
     model = make_gpt(vocab_size=enc.n_vocab, block_size=64, std=0.2)
     prompts = ["What is a dog?", "A cat?", "What is a cat? A dog?", "What"]
     responses = ["A furry mammal.", "a dog is a dog is a friend", "best", "A cat is a small hunter."]
@@ -77,7 +77,7 @@ def test_log_probabilities_are_those_of_whole_answers(make_gpt, enc):
         logp = log_softmax(model(torch.tensor([before + answer])))[0]
         places = range(len(before) - 1, len(before) + len(answer) - 1)
         expected.append(sum(logp[t, token].item() for t, token in zip(places, answer, strict=True)))
-    found = answer_logprobs(model, enc, prompts, responses, chunk=3)
+    found = answer_logprobs(model, enc, prompts, responses)
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-3, rtol=1e-4)
 
 
@@ -210,6 +210,6 @@ def test_each_method_is_a_stage(copy, monkeypatch):
         alternatives.main(f"--config smoke --run tiny --method {method} --eval_split dev --steps 2".split())
         there = load_checkpoint(run / f"{method}.pt")
         assert there["finished"] and there["fingerprint"] != before
-        assert set(there["state"]["results"]["gold score, points"]) >= {"SFT", alternatives.NAMES[method]}
+        assert set(there["state"]["results"]["gold score, points"]) >= {"SFT", method.upper()}
         assert len(rows_of(run / f"{method}.jsonl")) == there["step"] > 0
     assert load_checkpoint(run / "sft.pt")["fingerprint"] == before
