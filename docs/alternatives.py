@@ -57,7 +57,7 @@ class Config(Common):
     answers: int = knob(4, "answers to each of them, K", low=2)
     minibatch_size: int = knob(64, "answers in one optimizer step", low=1)
     kl_coef: float = knob(0.15, "RLOO: what a nat of KL costs, part of the reward as in PPO", low=0)
-    k3_coef: float = knob(0.04, "GRPO: what a nat of KL costs, part of the loss", low=0)
+    k3_coef: float = knob(0.1, "GRPO: what a nat of KL costs, part of the loss", low=0)
     lr: float = knob(5e-4, "peak learning rate", low=0)
 
     eval_split: str = knob("test", "prompts of the table: dev while tuning", choices=("dev", "test"),

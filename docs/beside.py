@@ -102,9 +102,10 @@ def of_stage(path, who, stages):
     return figures | {WIN: win_rate(path, who=who), SECONDS: None if None in times else sum(times)}
 
 
-def best_of_sft(folder):
+def best_of_sft(folder, split="test"):
     """The same of the best of n answers of the SFT model by the reward model, which trains nothing."""
-    enc, sft, prompts, cfg = encoding_of(folder), model_of(folder / "sft"), prompts_of(folder), Config()
+    enc, sft, prompts = encoding_of(folder), model_of(folder / "sft"), prompts_of(folder, split)
+    cfg = Config()
     scorer = Scorer("overall", [model_of(folder / "rm")])
     scorer.mean, scorer.std = state(folder / "ppo")["sft_scale"]
     torch.manual_seed(0)
