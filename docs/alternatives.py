@@ -20,7 +20,7 @@ import lab.before_torch
 
 import torch
 import torch.nn.functional as F
-from beside import beside
+from beside import beside, report
 
 import data
 import train_ppo
@@ -30,7 +30,7 @@ from lab.measure import check, describe
 from lab.optim import adam, clip_gradients, set_lr
 from lab.rankings import usable
 from lab.records import fingerprint, load_language_model
-from lab.report import compare, table, truth_about
+from lab.report import table
 from lab.run import Stage, knobs_of
 from lab.scorers import count_from_sft, load_scorer
 from lab.tokens import encode_prompts
@@ -57,7 +57,7 @@ class Config(Common):
     answers: int = knob(4, "answers to each of them, K", low=2)
     minibatch_size: int = knob(64, "answers in one optimizer step", low=1)
     kl_coef: float = knob(0.15, "RLOO: what a nat of KL costs, part of the reward as in PPO", low=0)
-    k3_coef: float = knob(0.1, "GRPO: what a nat of KL costs, part of the loss", low=0)
+    k3_coef: float = knob(0.15, "GRPO: what a nat of KL costs, part of the loss", low=0)
     lr: float = knob(5e-4, "peak learning rate", low=0)
 
     eval_split: str = knob("test", "prompts of the table: dev while tuning", choices=("dev", "test"),
@@ -169,9 +169,6 @@ def train_dpo(stage, cfg, policy, reference, enc):
         implicit = (logprobs - ref).detach()
         right = (implicit[better] > implicit[worse]).float().mean().item()
         stage.log(step, ("loss",), loss=loss.item(), accuracy=right, grad_norm=grad_norm, lr=lr)
-    return [("DPO's loss should fall below log 2", {"loss": "loss"}, "nats a pair"),
-            ("Pairs that the implicit reward ranks right", {"training": "accuracy"}, "share of the pairs"),
-            ("Gradient norm: no spikes", {"norm": "grad_norm"}, "before clipping")]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -237,10 +234,6 @@ def train_rl(stage, cfg, policy, reference, enc, scorer, prompts):
         gold = about["gold"] and sum(about["gold"]) / len(asked)
         stage.log(step, ("score", "gold", "kl"), score=batch.scores.mean().item(), gold=gold, kl=k1.item(),
                   length=about["length"], loss=loss, lr=lr)
-    return [("Score and truth should rise together", {"reward model's score": "score"}, "score, SD",
-             "iteration", {"right": ({"gold score": "gold"}, "gold score, points")}),
-            ("KL to the reference should level off", {"sampled (k1)": "kl"}, "nats an answer", "iteration"),
-            ("Length: a sudden growth is suspicious", {"tokens": "length"}, "tokens an answer", "iteration")]
 
 
 def ppo_config(cfg):
@@ -256,7 +249,7 @@ def ppo_config(cfg):
 def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv, RULES)
     if cfg.method == "all":
-        print("\n" + table(*beside(cfg.seeds, cfg.out)) + f"\n{cfg.out}")
+        print(table(*beside(cfg.seeds, cfg.out)) + f"\n{cfg.out}")
         return
     stage = Stage(cfg, cfg.method)
     reference, _ = load_language_model(stage.parent("sft"), stage.device)
@@ -266,22 +259,11 @@ def main(argv=None):
     policy, before = with_heads(reference).eval(), fingerprint(reference)
     stage.describe(policy, "sft")
     if cfg.method == "dpo":
-        panels = train_dpo(stage, cfg, policy, reference, enc)
+        train_dpo(stage, cfg, policy, reference, enc)
     else:
-        panels = train_rl(stage, cfg, policy, reference, enc, scorer, prompts)
+        train_rl(stage, cfg, policy, reference, enc, scorer, prompts)
     check(fingerprint(reference) == before, "the reference changed; it must stay frozen")
-
-    name = cfg.method.upper()
-    rows = data.of_split(data.load_prompts(stage.data), cfg.eval_split, stage.data / "prompts.jsonl")[:400]
-    found = compare({"SFT": reference, name: policy}, enc, rows, ppo.max_new_tokens, ppo.temperature,
-                    ppo.eval_answers, baseline="SFT", reference=reference, scorer=scorer, seed=cfg.seed,
-                    greedy=("SFT", name), text=data.tokens_of(enc, data.load_text(stage.data))[1])
-    lines, figures = truth_about(scorer, enc, [row["prompt"] for row in rows], found, name,
-                                 data.load_sft(stage.data), cfg.seed)
-    stage.state["results"] = found.results | figures
-    text = "\n".join([found.text, "", *lines])
-    print("\n" + text)
-    stage.finish(text, panels, f"{name} in the tiny world")
+    report(stage, cfg, ppo, enc, policy, reference, scorer)
 
 
 if __name__ == "__main__":

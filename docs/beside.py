@@ -1,11 +1,13 @@
-"""PPO and what people use in its place, beside each other: table and picture of docs/alternatives.py."""
+"""What docs/alternatives.py shows: a method beside the SFT model, and all of them beside PPO."""
 import statistics
 
 import pictures
 import torch
 
+import data
 from lab.best_of_n import log_probability
 from lab.records import load_checkpoint
+from lab.report import compare, truth_about
 from rejection_sampling import Config, as_matrix, best_of_n, best_of_n_kl, sample_and_score
 from runs import (
     DISTINCT,
@@ -35,6 +37,45 @@ STAGES = CURVES | {"DPO": "dpo"}
 ROUNDS = ("rs.1", "rs.2", "rs.3", "rs.4")
 BEST = (4, 16)  # of so many answers
 BLOCK = 8  # iterations in a point of a curve
+
+# Pictures of a training; see lab.report.picture.
+OF_DPO = [
+    ("DPO's loss should fall below log 2", {"loss": "loss"}, "nats a pair"),
+    ("Pairs that the implicit reward ranks right", {"training": "accuracy"}, "share of the pairs"),
+    ("Gradient norm: no spikes", {"norm": "grad_norm"}, "before clipping"),
+]
+OF_THE_OTHERS = [
+    ("Score and truth should rise together", {"reward model's score": "score"}, "score, SD", "iteration",
+     {"right": ({"gold score": "gold"}, "gold score, points")}),
+    ("KL to the reference should level off", {"sampled (k1)": "kl"}, "nats an answer", "iteration"),
+    ("Length: a sudden growth is suspicious", {"tokens": "length"}, "tokens an answer", "iteration"),
+]
+
+
+# ------------------------------------------------------------------------------------------------
+# One method
+# ------------------------------------------------------------------------------------------------
+
+
+def report(stage, cfg, ppo, enc, policy, reference, scorer):
+    """Compare a trained policy with the SFT model on held-out prompts, as PPO's report does; print and write
+    the table, some answers and the pictures. ppo: the knobs of sampling."""
+    name = cfg.method.upper()
+    rows = data.of_split(data.load_prompts(stage.data), cfg.eval_split, stage.data / "prompts.jsonl")[:400]
+    found = compare({"SFT": reference, name: policy}, enc, rows, ppo.max_new_tokens, ppo.temperature,
+                    ppo.eval_answers, baseline="SFT", reference=reference, scorer=scorer, seed=cfg.seed,
+                    greedy=("SFT", name), text=data.tokens_of(enc, data.load_text(stage.data))[1])
+    lines, figures = truth_about(scorer, enc, [row["prompt"] for row in rows], found, name,
+                                 data.load_sft(stage.data), cfg.seed)
+    stage.state["results"] = found.results | figures
+    text = "\n".join([found.text, "", *lines])
+    print("\n" + text)
+    stage.finish(text, OF_DPO if cfg.method == "dpo" else OF_THE_OTHERS, f"{name} in the tiny world")
+
+
+# ------------------------------------------------------------------------------------------------
+# All of them
+# ------------------------------------------------------------------------------------------------
 
 
 def beside(seeds, path):

@@ -1,8 +1,10 @@
 """The formulas of docs/alternatives.py: DPO, RLOO, GRPO."""
 # ruff: noqa: F811 (fixtures are imported, and then named as arguments)
+import importlib
 import json
 import math
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +26,7 @@ from alternatives import (  # noqa: E402
 )
 
 from data import UserError, encode_prompt, encode_response  # noqa: E402
+from lab.cli import parse  # noqa: E402
 from lab.records import load_checkpoint  # noqa: E402
 from model import log_softmax  # noqa: E402
 
@@ -330,3 +333,21 @@ def test_what_it_took_is_that_of_all_stages_of_a_method(copy, monkeypatch):
     found = beside.of_stage(run / "rs.2", "rs.2", ["rs.1", "rs.2"])
     each = [load_checkpoint(run / f"{name}.pt")["seconds"] for name in ("rs.1", "rs.2")]
     assert found[beside.SECONDS] == sum(each) > max(each) > 0 and found[beside.WIN] == 0.5
+
+
+def test_what_is_missing_is_made_by_commands_that_their_scripts_take(monkeypatch):
+    """All with default knobs, but for --method, --name and the seed."""
+    asked = []
+    monkeypatch.setattr("runs.command", lambda *words: asked.append([str(word) for word in words]))
+    monkeypatch.setattr(beside, "of_stage", lambda path, who, stages: (path.as_posix(), who, stages))
+    monkeypatch.setattr(beside, "best_of_sft", lambda folder: {"best of 4": folder.as_posix()})
+    found = beside.of_seed(2)
+    assert found["DPO"] == ("runs/tiny-seed2/dpo", "DPO", ["dpo"])
+    assert found["PPO"] == ("runs/tiny-seed2/ppo", "PPO", ["ppo"])
+    assert found["rejection sampling"][2] == [*beside.ROUNDS, "rm.rs.1", "rm.rs.2", "rm.rs.3"]
+    assert found["best of 4"] == "runs/tiny-seed2" and len(asked) == 5
+    for script, *flags in asked:
+        module = importlib.import_module(Path(script).stem)
+        cfg = parse(module.Config, module.PRESETS, "", flags, module.RULES)
+        assert cfg.seed == 2 and cfg.name and (ROOT / script).exists()
+        assert getattr(cfg, "method", cfg.name) == cfg.name
