@@ -111,7 +111,8 @@ def rloo_loss(logprobs, advantages, mask):
 
 def grpo_advantages(scores):
     """(score - mean) / deviation, within the answers to a prompt. (Shao et al. 2024, section 4.1.2.) The
-    division makes easy prompts, whose answers differ little, count as much as others.
+    division makes prompts whose answers differ little count as much as others. (Dr. GRPO leaves it out: Liu
+    et al. 2025.)
 
     scores: (N, K). Returns (N, K), 0 where all are equal. Example: (1, 2, 6) -> (-.926, -.463, 1.389)."""
     mean = scores.mean(1, keepdim=True)
@@ -142,7 +143,9 @@ def answer_logprobs(model, enc, prompts, responses):
     rows = data.lay_out(enc, prompts, responses, model.config.block_size)
     batch = data.sft_batch(rows, data.special_id(enc, "pad"))
     inputs, targets, mask = (x.to(model.wte.weight.device) for x in batch)
-    return (token_logprobs(model(inputs), targets) * mask).sum(1)
+    row, t = mask.nonzero(as_tuple=True)  # logits of other tokens nobody needs
+    logprobs = token_logprobs(model.lm_head(model.hidden(inputs)[row, t]), targets[row, t])
+    return logprobs.new_zeros(len(rows)).index_add(0, row, logprobs)
 
 
 def train_dpo(stage, cfg, policy, reference, enc):

@@ -36,7 +36,7 @@ CURVES = {"PPO": "ppo", "RLOO": "rloo", "GRPO": "grpo"}  # methods with iteratio
 STAGES = CURVES | {"DPO": "dpo"}
 ROUNDS = ("rs.1", "rs.2", "rs.3", "rs.4")
 BEST = (4, 16)  # of so many answers
-BLOCK = 8  # iterations in a point of a curve
+BLOCK = 4  # iterations in a point of a curve
 
 # Pictures of a training; see lab.report.picture.
 OF_DPO = [

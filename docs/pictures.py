@@ -123,7 +123,7 @@ def draw_alternatives(path, curves, points):
         axis.plot(max(kl, 0) ** 0.5, gold, markersize=8 if name in colors else 5, **style)
         axis.annotate(name, (max(kl, 0) ** 0.5, gold), (6, -10), textcoords="offset points", fontsize=8,
                       color=style["color"])
-    tidy(axis, "Lines: training, eight iterations a dot. Marks: what came out, on test prompts",
+    tidy(axis, "Lines: training, four iterations a dot. Marks: what came out, on test prompts",
          "square root of the KL to the SFT model, nats", "gold score, points")
     axis.legend(fontsize=8, frameon=False, loc="lower right")
     save(figure, path)
