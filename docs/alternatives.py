@@ -14,7 +14,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 
 import lab.before_torch
 
@@ -46,7 +47,7 @@ class Config(Common):
     method: str = knob("all", "what takes PPO's place; all: a table and a picture of every one, beside PPO",
                        choices=("all", "dpo", "rloo", "grpo"), heading="The method")
     seeds: int = knob(3, "of all: how many seeds, from 0", low=1, high=10, learned=False)
-    out: str = knob("docs/alternatives.png", "of all: where the picture goes", learned=False)
+    out: str = knob(str(HERE / "alternatives.png"), "of all: where the picture goes", learned=False)
     epochs: int = knob(1, "passes over the rankings", low=1, heading="DPO")
     batch_size: int = knob(16, "rankings in a step, with all pairs of each", low=1)
     beta: float = knob(0.3, "what a nat of distance counts, in log-odds of the human's choice", low=0)
@@ -71,6 +72,7 @@ PRESETS = {
 RULES = (
     ("the table of all methods is of --config tiny, with default knobs: name a --method to change one",
      lambda c: c.method == "all" and (knobs_of(c) != knobs_of(Config()) or c.run or c.name)),
+    ("--out: the picture needs a folder that is there", lambda c: not Path(c.out).resolve().parent.is_dir()),
 )
 
 # ------------------------------------------------------------------------------------------------

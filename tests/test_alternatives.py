@@ -286,6 +286,8 @@ def test_the_table_of_all_has_default_knobs():
     for flags in ("--beta 1", "--seed 1", "--config smoke", "--eval_split dev", "--name other", "--run a"):
         with pytest.raises(UserError, match="name a --method"):
             alternatives.main(flags.split())
+    with pytest.raises(UserError, match="a folder that is there"):
+        alternatives.main(["--out", "nowhere/all.png"])
 
 
 def test_answers_against_those_of_another_model():
