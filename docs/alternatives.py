@@ -58,8 +58,9 @@ class Config(Common):
     answers: int = knob(4, "answers to each of them, K", low=2)
     minibatch_size: int = knob(64, "answers in one optimizer step", low=1)
     kl_coef: float = knob(0.15, "RLOO: what a nat of KL costs, part of the reward as in PPO", low=0)
-    k3_coef: float = knob(0.15, "GRPO: what a nat of KL costs, part of the loss", low=0)
-    lr: float = knob(5e-4, "peak learning rate", low=0)
+    rloo_lr: float = knob(5e-4, "RLOO: peak learning rate", low=0)
+    k3_coef: float = knob(0.1, "GRPO: what a nat of KL costs, part of the loss", low=0)
+    grpo_lr: float = knob(2.5e-4, "GRPO: peak learning rate; at twice that it goes further for less", low=0)
 
     eval_split: str = knob("test", "prompts of the table: dev while tuning", choices=("dev", "test"),
                            heading="Looking at it")
@@ -224,7 +225,7 @@ def train_rl(stage, cfg, policy, reference, enc, scorer, prompts):
     """PPO's loop without its critic: sample K answers to each prompt, score, compare them, update."""
     ppo = ppo_config(cfg)
     ids = encode_prompts(enc, prompts, ppo.max_new_tokens, reference)
-    optimizer = adam((policy, cfg.lr))
+    optimizer = adam((policy, cfg.rloo_lr if cfg.method == "rloo" else cfg.grpo_lr))
     stage.track(model=policy, optimizer=optimizer)
     for step in stage.steps(cfg.steps):
         lr = set_lr(optimizer, step, cfg.steps, ppo.warmup)
