@@ -1,24 +1,27 @@
 """What people use in PPO's place: DPO, RLOO and GRPO, from the same SFT model.
 
-    python docs/alternatives.py --method dpo      one of them, in runs/tiny: dpo.pt
-    python docs/alternatives.py --method rloo
-    python docs/alternatives.py --method grpo
+    python docs/alternatives.py --config tiny                  all, beside PPO, best-of-n and rounds: a table
+    python docs/alternatives.py --config tiny --method dpo     one of them, in runs/tiny: dpo.pt
+    python docs/alternatives.py --config tiny --method rloo
+    python docs/alternatives.py --config tiny --method grpo
 
 DPO learns from the rankings that the reward model learns from, and samples nothing. RLOO and GRPO are paid
 by that reward model for as many answers as PPO samples, several to each prompt: how good the others are
-takes the place of a critic. A missing parent is trained first.
+takes the place of a critic. What is missing is trained first.
 """
 # ruff: noqa: E402 (the path to the scripts comes before what is imported from there)
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 
 import lab.before_torch
 
 import torch
 import torch.nn.functional as F
+from beside import beside, report
 
 import data
 import train_ppo
@@ -28,8 +31,8 @@ from lab.measure import check, describe
 from lab.optim import adam, clip_gradients, set_lr
 from lab.rankings import usable
 from lab.records import fingerprint, load_language_model
-from lab.report import compare, truth_about
-from lab.run import Stage
+from lab.report import table
+from lab.run import Stage, knobs_of
 from lab.scorers import count_from_sft, load_scorer
 from lab.tokens import encode_prompts
 from model import response_hidden, token_logprobs, with_heads
@@ -41,11 +44,13 @@ from model import response_hidden, token_logprobs, with_heads
 
 @dataclass
 class Config(Common):
-    method: str = knob("dpo", "what takes PPO's place", choices=("dpo", "rloo", "grpo"),
-                       heading="The method")
+    method: str = knob("all", "what takes PPO's place; all: a table and a picture of every one, beside PPO",
+                       choices=("all", "dpo", "rloo", "grpo"), heading="The method")
+    seeds: int = knob(3, "of all: how many seeds, from 0", low=1, high=10, learned=False)
+    out: str = knob(str(HERE / "alternatives.png"), "of all: where the picture goes", learned=False)
     epochs: int = knob(1, "passes over the rankings", low=1, heading="DPO")
     batch_size: int = knob(16, "rankings in a step, with all pairs of each", low=1)
-    beta: float = knob(0.1, "what the implicit reward counts in: log-odds a nat", low=0)
+    beta: float = knob(0.3, "what a nat of distance counts, in log-odds of the human's choice", low=0)
     dpo_lr: float = knob(1e-4, "peak learning rate", low=0)
 
     steps: int = knob(80, "iterations", low=1, heading="RLOO and GRPO")
@@ -53,8 +58,9 @@ class Config(Common):
     answers: int = knob(4, "answers to each of them, K", low=2)
     minibatch_size: int = knob(64, "answers in one optimizer step", low=1)
     kl_coef: float = knob(0.15, "RLOO: what a nat of KL costs, part of the reward as in PPO", low=0)
-    k3_coef: float = knob(0.04, "GRPO: what a nat of KL costs, part of the loss", low=0)
-    lr: float = knob(5e-4, "peak learning rate", low=0)
+    rloo_lr: float = knob(5e-4, "RLOO: peak learning rate", low=0)
+    k3_coef: float = knob(0.1, "GRPO: what a nat of KL costs, part of the loss", low=0)
+    grpo_lr: float = knob(2.5e-4, "GRPO: peak learning rate; at twice that it goes further for less", low=0)
 
     eval_split: str = knob("test", "prompts of the table: dev while tuning", choices=("dev", "test"),
                            heading="Looking at it")
@@ -64,7 +70,11 @@ PRESETS = {
     "tiny": {},
     "smoke": dict(steps=3, prompts=8, answers=2),
 }
-NAMES = {"dpo": "DPO", "rloo": "RLOO", "grpo": "GRPO"}
+RULES = (
+    ("the table of all methods is of --config tiny, with default knobs: name a --method to change one",
+     lambda c: c.method == "all" and (knobs_of(c) != knobs_of(Config()) or c.run or c.name)),
+    ("--out: the picture needs a folder that is there", lambda c: not Path(c.out).resolve().parent.is_dir()),
+)
 
 # ------------------------------------------------------------------------------------------------
 # The formulas. N prompts, K answers each; B answers, R tokens
@@ -104,7 +114,8 @@ def rloo_loss(logprobs, advantages, mask):
 
 def grpo_advantages(scores):
     """(score - mean) / deviation, within the answers to a prompt. (Shao et al. 2024, section 4.1.2.) The
-    division makes easy prompts, whose answers differ little, count as much as others.
+    division makes prompts whose answers differ little count as much as others. (Dr. GRPO leaves it out: Liu
+    et al. 2025.)
 
     scores: (N, K). Returns (N, K), 0 where all are equal. Example: (1, 2, 6) -> (-.926, -.463, 1.389)."""
     mean = scores.mean(1, keepdim=True)
@@ -130,18 +141,14 @@ def grpo_loss(logprobs, old_logprobs, ref_logprobs, advantages, mask, clip, k3_c
 # ------------------------------------------------------------------------------------------------
 
 
-def answer_logprobs(model, enc, prompts, responses, chunk=32):
-    """Log-probabilities of whole answers, EOS included, in nats: (B,). Similar lengths share a chunk."""
+def answer_logprobs(model, enc, prompts, responses):
+    """Log-probabilities of B whole answers, EOS included, in nats: (B,)."""
     rows = data.lay_out(enc, prompts, responses, model.config.block_size)
-    order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
-    device, found = next(model.parameters()).device, []
-    for start in range(0, len(order), chunk):
-        batch = data.sft_batch([rows[i] for i in order[start : start + chunk]], data.special_id(enc, "pad"))
-        inputs, targets, mask = (x.to(device) for x in batch)
-        row, t = mask.nonzero(as_tuple=True)  # of the tokens of answers alone the logits are needed
-        logprobs = token_logprobs(model.lm_head(model.hidden(inputs)[row, t]), targets[row, t])
-        found.append(torch.zeros(len(mask), device=device).index_add(0, row, logprobs))
-    return torch.cat(found)[torch.tensor(order).argsort().to(device)]
+    batch = data.sft_batch(rows, data.special_id(enc, "pad"))
+    inputs, targets, mask = (x.to(model.wte.weight.device) for x in batch)
+    row, t = mask.nonzero(as_tuple=True)  # logits of other tokens nobody needs
+    logprobs = token_logprobs(model.lm_head(model.hidden(inputs)[row, t]), targets[row, t])
+    return logprobs.new_zeros(len(rows)).index_add(0, row, logprobs)
 
 
 def train_dpo(stage, cfg, policy, reference, enc):
@@ -168,9 +175,6 @@ def train_dpo(stage, cfg, policy, reference, enc):
         implicit = (logprobs - ref).detach()
         right = (implicit[better] > implicit[worse]).float().mean().item()
         stage.log(step, ("loss",), loss=loss.item(), accuracy=right, grad_norm=grad_norm, lr=lr)
-    return [("DPO's loss should fall below log 2", {"loss": "loss"}, "nats a pair"),
-            ("Pairs that the implicit reward ranks right", {"training": "accuracy"}, "share of the pairs"),
-            ("Gradient norm: no spikes", {"norm": "grad_norm"}, "before clipping")]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -196,7 +200,7 @@ def advantages_of(batch, cfg):
 
 
 def policy_loss(policy, mb, advantages, cfg, ppo):
-    """The loss of a part of a batch."""
+    """The loss of a minibatch `mb`."""
     hidden = response_hidden(policy, mb.tokens, mb.prompt_lengths, mb.mask.shape[1])
     logprobs = token_logprobs(policy.lm_head(hidden), mb.responses, ppo.temperature)
     if cfg.method == "rloo":
@@ -208,22 +212,20 @@ def update(policy, optimizer, batch, advantages, cfg, ppo):
     """One pass over the answers of an iteration in minibatches. Returns the mean loss."""
     losses = []
     for rows in torch.randperm(len(batch.mask)).split(cfg.minibatch_size):
+        loss = policy_loss(policy, batch.take(rows), advantages[rows], cfg, ppo)
         optimizer.zero_grad()
-        for micro in rows.split(ppo.micro_batch_size):
-            loss = policy_loss(policy, batch.take(micro), advantages[micro], cfg, ppo)
-            loss = loss * len(micro) / len(rows)
-            loss.backward()
-            losses.append(loss.item() * len(rows) / len(batch.mask))
+        loss.backward()
         clip_gradients(policy, ppo.clip_grad)
         optimizer.step()
-    return sum(losses)
+        losses.append(loss.item())
+    return sum(losses) / len(losses)
 
 
 def train_rl(stage, cfg, policy, reference, enc, scorer, prompts):
     """PPO's loop without its critic: sample K answers to each prompt, score, compare them, update."""
     ppo = ppo_config(cfg)
     ids = encode_prompts(enc, prompts, ppo.max_new_tokens, reference)
-    optimizer = adam((policy, cfg.lr))
+    optimizer = adam((policy, cfg.rloo_lr if cfg.method == "rloo" else cfg.grpo_lr))
     stage.track(model=policy, optimizer=optimizer)
     for step in stage.steps(cfg.steps):
         lr = set_lr(optimizer, step, cfg.steps, ppo.warmup)
@@ -238,10 +240,6 @@ def train_rl(stage, cfg, policy, reference, enc, scorer, prompts):
         gold = about["gold"] and sum(about["gold"]) / len(asked)
         stage.log(step, ("score", "gold", "kl"), score=batch.scores.mean().item(), gold=gold, kl=k1.item(),
                   length=about["length"], loss=loss, lr=lr)
-    return [("Score and truth should rise together", {"reward model's score": "score"}, "score, SD",
-             "iteration", {"right": ({"gold score": "gold"}, "gold score, points")}),
-            ("KL to the reference should level off", {"sampled (k1)": "kl"}, "nats an answer", "iteration"),
-            ("Length: a sudden growth is suspicious", {"tokens": "length"}, "tokens an answer", "iteration")]
 
 
 def ppo_config(cfg):
@@ -255,7 +253,10 @@ def ppo_config(cfg):
 
 
 def main(argv=None):
-    cfg = parse(Config, PRESETS, __doc__, argv)
+    cfg = parse(Config, PRESETS, __doc__, argv, RULES)
+    if cfg.method == "all":
+        print(table(*beside(cfg.seeds, cfg.out)) + f"\n{cfg.out}")
+        return
     stage = Stage(cfg, cfg.method)
     reference, _ = load_language_model(stage.parent("sft"), stage.device)
     enc, prompts, ppo = stage.encoding(), training_prompts(stage.data, ""), ppo_config(cfg)
@@ -264,22 +265,11 @@ def main(argv=None):
     policy, before = with_heads(reference).eval(), fingerprint(reference)
     stage.describe(policy, "sft")
     if cfg.method == "dpo":
-        panels = train_dpo(stage, cfg, policy, reference, enc)
+        train_dpo(stage, cfg, policy, reference, enc)
     else:
-        panels = train_rl(stage, cfg, policy, reference, enc, scorer, prompts)
+        train_rl(stage, cfg, policy, reference, enc, scorer, prompts)
     check(fingerprint(reference) == before, "the reference changed; it must stay frozen")
-
-    name = NAMES[cfg.method]
-    rows = data.of_split(data.load_prompts(stage.data), cfg.eval_split, stage.data / "prompts.jsonl")[:400]
-    found = compare({"SFT": reference, name: policy}, enc, rows, ppo.max_new_tokens, ppo.temperature,
-                    ppo.eval_answers, baseline="SFT", reference=reference, scorer=scorer, seed=cfg.seed,
-                    greedy=("SFT", name), text=data.tokens_of(enc, data.load_text(stage.data))[1])
-    lines, figures = truth_about(scorer, enc, [row["prompt"] for row in rows], found, name,
-                                 data.load_sft(stage.data), cfg.seed)
-    stage.state["results"] = found.results | figures
-    text = "\n".join([found.text, "", *lines])
-    print("\n" + text)
-    stage.finish(text, panels, f"{name} in the tiny world")
+    report(stage, cfg, ppo, enc, policy, reference, scorer)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 import pages
 import pictures
+from beside import beside
 from folds import folds
 
 import data
@@ -520,6 +521,12 @@ def variants(args):
         "that it chose from.")
 
 
+def alternatives(args):
+    """PPO beside DPO, RLOO, GRPO, best-of-n and rounds, on several seeds; docs/alternatives.png"""
+    out = args.out or ROOT / "docs" / "alternatives.png"
+    print(table(*beside(args.seeds, out)) + f"\n{out}")
+
+
 # ------------------------------------------------------------------------------------------------
 # RLAIF
 # ------------------------------------------------------------------------------------------------
@@ -827,6 +834,7 @@ EXPERIMENTS = {  # on two cores and a bare clone
     sampling: "7 minutes",
     rejection: "9 minutes a seed",
     variants: "15 minutes",
+    alternatives: "15 minutes a seed",
     judges: "18 minutes",
     labels: "14 minutes",
     rlaif: "10 minutes a seed",

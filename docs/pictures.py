@@ -104,6 +104,32 @@ def draw_fit(axis, alpha, beta, curve, peak, end, name):
 
 
 # ------------------------------------------------------------------------------------------------
+# Alternatives to PPO
+# ------------------------------------------------------------------------------------------------
+
+
+def draw_alternatives(path, curves, points):
+    """Gold score against d = sqrt(KL). curves: {method: [(KL, gold score), ...]}, of its training; points:
+    {method, "best of n" or round: (KL, gold score)}, on test prompts, larger where a curve ends there."""
+    figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    colors = dict(zip([*curves, "DPO"], COLORS, strict=True))
+    for name, line in curves.items():
+        d, gold = [max(kl, 0) ** 0.5 for kl, _ in line], [gold for _, gold in line]
+        axis.plot(d, gold, color=colors[name], linewidth=1.2, marker=".", markersize=4, label=name)
+    for name, (kl, gold) in points.items():
+        if name == "rejection sampling":  # its last round, which is there
+            continue
+        style = {"color": colors.get(name, INK), "marker": "s" if name.startswith("best") else "o"}
+        axis.plot(max(kl, 0) ** 0.5, gold, markersize=8 if name in colors else 5, **style)
+        axis.annotate(name, (max(kl, 0) ** 0.5, gold), (6, -10), textcoords="offset points", fontsize=8,
+                      color=style["color"])
+    tidy(axis, "Lines: training, four iterations a dot. Marks: what came out, on test prompts",
+         "square root of the KL to the SFT model, nats", "gold score, points")
+    axis.legend(fontsize=8, frameon=False, loc="lower right")
+    save(figure, path)
+
+
+# ------------------------------------------------------------------------------------------------
 # The first picture
 # ------------------------------------------------------------------------------------------------
 

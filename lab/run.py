@@ -162,7 +162,7 @@ class Stage:
         self.knobs = knobs_of(cfg)
         self.parents, self.tracked, self.state, self.rows = {}, {}, {}, []
         self.words = None  # content of a new tokenizer.json, which the first checkpoint writes
-        self.start, self.total, self.clock, self.checkpoint = 0, 0, time.time(), None
+        self.start, self.total, self.seconds, self.clock, self.checkpoint = 0, 0, 0, time.time(), None
         self.check_name()
         parallel.first_then_others(fill_once, cfg, self.folder)
         old = self.earlier()
@@ -244,7 +244,7 @@ class Stage:
     def go_on(self, old):
         """Go on with a stage that stopped."""
         old = self.checkpoint = old if self.collection else load_checkpoint(self.path)
-        self.start, self.parents = old["step"], dict(old["parents"])
+        self.start, self.seconds, self.parents = old["step"], old.get("seconds", 0), dict(old["parents"])
         if self.start or self.collection:  # at step 0 it begins as if for the first time
             self.state = old["state"]
         if self.collection:
@@ -256,8 +256,7 @@ class Stage:
         machine.tell_what_differs(old, machine.computed_with(self.dtype))
 
     def begin_collection(self):
-        """Nothing can be refused any more: an earlier collection, overwritten, goes, and the record comes
-        before the first ranking."""
+        """Nothing can be refused any more: an overwritten collection goes; the record comes first."""
         if not self.checkpoint:
             self.path.unlink(missing_ok=True)
         self.write_record(finished=False)
@@ -322,7 +321,7 @@ class Stage:
     def steps(self, total, save_seconds=60):
         """Yield the step numbers with a progress bar, saving soon and then about once a minute. After
         Ctrl-C the step under way is completed and saved, and the way to go on is told."""
-        self.total = total
+        self.total, earlier = total, self.seconds  # of training, those before a stop
         if self.start and self.checkpoint["steps"] != total:
             raise UserError(f"{self.path} was to have {self.checkpoint['steps']} steps, and has {total} now: "
                             "what it learns from has changed; begin anew with --overwrite")
@@ -339,6 +338,7 @@ class Stage:
         try:
             for step in self.bar:
                 yield step
+                self.seconds = earlier + time.time() - self.clock
                 stopped = parallel.any_of(stop)
                 if stopped or step + 1 == total or time.time() - saved > pause:
                     began = time.time()
@@ -384,8 +384,8 @@ class Stage:
         """What a later call or another stage has to know about this one."""
         command = shown_command([self.script, *self.cfg.argv])
         return {"stage": self.stage, "command": command, "knobs": self.knobs, "parents": self.parents,
-                "step": step, "steps": self.total, "finished": finished, "state": self.state,
-                "fingerprint": fingerprint}
+                "step": step, "steps": self.total, "seconds": self.seconds, "finished": finished,
+                "state": self.state, "fingerprint": fingerprint}
 
     def save(self, step, finished):
         """Write the checkpoint."""
@@ -415,8 +415,7 @@ class Stage:
         write_atomic(self.file("json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     def finish(self, samples, panels, caption=""):
-        """Write the samples, the final checkpoint and the picture, and say where they lie.
-        panels: see lab.report.picture."""
+        """Write samples, final checkpoint and picture, and say where they lie. panels: lab.report.picture."""
         write_atomic(self.file("samples.txt"), visible(samples) + "\n")
         self.state["picture"] = [panels, caption]
         with contextlib.suppress(OSError):

@@ -51,10 +51,10 @@ class Mutant(NamedTuple):
     flags: str = ""  # of that stage, where the default ones do not show it
 
 
-MODEL, DATA, SFT, RM, PPO, ROUNDS, PREFERENCES, JUDGE, REWARD, MEASURE, RUN, CLI = (
+MODEL, DATA, SFT, RM, PPO, ROUNDS, PREFERENCES, JUDGE, REWARD, MEASURE, RUN, CLI, OTHERS = (
     f"tests/test_{name}.py::test_" for name in (
         "model", "data", "train_sft", "train_rm", "train_ppo", "rejection_sampling", "preferences", "judge",
-        "reward", "measure", "run", "cli"))
+        "reward", "measure", "run", "cli", "alternatives"))
 
 MUTANTS = [
     # --------------------------------------------------------------------------------------------
@@ -735,6 +735,119 @@ MUTANTS = [
            JUDGE + "ten_is_one_and_then_zero_where_it_is_no_token_of_its_own",
            "Hardly any with our own judge, whose ratings hardly change, for it rarely says 10.",
            ("direct",)),
+    # --------------------------------------------------------------------------------------------
+    # DPO, RLOO, GRPO
+    # --------------------------------------------------------------------------------------------
+    Mutant("dpo-1", "docs/alternatives.py", "The sign: the worse answer becomes the likelier one.",
+           "z = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))",
+           "z = beta * ((rejected - ref_rejected) - (chosen - ref_chosen))",
+           OTHERS + "dpo_counts_what_the_policy_changed",
+           "The loss falls as usual, but the share of pairs that the implicit reward ranks right falls "
+           "below one half, where it should rise.",
+           ("dpo", "accuracy", "loss")),
+    Mutant("dpo-2", "docs/alternatives.py", "The reference is left out.",
+           "z = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))",
+           "z = beta * (chosen - rejected)",
+           OTHERS + "dpo_counts_what_the_policy_changed",
+           "The loss does not begin at the logarithm of two, where it begins in every right run: before the "
+           "first step the policy has changed nothing.",
+           ("dpo", "loss")),
+    Mutant("dpo-3", "docs/alternatives.py", "The reference is the policy itself.",
+           "ref = answer_logprobs(reference, enc, prompts, responses)",
+           "ref = answer_logprobs(policy, enc, prompts, responses)",
+           OTHERS + "dpo_learns_to_rank_and_its_reference_stays",
+           "The loss is the logarithm of two in all steps, and the share of pairs ranked right is 0.",
+           ("dpo", "loss", "accuracy")),
+    Mutant("dpo-4", "docs/alternatives.py", "The mean log-probability of a token, not that of the answer.",
+           "return logprobs.new_zeros(len(rows)).index_add(0, row, logprobs)",
+           "return logprobs.new_zeros(len(rows)).index_add(0, row, logprobs) / mask.sum(1)",
+           OTHERS + "log_probabilities_are_those_of_whole_answers",
+           "The loss falls by much less than usual: a pair differs in a few hundredths where it should "
+           "differ in whole nats.",
+           ("dpo", "loss")),
+    Mutant("dpo-5", "docs/alternatives.py", "The tokens of the prompt and of the padding count, too.",
+           "row, t = mask.nonzero(as_tuple=True)",
+           "row, t = torch.ones_like(mask).nonzero(as_tuple=True)",
+           OTHERS + "log_probabilities_are_those_of_whole_answers",
+           "Nobody has compared whole runs with it: its test sees it."),
+    Mutant("dpo-6", "docs/alternatives.py", "A doubtful label counts as a sure one.",
+           "return -(p_chosen * F.logsigmoid(z) + (1 - p_chosen) * F.logsigmoid(-z)).mean()",
+           "return -(p_chosen * F.logsigmoid(z)).mean()",
+           OTHERS + "dpo_with_a_doubtful_label",
+           "None with the simulated human, whose labels are sure. With those of an AI the loss begins below "
+           "the logarithm of two."),
+    Mutant("rloo-1", "docs/alternatives.py", "The baseline holds the answer itself.",
+           "others = (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)",
+           "others = rewards.mean(1, keepdim=True)",
+           OTHERS + "rloo_advantages_by_leaving_one_out",
+           "None that would be noticed: each advantage is smaller by the same factor, and Adam divides by "
+           "the size of the gradient anyway. Only the test sees it."),
+    Mutant("rloo-2", "docs/alternatives.py", "The price of the KL is forgotten: paid is the score alone.",
+           "return rloo_advantages(batch.rewards.sum(1).view(-1, cfg.answers)).flatten()",
+           "return rloo_advantages(batch.scores.view(-1, cfg.answers)).flatten()",
+           OTHERS + "what_rloo_is_paid_for_holds_the_kl",
+           "The KL goes on growing, beyond what is usual, for nothing holds the policy back.",
+           ("rloo", "kl")),
+    Mutant("rloo-3", "docs/alternatives.py", "The mean over an answer's tokens in place of the sum.",
+           "return -(advantages * (logprobs * mask).sum(1)).mean()",
+           "return -(advantages * (logprobs * mask).sum(1) / mask.sum(1)).mean()",
+           OTHERS + "rloo_loss_is_a_mean_over_answers_of_whole_answers",
+           "Nobody has compared whole runs with it: its test sees it."),
+    Mutant("rloo-4", "docs/alternatives.py", "The sign of the loss: good answers become rarer.",
+           "return -(advantages * (logprobs * mask).sum(1)).mean()",
+           "return (advantages * (logprobs * mask).sum(1)).mean()",
+           OTHERS + "an_update_makes_the_better_answers_likelier[rloo]",
+           "The score falls where it should rise, and the gold score with it.",
+           ("rloo", "score", "gold")),
+    Mutant("rloo-5", "docs/alternatives.py", "The padding behind an answer counts as answer.",
+           "return -(advantages * (logprobs * mask).sum(1)).mean()",
+           "return -(advantages * logprobs.sum(1)).mean()",
+           OTHERS + "rloo_loss_is_a_mean_over_answers_of_whole_answers",
+           "Nobody has compared whole runs with it: its test sees it."),
+    Mutant("rloo-6", "docs/alternatives.py",
+           "Answers to one prompt do not stand one behind another: each is compared with answers to others.",
+           "torch.randint(len(prompts), (cfg.prompts,)).repeat_interleave(cfg.answers).tolist()",
+           "torch.randint(len(prompts), (cfg.prompts,)).repeat(cfg.answers).tolist()",
+           OTHERS + "answers_to_a_prompt_stand_one_behind_another",
+           "Nobody has compared whole runs with it: its test sees it."),
+    Mutant("rloo-7", "docs/alternatives.py", "The answers are shuffled, their advantages are not.",
+           "loss = policy_loss(policy, batch.take(rows), advantages[rows], cfg, ppo)",
+           "loss = policy_loss(policy, batch.take(rows), advantages[: len(rows)], cfg, ppo)",
+           OTHERS + "an_update_makes_the_better_answers_likelier[rloo]",
+           "The score stays near 0, where it begins, and so does the gold score.",
+           ("rloo", "score", "gold")),
+    Mutant("grpo-1", "docs/alternatives.py", "The deviation is that of the whole batch, not of a prompt's.",
+           "return (scores - mean) / (scores.std(1, correction=0, keepdim=True) + 1e-6)",
+           "return (scores - mean) / (scores.std(correction=0) + 1e-6)",
+           OTHERS + "grpo_advantages_have_mean_0_and_deviation_1_for_each_prompt",
+           "Nobody has compared whole runs with it: its test sees it."),
+    Mutant("grpo-2", "docs/alternatives.py", "The answers of different prompts are one group.",
+           "return grpo_advantages(batch.scores.view(-1, cfg.answers)).flatten()",
+           "return grpo_advantages(batch.scores.view(cfg.answers, -1)).flatten()",
+           OTHERS + "what_rloo_is_paid_for_holds_the_kl",
+           "Nobody has compared whole runs with it: its test sees it."),
+    Mutant("grpo-3", "docs/alternatives.py", "The sign of the difference in k3: it is that of the other KL.",
+           "k3 = torch.exp(-d) - 1 + d",
+           "k3 = torch.exp(d) - 1 - d",
+           OTHERS + "grpo_loss_term_by_term",
+           "Nobody has compared whole runs with it: its test sees it."),
+    Mutant("grpo-4", "docs/alternatives.py", "The KL is a gain: the policy is paid for going away.",
+           "return (((k3_coef * k3 - gain) * mask).sum(1) / mask.sum(1)).mean()",
+           "return (((-k3_coef * k3 - gain) * mask).sum(1) / mask.sum(1)).mean()",
+           OTHERS + "grpo_pulls_towards_the_reference",
+           "The KL grows far above the usual, the answers grow longer, and the gold score stays lower.",
+           ("grpo", "kl", "length")),
+    Mutant("grpo-5", "docs/alternatives.py",
+           "The mean over all columns: short answers count less than long ones, by their padding.",
+           "return (((k3_coef * k3 - gain) * mask).sum(1) / mask.sum(1)).mean()",
+           "return ((k3_coef * k3 - gain) * mask).mean()",
+           OTHERS + "grpo_loss_term_by_term",
+           "Nobody has compared whole runs with it: its test sees it."),
+    Mutant("grpo-6", "docs/alternatives.py", "max in place of min: what has moved too far is pushed on.",
+           "gain = torch.min(A * ratio, A * ratio.clamp(1 - clip, 1 + clip))",
+           "gain = torch.max(A * ratio, A * ratio.clamp(1 - clip, 1 + clip))",
+           OTHERS + "grpo_loss_term_by_term",
+           "Nobody has compared whole runs with it: its test sees it."),
 ]
 
 GALLERY = ("pretrain-1", "pretrain-2", "sft-3", "sft-5", "rm-1", "rm-2", "sampler-1", "sampler-5", "ppo-2",
@@ -878,6 +991,12 @@ STAGES = {
               ("pretrain.pt", "sft.pt", "rankings_ai.jsonl", "rankings_ai.json")),
     "direct": ("train_ppo.py --reward ai", ("pretrain.pt", "sft.pt", "judge.pt")),
     "elo": ("docs/experiments.py elo", ("pretrain.pt", "sft.pt", "rankings.jsonl", "rankings.json")),
+    "dpo": ("docs/alternatives.py --method dpo --eval_split dev",
+            ("pretrain.pt", "sft.pt", "rankings.jsonl", "rankings.json", "rm.pt")),
+    "rloo": ("docs/alternatives.py --method rloo --eval_split dev --steps 30",
+             ("pretrain.pt", "sft.pt", "rm.pt")),
+    "grpo": ("docs/alternatives.py --method grpo --eval_split dev --steps 30",
+             ("pretrain.pt", "sft.pt", "rm.pt")),
 }
 METRICS = {
     "loss": "training loss",
@@ -1044,7 +1163,7 @@ def how_to_see(mutant, out):
     stage = mutant.curves[0]
     recipe, parents = STAGES[stage]
     script, *knobs = [*recipe.split(), *mutant.flags.split()]
-    if not script.startswith("docs/"):
+    if script != "docs/experiments.py":
         knobs = ["--config", "tiny", *knobs, "--name", "broken"]
     told = f"To see the symptom, make {stage} in it."
     if parents:

@@ -1,7 +1,11 @@
 """The formulas of docs/alternatives.py: DPO, RLOO, GRPO."""
 # ruff: noqa: F811 (fixtures are imported, and then named as arguments)
+import importlib
+import json
 import math
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from pipeline import JOBS, begin, copy, rows_of, tiny  # noqa: F401  (fixtures)
 sys.path.insert(0, str(ROOT / "docs"))
 
 import alternatives  # noqa: E402
+import beside  # noqa: E402
 from alternatives import (  # noqa: E402
     answer_logprobs,
     dpo_loss,
@@ -20,7 +25,8 @@ from alternatives import (  # noqa: E402
     rloo_loss,
 )
 
-from data import encode_prompt, encode_response  # noqa: E402
+from data import UserError, encode_prompt, encode_response  # noqa: E402
+from lab.cli import parse  # noqa: E402
 from lab.records import load_checkpoint  # noqa: E402
 from model import log_softmax  # noqa: E402
 
@@ -67,7 +73,7 @@ def test_dpo_with_a_doubtful_label():
 
 
 def test_log_probabilities_are_those_of_whole_answers(make_gpt, enc):
-    """Token by token by hand, EOS included and the prompt not; in whatever order and chunk."""
+    """Token by token by hand, EOS included and the prompt not; in whatever order."""
     model = make_gpt(vocab_size=enc.n_vocab, block_size=64, std=0.2)
     prompts = ["What is a dog?", "A cat?", "What is a cat? A dog?", "What"]
     responses = ["A furry mammal.", "a dog is a dog is a friend", "best", "A cat is a small hunter."]
@@ -77,7 +83,7 @@ def test_log_probabilities_are_those_of_whole_answers(make_gpt, enc):
         logp = log_softmax(model(torch.tensor([before + answer])))[0]
         places = range(len(before) - 1, len(before) + len(answer) - 1)
         expected.append(sum(logp[t, token].item() for t, token in zip(places, answer, strict=True)))
-    found = answer_logprobs(model, enc, prompts, responses, chunk=3)
+    found = answer_logprobs(model, enc, prompts, responses)
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-3, rtol=1e-4)
 
 
@@ -165,16 +171,70 @@ def test_grpo_pulls_towards_the_reference():
 # ------------------------------------------------------------------------------------------------
 
 
+class FirstHalf:
+    """A scorer that likes tokens of the first half of the vocabulary."""
+
+    mean, std = 0.5, 0.1
+
+    def __init__(self, enc):
+        self.half = enc.n_vocab / 2
+
+    def raw(self, tokens, lengths, prompts, texts):
+        real = torch.arange(tokens.shape[1]) < lengths[:, None]
+        return ((tokens < self.half) & real).sum(1) / lengths
+
+
+class FewSteps:
+    """What the trainings need of a stage; `rows` is what they log."""
+
+    def __init__(self, path=None):
+        self.path, self.rows = path, []
+
+    def parent(self, name):
+        return self.path
+
+    def track(self, **objects):
+        pass
+
+    def steps(self, total):
+        return range(total)
+
+    def log(self, step, shown, **metrics):
+        self.rows.append(metrics)
+
+
+def test_dpo_learns_to_rank_and_its_reference_stays(make_gpt, enc, tmp_path):
+    """The loss is log 2 before the first step, where the policy is the reference, and then falls."""
+    ranking = {"prompt": "What is a dog?", "responses": ["best friend", "A dog is a dog", "A furry mammal"],
+               "tiers": [[2], [0], [1]], "split": "train"}
+    path = tmp_path / "rankings.jsonl"
+    path.write_text(8 * (json.dumps(ranking) + "\n"), encoding="utf-8")
+    reference = make_gpt(vocab_size=enc.n_vocab, block_size=48, std=0.1)
+    policy, stage = alternatives.with_heads(reference).eval(), FewSteps(path)
+    cfg = alternatives.Config(method="dpo", batch_size=4, epochs=8, dpo_lr=0.01, beta=0.3)
+    alternatives.train_dpo(stage, cfg, policy, reference, enc)
+    losses = [row["loss"] for row in stage.rows]
+    assert len(losses) == 16 and losses[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert losses[-1] < 0.5 and stage.rows[-1]["accuracy"] == 1
+
+
+def test_answers_to_a_prompt_stand_one_behind_another(make_gpt, enc, monkeypatch):
+    """For so the advantages group them."""
+    asked, rollout = [], alternatives.train_ppo.rollout
+    monkeypatch.setattr(alternatives.train_ppo, "rollout", lambda *a: (asked.append(a[4]), rollout(*a))[1])
+    reference = make_gpt(vocab_size=enc.n_vocab, block_size=96, std=0.1)
+    policy, cfg = alternatives.with_heads(reference).eval(), alternatives.Config(method="grpo", prompts=8)
+    cfg.steps = 2
+    prompts = [f"What is a dog {i}?" for i in range(30)]
+    alternatives.train_rl(FewSteps(), cfg, policy, reference, enc, FirstHalf(enc), prompts)
+    for texts in asked:
+        groups = [texts[i : i + cfg.answers] for i in range(0, len(texts), cfg.answers)]
+        assert len(groups) == 8 and all(len(set(group)) == 1 for group in groups) and len(set(texts)) > 4
+
+
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
 def test_an_update_makes_the_better_answers_likelier(make_gpt, enc, method):
     """Paid for tokens of the first half of the vocabulary, a policy learns to write them."""
-    class FirstHalf:
-        mean, std = 0.5, 0.1
-
-        def raw(self, tokens, lengths, prompts, texts):
-            real = torch.arange(tokens.shape[1]) < lengths[:, None]
-            return ((tokens < enc.n_vocab / 2) & real).sum(1) / lengths
-
     reference = make_gpt(vocab_size=enc.n_vocab, block_size=48, std=0.15)
     policy = alternatives.with_heads(reference).eval()
     cfg = alternatives.Config(method=method, answers=4, minibatch_size=16)
@@ -185,20 +245,22 @@ def test_an_update_makes_the_better_answers_likelier(make_gpt, enc, method):
     ids = [encode_prompt(enc, prompt) for prompt in prompts]
     scores = []
     for _ in range(20):
-        batch = alternatives.train_ppo.rollout(alternatives.Policy(policy), reference, FirstHalf(), enc,
-                                               prompts, ids, ppo, 0.0)
+        batch = alternatives.train_ppo.rollout(alternatives.Policy(policy), reference, FirstHalf(enc),
+                                               enc, prompts, ids, ppo, 0.0)
         scores.append(batch.scores.mean().item())
         alternatives.update(policy, optimizer, batch, alternatives.advantages_of(batch, cfg), cfg, ppo)
     assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 1, scores
 
 
-def test_what_rloo_is_paid_for_holds_the_kl(make_gpt, enc):
-    """Score - beta KL of whole answers, as PPO's; GRPO has the KL in its loss alone."""
-    rewards, scores = torch.tensor([[1.0, 1], [0, 3]]), torch.tensor([4.0, 1])
-    batch = type("Batch", (), {"rewards": rewards, "scores": scores})
+def test_what_rloo_is_paid_for_holds_the_kl():
+    """Score - beta KL of whole answers, as PPO's; GRPO has the KL in its loss alone. Three prompts with two
+    answers each, one behind the other."""
+    rewards = torch.tensor([[1.0, 1], [0, 3], [5, 0], [2, 2], [9, -1], [1, 1]])
+    batch = SimpleNamespace(rewards=rewards, scores=torch.tensor([4.0, 1, 7, 8, 0, 6]))
     of = {m: alternatives.advantages_of(batch, alternatives.Config(method=m, answers=2)).tolist()
           for m in ("rloo", "grpo")}
-    assert of["rloo"] == [-1, 1] and of["grpo"] == pytest.approx([1, -1], abs=1e-4)
+    assert of["rloo"] == [-1, 1, 1, -1, 6, -6]
+    assert of["grpo"] == pytest.approx([1, -1, -1, 1, -1, 1], abs=1e-4)
 
 
 def test_each_method_is_a_stage(copy, monkeypatch):
@@ -210,6 +272,84 @@ def test_each_method_is_a_stage(copy, monkeypatch):
         alternatives.main(f"--config smoke --run tiny --method {method} --eval_split dev --steps 2".split())
         there = load_checkpoint(run / f"{method}.pt")
         assert there["finished"] and there["fingerprint"] != before
-        assert set(there["state"]["results"]["gold score, points"]) >= {"SFT", alternatives.NAMES[method]}
-        assert len(rows_of(run / f"{method}.jsonl")) == there["step"] > 0
+        assert set(there["state"]["results"]["gold score, points"]) >= {"SFT", method.upper()}
+        assert len(rows_of(run / f"{method}.jsonl")) == there["step"] > 0 and there["seconds"] > 0
     assert load_checkpoint(run / "sft.pt")["fingerprint"] == before
+
+
+# ------------------------------------------------------------------------------------------------
+# Beside each other
+# ------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_all_has_default_knobs():
+    for flags in ("--beta 1", "--seed 1", "--config smoke", "--eval_split dev", "--name other", "--run a"):
+        with pytest.raises(UserError, match="name a --method"):
+            alternatives.main(flags.split())
+    with pytest.raises(UserError, match="a folder that is there"):
+        alternatives.main(["--out", "nowhere/all.png"])
+
+
+def test_answers_against_those_of_another_model():
+    """Two prompts, three answers against two: of prompt 0 its 1 and 3, of prompt 1 its 5 and 5."""
+    found = beside.wins_against(torch.tensor([[0.0, 1, 4], [5, 6, 4]]), [1, 5, 3, 5])
+    assert found == [0, 0.25, 1, 0.5, 1, 0]
+
+
+def test_a_curve_is_the_mean_of_iterations_and_seeds():
+    logs = [[{"kl": float(i), "gold": seed} for i in range(11)] for seed in (1, 3)]
+    assert beside.curve(logs) == [(1.5, 2), (5.5, 2), (9, 2)]
+
+
+def test_best_of_n_of_the_sft_model(copy, monkeypatch):
+    """More to choose from has more score, and is further away."""
+    monkeypatch.chdir(copy)
+    found = beside.best_of_sft(copy / "runs/tiny", split="dev")
+    few, many = found["best of 4"], found["best of 16"]
+    assert few.keys() == set(beside.COLUMNS) and few[beside.SECONDS] is None
+    assert many[beside.SCORE] > few[beside.SCORE] and many[beside.KL] > few[beside.KL] > 0
+    assert 0 < many[beside.DISTINCT] <= 1 and 0 <= many[beside.WIN] <= 1
+
+
+def test_the_table_has_a_row_a_method_and_the_picture_all_of_them(monkeypatch, tmp_path):
+    """Mean and range over two seeds; a training of before there were seconds has a dash."""
+    def of_seed(seed):
+        figures = dict.fromkeys(beside.COLUMNS, 1.0 + seed)
+        return {name: figures | ({beside.SECONDS: None} if name == "PPO" else {})
+                for name in (*beside.STAGES, "rejection sampling", "best of 4")}
+
+    ends = {column: dict.fromkeys(beside.ROUNDS, 2.0) for column in (beside.KL, beside.GOLD)}
+    monkeypatch.setattr(beside, "of_seed", of_seed)
+    monkeypatch.setattr(beside, "results", lambda path: ends)
+    monkeypatch.setattr(beside, "logged", lambda path: [{"kl": -0.1, "gold": 2.0}] * 10)
+    head, rows = beside.beside(2, tmp_path / "all.png")
+    assert head == ["2 seeds, test prompts", *beside.COLUMNS] and (tmp_path / "all.png").exists()
+    assert [row[0] for row in rows] == [*beside.STAGES, "rejection sampling", "best of 4"]
+    assert rows[0][1] == "1.50 (1.00 to 2.00)" and rows[0][-1] is None and rows[1][-1] == rows[1][1]
+
+
+def test_what_it_took_is_that_of_all_stages_of_a_method(copy, monkeypatch):
+    """Rejection sampling: its rounds and the reward models between them."""
+    monkeypatch.setattr(beside, "win_rate", lambda path, who: 0.5)
+    run = copy / "runs/tiny"
+    found = beside.of_stage(run / "rs.2", "rs.2", ["rs.1", "rs.2"])
+    each = [load_checkpoint(run / f"{name}.pt")["seconds"] for name in ("rs.1", "rs.2")]
+    assert found[beside.SECONDS] == sum(each) > max(each) > 0 and found[beside.WIN] == 0.5
+
+
+def test_what_is_missing_is_made_by_commands_that_their_scripts_take(monkeypatch):
+    """All with default knobs, but for --method, --name and the seed."""
+    asked = []
+    monkeypatch.setattr("runs.command", lambda *words: asked.append([str(word) for word in words]))
+    monkeypatch.setattr(beside, "of_stage", lambda path, who, stages: (path.as_posix(), who, stages))
+    monkeypatch.setattr(beside, "best_of_sft", lambda folder: {"best of 4": folder.as_posix()})
+    found = beside.of_seed(2)
+    assert found["DPO"] == ("runs/tiny-seed2/dpo", "DPO", ["dpo"])
+    assert found["PPO"] == ("runs/tiny-seed2/ppo", "PPO", ["ppo"])
+    assert found["rejection sampling"][2] == [*beside.ROUNDS, "rm.rs.1", "rm.rs.2", "rm.rs.3"]
+    assert found["best of 4"] == "runs/tiny-seed2" and len(asked) == 5
+    for script, *flags in asked:
+        module = importlib.import_module(Path(script).stem)
+        cfg = parse(module.Config, module.PRESETS, "", flags, module.RULES)
+        assert cfg.seed == 2 and cfg.name and (ROOT / script).exists()
+        assert getattr(cfg, "method", cfg.name) == cfg.name

@@ -90,8 +90,9 @@ def test_an_exercise_says_what_to_type(name, told):
     assert all(words in said for words in told), said
 
 
-def test_every_command_is_one_that_its_script_takes():
+def test_every_command_is_one_that_its_script_takes(monkeypatch):
     """But for the typo of run-3, and the experiment, which has no knobs."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
     for mutant in MUTANTS:
         if mutant.curves and mutant.curves[0] != "elo" and mutant.name != "run-3":
             line = how_to_see(mutant, Path("OUT")).partition("    python ")[2].partition("\n")[0]

@@ -409,6 +409,18 @@ def test_the_same_command_goes_on_and_the_result_is_that_of_a_straight_run(here,
     assert metrics[0] == metrics[1] and resumed.state == straight.state
 
 
+def test_the_seconds_of_a_training_are_those_of_all_its_parts(here):
+    """Not of what comes behind the last step."""
+    with pytest.raises(SystemExit):
+        toy_training(stop_at=2)
+    path = Path("runs/tiny/pretrain.pt")
+    stopped = load_checkpoint(path)
+    assert 0 < stopped["seconds"] < 100
+    torch.save(stopped | {"seconds": 1000.0}, path)
+    stage = toy_training()
+    assert 1000 < load_checkpoint(path)["seconds"] == stage.seconds < 1100
+
+
 def test_an_unfinished_stage_goes_on_with_its_own_knobs_only(here):
     saved(new_stage("--steps", "6"), finished=False)
     with pytest.raises(UserError, match=r"steps 6 -> 7.; it is not finished: go on with python "
