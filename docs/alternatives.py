@@ -25,6 +25,7 @@ from beside import beside, report
 
 import data
 import train_ppo
+import train_rm
 from lab.cli import Common, knob, parse, run_main
 from lab.data_folder import training_prompts
 from lab.measure import check, describe
@@ -153,7 +154,8 @@ def answer_logprobs(model, enc, prompts, responses):
 
 def train_dpo(stage, cfg, policy, reference, enc):
     """From the rankings of the human to a policy, without a reward model and without sampling."""
-    rows = usable(data.load_rows(stage.parent("rankings")), "train")
+    paths = [stage.parent(name) for name in train_rm.USUAL["overall"][1]]
+    rows = usable([row for path in paths for row in data.load_rows(path)], "train")
     steps = cfg.epochs * data.steps_per_epoch(len(rows), cfg.batch_size)
     optimizer = adam((policy, cfg.dpo_lr))
     stage.track(model=policy, optimizer=optimizer)

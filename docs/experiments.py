@@ -366,7 +366,7 @@ def sources(args):
             rows.append([f"{seed}, {label}", corrected(judged(rm)), corrected(r), r[GOLD]["PPO"],
                          win_rate(ppo), r[KL]["PPO"]])
         counts.add(n)
-    show(["seed, ranked answers of", "on answers of SFT", "on its own policy's", "policy's gold", WIN, KL], rows)
+    show(["seed, ranked answers of", "right on SFT's answers", "right on the policy's", GOLD, WIN, KL], rows)
     say(f"Training rankings, each time: {', '.join(f'{n:,}' for n in sorted(counts))}. The first two figures "
         "are accuracies, chance-corrected.")
 
@@ -523,8 +523,7 @@ def variants(args):
 
 def alternatives(args):
     """PPO beside DPO, RLOO, GRPO, best-of-n and rounds, on several seeds; docs/alternatives.png"""
-    out = args.out or ROOT / "docs" / "alternatives.png"
-    print(table(*beside(args.seeds, out)) + f"\n{out}")
+    show(*beside(args.seeds, picture(args, "alternatives.png")))
 
 
 # ------------------------------------------------------------------------------------------------

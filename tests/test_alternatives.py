@@ -188,9 +188,10 @@ class FewSteps:
     """What the trainings need of a stage; `rows` is what they log."""
 
     def __init__(self, path=None):
-        self.path, self.rows = path, []
+        self.path, self.rows, self.asked = path, [], []
 
     def parent(self, name):
+        self.asked.append(name)
         return self.path
 
     def track(self, **objects):
@@ -208,7 +209,7 @@ def test_dpo_learns_to_rank_and_its_reference_stays(make_gpt, enc, tmp_path):
     ranking = {"prompt": "What is a dog?", "responses": ["best friend", "A dog is a dog", "A furry mammal"],
                "tiers": [[2], [0], [1]], "split": "train"}
     path = tmp_path / "rankings.jsonl"
-    path.write_text(8 * (json.dumps(ranking) + "\n"), encoding="utf-8")
+    path.write_text(4 * (json.dumps(ranking) + "\n"), encoding="utf-8")  # of either collection
     reference = make_gpt(vocab_size=enc.n_vocab, block_size=48, std=0.1)
     policy, stage = alternatives.with_heads(reference).eval(), FewSteps(path)
     cfg = alternatives.Config(method="dpo", batch_size=4, epochs=8, dpo_lr=0.01, beta=0.3)
@@ -216,6 +217,7 @@ def test_dpo_learns_to_rank_and_its_reference_stays(make_gpt, enc, tmp_path):
     losses = [row["loss"] for row in stage.rows]
     assert len(losses) == 16 and losses[0] == pytest.approx(math.log(2), abs=1e-5)
     assert losses[-1] < 0.5 and stage.rows[-1]["accuracy"] == 1
+    assert stage.asked == ["rankings", "rankings.pilot"], "what the reward model learns from"
 
 
 def test_answers_to_a_prompt_stand_one_behind_another(make_gpt, enc, monkeypatch):

@@ -725,7 +725,8 @@ def test_rows_of_the_table_by_whose_answers_were_ranked():
     authors = ("sft", "pilot", "sft")
     rows = [ranked(str(i), "test", answers_of=author, labeler="ai") for i, author in enumerate(authors)]
     parts = {name: prompts_of(part) for name, part in parts_of(rows, [], Config()).items() if part}
-    assert parts == {"ranked by ai": ["0", "1", "2"], "  answers of sft": ["0", "2"], "  answers of pilot": ["1"]}
+    assert parts == {"ranked by ai": ["0", "1", "2"], "  answers of sft": ["0", "2"],
+                     "  answers of pilot": ["1"]}
     assert "  answers of sft" not in parts_of(rows[:1], [], Config()), "one author is no news"
 
 
