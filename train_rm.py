@@ -10,7 +10,7 @@
 Reads collections of rankings (preferences.py), or the preferences file of --data. A GPT with a
 scalar head learns from all pairs of each ranking; beside that, the next-token loss on text goes on.
 The first of these commands learns from rankings of the SFT model's answers and of a pilot's, a
-policy after a short PPO against a cheap reward model: answers like those that it will have to score.
+policy after a short PPO against a cheap reward model: answers like those that it will score.
 
 --start rm is for a policy that has left the answers that its judge knows (Bai et al. 2022, section
 4.5); the new model keeps the knobs of the old one unless a flag says otherwise, and sees some

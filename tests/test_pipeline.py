@@ -22,6 +22,7 @@ from pipeline import (
     RS_KNOBS,
     SFT,
     SMALL,
+    SMOKE,
     THREE,
     assert_each_matters,
     begin,
@@ -52,6 +53,7 @@ import lab.report
 import train_ppo
 import world.reward
 from lab.cli import OLD_FLAGS
+from lab.commands import recipe_of
 from lab.records import fingerprint, fingerprint_of, load_checkpoint, load_model
 
 # ------------------------------------------------------------------------------------------------
@@ -199,7 +201,9 @@ def test_a_parent_that_was_trained_again_makes_its_children_stale(few, done, ref
     done(few, f"{SMALL['rankings']} --overwrite")
     message = refused(few, f"train_ppo.py {PPO} --name late")
     assert "rm.pt was made from an earlier rankings.jsonl" in message and "train_rm.py" in message
-    done(few, f"{SMALL['rm']} --overwrite")
+    for name in ("rm_weak", "pilot", "rankings.pilot", "rm"):
+        script, _, flags = recipe_of(name).partition(" ")
+        done(few, f"{script} {SMOKE} {flags} --overwrite")
     done(few, f"train_ppo.py {PPO} --name late --eval_answers 1")
 
 
@@ -297,8 +301,8 @@ def test_a_round_is_trained_after_the_round_before(tiny):
     assert first["parents"].keys() == {"sft.pt", "rm.pt", "data/prompts.jsonl"}
     assert second["parents"].keys() == {"sft.pt", "rs.1.pt", "rm.rs.1.pt", "data/prompts.jsonl"}
     refreshed = load_checkpoint(run / "rm.rs.1.pt")["parents"].keys()
-    assert refreshed == {"rm.pt", "rankings.rs.1.jsonl", "rankings.jsonl", "data/pretrain.txt",
-                         "data/sft.jsonl"}, "it learns some of the old again"
+    assert refreshed == {"rm.pt", "rankings.rs.1.jsonl", "rankings.jsonl", "rankings.pilot.jsonl",
+                         "data/pretrain.txt", "data/sft.jsonl"}, "it learns some of the old again"
     prompts = [p["prompt"] for p in data.load_prompts(run / "data") if p["split"] == "train"]
     winners = second["state"]["winners"]
     assert [[w["prompt"] for w in of_round] for of_round in winners] == [prompts, prompts]
