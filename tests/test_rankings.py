@@ -50,6 +50,7 @@ from lab.measure import calibration_slope, differences, scores_of
 from lab.rankings import once_each
 from lab.records import load_checkpoint, load_model, record_of
 from lab.terminal import visible
+from train_rm import USUAL
 from world.reward import score_texts
 from world.tiny import PROMPTS
 
@@ -84,10 +85,11 @@ def test_a_collection_knows_what_it_was_made_from(tiny):
         record = record_of(run, name)
         assert record["parents"] == {f"{author}.pt": load_checkpoint(run / f"{author}.pt")["fingerprint"]}
         assert record["finished"] and record["stage"] == "preferences"
-    assert load_checkpoint(run / "rm.pt")["parents"].keys() == OF_RM | {"pretrain.pt", "rankings.jsonl"}
+    both = {"rankings.jsonl", "rankings.pilot.jsonl"}
+    assert load_checkpoint(run / "rm.pt")["parents"].keys() == OF_RM | {"pretrain.pt"} | both
     second = load_checkpoint(run / "rm.2.pt")["parents"].keys()
     usual = OF_RM | {"rm.pt", "rankings.ppo.jsonl"}
-    assert second == usual | {"rankings.jsonl"}, "it learns some of the old again"
+    assert second == usual | both, "it learns some of the old again"
 
 
 def test_an_interrupted_collection_goes_on_and_ends_like_a_straight_one(copy, done):
@@ -176,7 +178,7 @@ def test_scores_are_log_odds_with_the_demonstrations_at_0(tiny):
     run = tiny / "runs/tiny"
     enc = data.load_encoding(run / "tokenizer.json")
     model, _ = load_model(run / "rm.pt")
-    learned = {row["prompt"] for row in rows_of(run / "rankings.jsonl")
+    learned = {row["prompt"] for name in USUAL["overall"][1] for row in rows_of(run / f"{name}.jsonl")
                if row["split"] == "train" and data.has_pairs(row)}
     some = [row for row in asked_demonstrations(tiny) if row["prompt"] in learned]
     some = some[:: max(1, len(some) // 300)]
@@ -189,7 +191,8 @@ def test_regression_learns_from_the_same_rankings(copy, done):
     out = done(copy, f"train_rm.py {RM} --loss regression --epochs 4 --name numbers")
     assert "rank" in out and "correlation" in out and not same(run / "numbers.pt", run / "rm.pt")
     model, enc = load_model(run / "numbers.pt")[0], data.load_encoding(run / "tokenizer.json")
-    dev = [row for row in rows_of(run / "rankings.jsonl") if row["split"] == "dev"]
+    dev = [row for name in USUAL["overall"][1] for row in rows_of(run / f"{name}.jsonl")
+           if row["split"] == "dev"]
     slope = calibration_slope(differences(dev, scores_of(model, enc, dev)))
     limits = model.score_gain.item() if hasattr(model, "score_gain") else None
     assert slope == pytest.approx(1, abs=0.02) or limits in (pytest.approx(0.2), 5), (
@@ -244,7 +247,7 @@ def test_what_a_reward_model_learns_that_goes_on(copy, done):
         steps[replay, damaged] = load_checkpoint(run / f"mix{replay}{damaged}.pt")["step"]
     own = [row for row in rows_of(run / "rankings.ppo.jsonl") if row["split"] == "train"][:40]
     own = [row for row in own if data.has_pairs(row)]
-    earlier = [row for row in rows_of(run / "rankings.jsonl")
+    earlier = [row for name in USUAL["overall"][1] for row in rows_of(run / f"{name}.jsonl")
                if row["split"] == "train" and data.has_pairs(row)]
     assert steps[0, 0] == len(own)
     assert steps[1, 0] == len(own) + min(len(own), len(earlier))
@@ -266,7 +269,7 @@ def test_two_collections_are_learned_together_and_fewer_rankings_alone(copy, don
 
 
 def test_what_is_left_out_is_not_trained_on_and_measured_apart(copy, done, refused):
-    out = flat(done(copy, f"train_rm.py {RM} --leave_out cake,why --name ood"))
+    out = flat(done(copy, f"train_rm.py {RM} --rankings rankings --leave_out cake,why --name ood"))
     found = load_checkpoint(copy / "runs/tiny/ood.pt")["state"]["results"]
     assert "subjects left out" in out and "topics left out" in out
     about = {name.strip(): r["rankings"] for name, r in found.items() if "left out" in name}

@@ -679,7 +679,8 @@ def test_a_reward_model_goes_on_with_new_rankings(run, enc, capsys):
     model, checkpoint = load_model(run / "rm.2.pt")
     assert accuracy(model, enc, new) == (1.0, 20)
     assert checkpoint["knobs"]["lr"] == 1e-2 and checkpoint["knobs"]["batch_size"] == 4
-    assert set(checkpoint["parents"]) == OF_RM | {"rm.pt", "rankings.jsonl", "rankings.ppo.jsonl"}
+    assert set(checkpoint["parents"]) == OF_RM | {"rm.pt", "rankings.jsonl", "rankings.pilot.jsonl",
+                                               "rankings.ppo.jsonl"}
     assert checkpoint["steps"] == 8 * round((8 + 4) / 4), "8 new rankings and 4 of the earlier ones"
 
 
