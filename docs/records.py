@@ -95,7 +95,7 @@ def code():
                            for words in ("rev-parse --short HEAD", "status --porcelain -- *.py"))
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return commit + "+" * bool(changed)
+    return f"{commit}+" if changed else commit
 
 
 def cpu():
@@ -115,7 +115,7 @@ def in_words(seconds):
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     parts = ((hours, "hour"), (minutes, "minute"), (rest if not hours else 0, "second"))
-    return " ".join(f"{n} {unit}{'s' * (n > 1)}" for n, unit in parts if n) or "0 seconds"
+    return " ".join(f"{n} {unit}" if n == 1 else f"{n} {unit}s" for n, unit in parts if n) or "0 seconds"
 
 
 def takes(name, guess):
@@ -160,7 +160,8 @@ def run_all(guesses, seeds, script):
         done = subprocess.run([sys.executable, script, *words], env={**os.environ, "COLUMNS": str(WIDTH)})
         how = f"failed with exit code {done.returncode} after" if done.returncode else "took"
         print(f"{name} {how} {in_words(time.time() - began)}", flush=True)
-        failed += [name] * bool(done.returncode)
+        if done.returncode:
+            failed.append(name)
     if failed:
         print(f"\nFailed: {', '.join(failed)}. The same command tries them again.")
         sys.exit(1)
