@@ -346,8 +346,9 @@ def derive(source, files, found):
     others = found["preferences"] or found["sft"]
     if "sft" not in files and others:
         found["sft"], n = chosen_answers(found["preferences"])
+        left_out = f", without {n} that another row found worse" if n else ""
         remarks.append(f"no sft file; the {len(found['sft'])} chosen answers of the preferences are the "
-                       "demonstrations" + f", without {n} that another row found worse" * bool(n))
+                       f"demonstrations{left_out}")
     if not found["sft"]:
         if "pretrain" not in files:
             there = ", ".join(f"{WHAT[kind]} ({named(same)})" for kind, same in files.items())
