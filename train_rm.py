@@ -9,8 +9,9 @@
 
 Reads collections of rankings (preferences.py), or the preferences file of --data. A GPT with a
 scalar head learns from all pairs of each ranking; beside that, the next-token loss on text goes on.
-The first of these commands learns from rankings of the SFT model's answers and of a pilot's, a
-policy after a short PPO against a cheap reward model: answers like those that it will score.
+The first of these commands makes two models. rm_first learns from rankings of the SFT model's
+answers. A pilot, a policy after a short PPO against it, gives answers like those that PPO will have
+scored; they are ranked, too, and rm goes on from rm_first with both.
 
 --start rm is for a policy that has left the answers that its judge knows (Bai et al. 2022, section
 4.5); the new model keeps the knobs of the old one unless a flag says otherwise, and sees some
@@ -56,7 +57,9 @@ class Config(Common):
         "", "subjects or topics of the tiny world (cake,why) that it learns nothing about")
     damaged: float = knob(
         0.3, "comparisons of a demonstration with damaged copies for each ranking: they are free", low=0)
-    start: str = knob("pretrain", "pretrain, sft, or a reward model that goes on")
+    start: str = knob(
+        "", "pretrain, sft, or a reward model that goes on (by default rm goes on from rm_first, and all "
+        "others start from pretrain)")
     zero_head: bool = knob(
         False, "all scores begin at 0: where there is little to learn from, random ones are noise that stays")
     replay: float = knob(0.5, "earlier rankings for each new one, where a model goes on", low=0, high=1000)
@@ -104,8 +107,11 @@ RULES = (
      lambda c: c.loss == "regression" and (c.margin != "none" or c.ties != "drop")),
 )
 MARGINS = {"none": 0.0, "small": 1 / 3, "large": 1.0}
-USUAL = {"overall": ("rm", ("rankings", "rankings.pilot")), "helpful": ("rm_helpful", ("rankings_helpful",)),
-         "safety": ("rm_safety", ("rankings_safety", "rankings_helpful"))}  # names, collections
+USUAL = {  # the name of the model for an aspect, where it starts, its collections
+    "overall": ("rm", "rm_first", ("rankings", "rankings.pilot")),
+    "helpful": ("rm_helpful", "pretrain", ("rankings_helpful",)),
+    "safety": ("rm_safety", "pretrain", ("rankings_safety", "rankings_helpful")),
+}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -191,14 +197,18 @@ def ranking_loss(scores, batch, targets, cfg):
 
 
 def settle(cfg):
-    """Fill in what the flags leave open: knobs of a reward model that goes on, collections, the name."""
-    if cfg.start not in ("pretrain", "sft"):
-        inherit(cfg)
-    usual_name, usual = USUAL[cfg.aspect]
+    """Fill in what the flags leave open: where it starts, knobs of a reward model that goes on, collections,
+    the name."""
+    usual_name, usual_start, usual = USUAL[cfg.aspect]
     if cfg.data:
-        usual = ("preferences",)
+        usual_start, usual = "pretrain", ("preferences",)
+    if cfg.start not in ("", "pretrain", "sft"):
+        inherit(cfg)
+    elif not cfg.start:
+        is_usual = cfg.name in ("", usual_name) and not cfg.leave_out  # rm_first has seen every subject
+        cfg.start = usual_start if is_usual else "pretrain"
     cfg.rankings = cfg.rankings or usual
-    other = [name for name, _ in USUAL.values() if name != usual_name]
+    other = [name for name, *_ in USUAL.values() if name != usual_name]
     if cfg.name in other or (cfg.name == usual_name and cfg.rankings != usual and not cfg.data):
         raise UserError(f"--name {cfg.name}: that is another reward model; choose a name of your own")
     if not cfg.name and cfg.rankings != usual and not cfg.data:
@@ -208,7 +218,8 @@ def settle(cfg):
 
 
 def inherit(cfg):
-    """A reward model that goes on keeps the knobs of the one at --start unless a flag says otherwise."""
+    """A reward model that goes on keeps the knobs of the one at --start unless a flag says otherwise, but
+    for those that say what it learns from and how often."""
     if cfg.start == (cfg.name or USUAL[cfg.aspect][0]):
         raise UserError(f"--start {cfg.start}: give the model that goes on from it a --name of its own")
     train_if_missing(cfg, cfg.start)
@@ -224,7 +235,7 @@ def inherit(cfg):
     given = {word.split("=")[0] for word in cfg.argv}
     common = {f.name for f in fields(Common)}
     for f in fields(Config):
-        own = f.name not in common and f.name not in ("start", "rankings", "limit")
+        own = f.name not in common and f.name not in ("start", "rankings", "limit", "epochs")
         if own and f.name in old and f"--{f.name}" not in given:
             setattr(cfg, f.name, old[f.name])
     if cfg.aspect != old.get("aspect", cfg.aspect):

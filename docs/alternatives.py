@@ -154,7 +154,7 @@ def answer_logprobs(model, enc, prompts, responses):
 
 def train_dpo(stage, cfg, policy, reference, enc):
     """From the rankings of the human to a policy, without a reward model and without sampling."""
-    paths = [stage.parent(name) for name in train_rm.USUAL["overall"][1]]
+    paths = [stage.parent(name) for name in train_rm.USUAL["overall"][-1]]
     rows = usable([row for path in paths for row in data.load_rows(path)], "train")
     steps = cfg.epochs * data.steps_per_epoch(len(rows), cfg.batch_size)
     optimizer = adam((policy, cfg.dpo_lr))

@@ -84,7 +84,7 @@ from world.tiny import PROMPTS, left_out, read_answer
 # ------------------------------------------------------------------------------------------------
 
 RANKED = ("rankings", "rankings.pilot")  # what the usual reward model learns from
-MAIN = ("pretrain", "sft", "rankings", "rm_weak", "pilot", "rankings.pilot", "rm", "ppo")
+MAIN = ("pretrain", "sft", "rankings", "rm_first", "pilot", "rankings.pilot", "rm", "ppo")
 METRICS = {  # of the glossary's table
     "pretrain": ("loss", "test_loss", "grad_norm"),
     "sft": ("loss", "test_loss", "grad_norm"),
@@ -346,18 +346,19 @@ def domains(args):
     show([f"trained without {names}", "pairs", *FIGURES], rows)
 
 
-def of_sft_alone(seed=0):
-    """A reward model on as many rankings as the usual one has, all of the SFT model's answers."""
+def of_sft_alone(name, *flags, seed=0):
+    """A reward model on as many rankings as the usual one has, all of the SFT model's answers; and on how
+    many."""
     n = n_by_human(seed)
     rankings("rankings_sft", "--questions", str(n), seed=seed)
-    return reward_model("rm_sft", "--rankings", "rankings_sft", seed=seed), n
+    return reward_model(name, "--rankings", "rankings_sft", *flags, seed=seed), n
 
 
 def sources(args):
     """a reward model on rankings of the SFT model's answers alone, or of a pilot's, too, and PPO with each"""
     rows, counts = [], set()
     for seed in range(args.seeds):
-        alone, n = of_sft_alone(seed)
+        alone, n = of_sft_alone("rm_sft", "--start", "rm_first", "--replay", "0", seed=seed)
         usual = make("ppo", seed=seed)
         cases = (("SFT", alone, make("ppo_sft", "--reward", "rm_sft", seed=seed)),
                  ("SFT and pilot", usual.with_name("rm"), usual))
@@ -387,7 +388,7 @@ def second_round(args):
 
 def losses(args):
     """reward models that learned pairs (Bradley-Terry) and Elo scores (regression); how alike they rank"""
-    kinds = (("pairs", "rm", "bradley_terry"), ("Elo scores", "rm_regression", "regression"))
+    kinds = (("pairs", "rm_pairs", "bradley_terry"), ("Elo scores", "rm_regression", "regression"))
     rows = []
     for seed in range(args.seeds):
         ranked = []
@@ -590,7 +591,7 @@ def agree(p, wanted, chosen=None):
 
 def labels(args):
     """reward models on human, AI and mixed labels, and on more and more AI labels; docs/ai_labels.png"""
-    human, n_human = of_sft_alone()
+    human, n_human = of_sft_alone("rm_human")
     everything = rankings("ai_8000", "--labeler", "ai", "--questions", "8000")
     by_ai = [len(row["pairs"]) for row in logged(everything) if row["split"] == "train"]
 

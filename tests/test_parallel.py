@@ -268,7 +268,7 @@ def test_stages_of_two_processes_end_as_those_of_one(copy):
     """All is trained anew: the losses of two processes are those of one, though each reads a share of the
     rows; what is collected is collected once, and every file is there."""
     run = copy / "runs/tiny"
-    stages = r"(pretrain|sft|rankings|rm_weak|pilot|rankings\.pilot|rm|ppo)"
+    stages = r"(pretrain|sft|rankings|rm_first|pilot|rankings\.pilot|rm|ppo)"
     made = re.compile(stages + r"\.(pt|jsonl|json|png|samples\.txt)")
     old = {path.name: path.read_text() for path in run.glob("*.jsonl")}
     there = sorted(path.name for path in run.iterdir() if made.fullmatch(path.name))
@@ -286,7 +286,7 @@ def test_stages_of_two_processes_end_as_those_of_one(copy):
     first, second = processes(2, chain)
     demonstrations = rows_of(run / "data/sft.jsonl")
     assert first + second == sum(row["split"] == "train" for row in demonstrations) and first and second
-    for name in ("pretrain.jsonl", "sft.jsonl", "rm_weak.jsonl"):  # what PPO samples is drawn otherwise
+    for name in ("pretrain.jsonl", "sft.jsonl", "rm_first.jsonl"):  # what PPO samples is drawn otherwise
         now, then = ([json.loads(line)["loss"] for line in text.splitlines()]
                      for text in ((run / name).read_text(), old[name]))
         assert now == pytest.approx(then, abs=1e-4), name

@@ -178,7 +178,7 @@ def test_scores_are_log_odds_with_the_demonstrations_at_0(tiny):
     run = tiny / "runs/tiny"
     enc = data.load_encoding(run / "tokenizer.json")
     model, _ = load_model(run / "rm.pt")
-    learned = {row["prompt"] for name in USUAL["overall"][1] for row in rows_of(run / f"{name}.jsonl")
+    learned = {row["prompt"] for name in USUAL["overall"][-1] for row in rows_of(run / f"{name}.jsonl")
                if row["split"] == "train" and data.has_pairs(row)}
     some = [row for row in asked_demonstrations(tiny) if row["prompt"] in learned]
     some = some[:: max(1, len(some) // 300)]
@@ -191,7 +191,7 @@ def test_regression_learns_from_the_same_rankings(copy, done):
     out = done(copy, f"train_rm.py {RM} --loss regression --epochs 4 --name numbers")
     assert "rank" in out and "correlation" in out and not same(run / "numbers.pt", run / "rm.pt")
     model, enc = load_model(run / "numbers.pt")[0], data.load_encoding(run / "tokenizer.json")
-    dev = [row for name in USUAL["overall"][1] for row in rows_of(run / f"{name}.jsonl")
+    dev = [row for name in USUAL["overall"][-1] for row in rows_of(run / f"{name}.jsonl")
            if row["split"] == "dev"]
     slope = calibration_slope(differences(dev, scores_of(model, enc, dev)))
     limits = model.score_gain.item() if hasattr(model, "score_gain") else None
@@ -247,7 +247,7 @@ def test_what_a_reward_model_learns_that_goes_on(copy, done):
         steps[replay, damaged] = load_checkpoint(run / f"mix{replay}{damaged}.pt")["step"]
     own = [row for row in rows_of(run / "rankings.ppo.jsonl") if row["split"] == "train"][:40]
     own = [row for row in own if data.has_pairs(row)]
-    earlier = [row for name in USUAL["overall"][1] for row in rows_of(run / f"{name}.jsonl")
+    earlier = [row for name in USUAL["overall"][-1] for row in rows_of(run / f"{name}.jsonl")
                if row["split"] == "train" and data.has_pairs(row)]
     assert steps[0, 0] == len(own)
     assert steps[1, 0] == len(own) + min(len(own), len(earlier))

@@ -631,8 +631,8 @@ def run(make_gpt, enc, tmp_path, monkeypatch):
     return folder
 
 
-FLAGS = ["--epochs", "6", "--batch_size", "4", "--lr", "1e-2", "--warmup", "1", "--damaged", "0",
-         "--eval_every", "5"]
+FLAGS = ["--start", "pretrain", "--epochs", "6", "--batch_size", "4", "--lr", "1e-2", "--warmup", "1",
+         "--damaged", "0", "--eval_every", "5"]
 
 
 @pytest.mark.parametrize("more", [[], ["--loss", "regression"], ["--lm_coef", "0", "--ties", "half"]])
@@ -655,6 +655,15 @@ def test_what_always_won_gets_the_higher_score(run, enc, capsys, more):
     assert "bag of words" not in said, "the tiny world has a ceiling to look at"
 
 
+def test_the_usual_model_goes_on_from_the_one_that_the_pilot_was_paid_by(run):
+    train_rm.main(["--damaged", "0", "--lm_coef", "0"])
+    first, usual = (torch.load(run / f"{name}.pt", weights_only=True) for name in ("rm_first", "rm"))
+    assert set(first["parents"]) == OF_RM | {"pretrain.pt", "rankings.jsonl"}
+    assert set(usual["parents"]) == OF_RM | {"rm_first.pt", "rankings.jsonl", "rankings.pilot.jsonl"}
+    assert (first["knobs"]["epochs"], usual["knobs"]["epochs"]) == (1, 2)
+    assert usual["steps"] == 2 * round(12 / 16), "no ranking is learned twice in a pass"
+
+
 def test_each_answer_goes_through_the_model_once_a_pass(run, monkeypatch):
     seen, whole = [], train_rm.group_scores
 
@@ -663,7 +672,7 @@ def test_each_answer_goes_through_the_model_once_a_pass(run, monkeypatch):
         return whole(model, enc, batch)
 
     monkeypatch.setattr(train_rm, "group_scores", group_scores)
-    train_rm.main(["--epochs", "2", "--damaged", "0"])
+    train_rm.main(["--start", "pretrain", "--epochs", "2", "--damaged", "0"])
     assert sum(seen) == 2 * 12 * 3, "the ranking that is one big tie holds no pair"
 
 
@@ -693,6 +702,17 @@ def test_scores_may_begin_at_zero_but_not_those_of_a_model_that_goes_on(run):
     write_collection(run, "more", rankings("A cat.", "A dog is man's best friend.", 8))
     train_rm.main(["--start", "rm", "--rankings", "more", "--name", "rm.2", "--epochs", "1"])
     assert abs(first_loss("rm.2") - math.log(2)) > 0.01, "it knows something already"
+
+
+@pytest.mark.parametrize("knobs, start", [
+    ({}, "rm_first"), ({"name": "rm"}, "rm_first"), ({"start": "pretrain"}, "pretrain"),
+    ({"name": "mine"}, "pretrain"), ({"name": "mine", "rankings": ("rankings",)}, "pretrain"),
+    ({"aspect": "helpful"}, "pretrain"), ({"aspect": "safety"}, "pretrain"), ({"data": "F"}, "pretrain"),
+    ({"leave_out": "dog"}, "pretrain")])  # rm_first has learned about dogs
+def test_where_a_reward_model_starts(knobs, start):
+    cfg = Config(**knobs)
+    settle(cfg)
+    assert cfg.start == start
 
 
 def test_the_safety_model_is_measured_at_a_probability(run, capsys):
