@@ -259,12 +259,12 @@ def rewards(args):
 
 
 def hacking(args):
-    """kl_coef 0 against the default, with a reward model that has seen few rankings; docs/hacking.png"""
-    weak = make("weak", "--reward", "rm_weak")
-    no_kl = make("no_kl", "--reward", "rm_weak", "--kl_coef", "0")
-    logs = {"default KL coefficient": logged(weak), "KL coefficient 0": logged(no_kl)}
+    """kl_coef 0 against the default, with a reward model that knows only SFT answers; docs/hacking.png"""
+    priced = make("kl_0.15", "--reward", "rm_first", "--kl_coef", "0.15")
+    no_kl = make("no_kl", "--reward", "rm_first", "--kl_coef", "0")
+    logs = {"default KL coefficient": logged(priced), "KL coefficient 0": logged(no_kl)}
     pictures.draw_hacking(picture(args, "hacking.png"), logs)
-    with_kl, without = results(weak), results(no_kl)
+    with_kl, without = results(priced), results(no_kl)
     rows = [[key, with_kl[key]["SFT"], with_kl[key]["PPO"], without[key]["PPO"]]
             for key in (SCORE, GOLD, KL, WIN)]
     show(["test prompts", "SFT", "kl_coef 0.15", "kl_coef 0"], rows)
@@ -731,10 +731,9 @@ def fit(distances, gains, curve):
 
 def overoptimisation(args):
     """score and gold against the distance from the SFT model; docs/overoptimisation.png"""
-    runs = {0: "no_kl", 0.05: "weak_0.05", 0.15: "weak", 0.5: "weak_0.5"}  # two of them are those of hacking
+    runs = {0: "no_kl", 0.05: "kl_0.05", 0.15: "kl_0.15", 0.5: "kl_0.5"}  # two of them are those of hacking
     for c, name in runs.items():
-        flags = () if name == "weak" else ("--kl_coef", str(c))
-        make(name, "--reward", "rm_weak", *flags)
+        make(name, "--reward", "rm_first", "--kl_coef", str(c))
     best, mean, sd = best_of_many(run_of(), K=256)
     ways = {}
     for c, name in runs.items():
@@ -767,9 +766,9 @@ def overoptimisation(args):
 
 
 def best_of_many(folder, K):
-    """The SFT model's best of n by rm_weak, n = 1, 2, ... K: ({"n", "d", "score", "gold"}, mean and standard
+    """The SFT model's best of n by rm_first, n = 1, 2, ... K: ({"n", "d", "score", "gold"}, mean and standard
     deviation of the gold score of its answers); score and gold in SD above the mean answer."""
-    enc, sft, rm = encoding_of(folder), model_of(folder / "sft"), model_of(folder / "rm_weak")
+    enc, sft, rm = encoding_of(folder), model_of(folder / "sft"), model_of(folder / "rm_first")
     prompts = [p for p in prompts_of(folder) for _ in range(K)]
     torch.manual_seed(0)
     texts = [a.text for a in answer(sft, enc, prompts, 48, 1.0)]

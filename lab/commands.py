@@ -13,7 +13,6 @@ STAGES = {
     "judge": "train_sft.py --reviews 90000 --block_size 256 --epochs 1 --batch_size 48 --lr 1.5e-3 "
              "--eval_every 400 --name judge",
     "rankings": "preferences.py",
-    "rm_weak": "train_rm.py --rankings rankings --limit 659 --epochs 1 --name rm_weak",
     "rm_first": "train_rm.py --rankings rankings --epochs 1 --name rm_first",
     "pilot": "train_ppo.py --reward rm_first --steps 30 --eval_answers 1 --name pilot",
     "rankings_helpful": "preferences.py --aspect helpful",

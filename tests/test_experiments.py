@@ -28,7 +28,7 @@ def test_the_list_says_what_each_shows_and_how_long_it_takes(monkeypatch, capsys
     assert max(map(len, out.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("stage", ["rm_weak", "rankings_safety", "judge", "sft"])
+@pytest.mark.parametrize("stage", ["rm_first", "rankings_safety", "judge", "sft"])
 def test_a_standard_stage_is_made_by_its_own_command(monkeypatch, tmp_path, stage):
     """Its flags are those of the list of stages, whatever their order, and its name is said once. How long it
     took is noted, but not of one that was there."""

@@ -145,17 +145,17 @@ def test_how_many_tokens_moved_is_said_for_the_answer_and_for_the_batch():
 def test_where_a_score_comes_from():
     cfg = SimpleNamespace(score_scale="sft", eos_penalty=1.0)
     batch = SimpleNamespace(raw=torch.tensor([3.0, 1.0]), ended=torch.tensor([True, False]))
-    scorer = Scorer("rm_weak", [])
+    scorer = Scorer("rm_first", [])
     scorer.mean, scorer.std = 1.0, 4.0
-    parts = {"rm_weak": batch.raw}
+    parts = {"rm_first": batch.raw}
     whole, cut = (score_in_words(scorer, batch, parts, cfg, i) for i in (0, 1))
-    assert whole == ("rm_weak 3.000; (3.000 - mean 1.000) / standard deviation 4.000 = 0.500, both over "
+    assert whole == ("rm_first 3.000; (3.000 - mean 1.000) / standard deviation 4.000 = 0.500, both over "
                      "answers of the SFT model.")
     assert cut.endswith("= 0.000, both over answers of the SFT model. But the answer was cut off before its "
                         "EOS: -1 (--eos_penalty).")
     cfg.score_scale, cfg.eos_penalty = "batch", 0.0
     assert score_in_words(scorer, batch, parts, cfg, 1) == (
-        "rm_weak 1.000; (1.000 - mean 2.000) / standard deviation 1.000 = -1.000, both over answers of "
+        "rm_first 1.000; (1.000 - mean 2.000) / standard deviation 1.000 = -1.000, both over answers of "
         "this batch.")
     two = {"rm_helpful": torch.tensor([3.0, 1.0]), "rm_safety": torch.tensor([0.5, 2.0])}
     assert "rm_helpful 3.000, rm_safety 0.500, of which Llama 2's rule takes 3.000;" in score_in_words(

@@ -187,15 +187,15 @@ def test_a_collection_of_another_models_answers_has_a_command_by_its_name():
 
 def test_commands_say_only_what_is_not_usual():
     assert command_of(read(), "sft") == ["train_sft.py", "--config", "tiny"]
-    words = " ".join(command_of(read("--seed", "3", "--run", "mine", "--device", "cpu"), "rm_weak"))
-    assert words.startswith("train_rm.py --config tiny --rankings rankings --limit 659")
+    words = " ".join(command_of(read("--seed", "3", "--run", "mine", "--device", "cpu"), "rm_first"))
+    assert words.startswith("train_rm.py --config tiny --rankings rankings --epochs 1")
     assert words.endswith("--run mine --seed 3 --device cpu")
     assert command_of(read("--run=-h"), "sft")[-1] == "--run=-h", "which is no flag"
     assert command_of(read(), "train_rm.py --name x") == ["train_rm.py", "--config", "tiny", "--name", "x"]
 
 
 @pytest.mark.parametrize("stage, name", [
-    ("pretrain", "ppo"), ("ppo", "rm_weak"), ("rm", "rankings_ai"), ("sft", "rankings.ppo"),
+    ("pretrain", "ppo"), ("ppo", "rm_first"), ("rm", "rankings_ai"), ("sft", "rankings.ppo"),
     ("rm", "preferences"), ("rm", "tokenizer"), ("rm", "../x"), ("rm", "a b"),
     ("rm", "x" * 101), ("rm", "狗" * 50)])
 def test_a_variant_cannot_take_a_name_that_means_something_else(here, stage, name):
@@ -204,7 +204,7 @@ def test_a_variant_cannot_take_a_name_that_means_something_else(here, stage, nam
 
 
 def test_a_name_of_the_table_is_its_own_scripts(here):
-    assert new_stage("--name", "rm_weak", stage="rm").path == Path("runs/tiny/rm_weak.pt")
+    assert new_stage("--name", "rm_first", stage="rm").path == Path("runs/tiny/rm_first.pt")
     stage = new_stage("--name", "rankings_ai", stage="preferences")
     assert stage.path == Path("runs/tiny/rankings_ai.jsonl")
 
