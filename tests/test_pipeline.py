@@ -200,7 +200,7 @@ def test_a_parent_that_was_trained_again_makes_its_children_stale(few, done, ref
     assert not (few / "runs/tiny/late.pt").exists()
     done(few, f"{SMALL['rankings']} --overwrite")
     message = refused(few, f"train_ppo.py {PPO} --name late")
-    assert "rm.pt was made from an earlier rankings.jsonl" in message and "train_rm.py" in message
+    assert "rm_first.pt was made from an earlier rankings.jsonl" in message and "train_rm.py" in message
     for name in ("rm_first", "pilot", "rankings.pilot", "rm"):
         script, _, flags = recipe_of(name).partition(" ")
         done(few, f"{script} {SMOKE} {flags} --overwrite")

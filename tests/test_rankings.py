@@ -86,7 +86,7 @@ def test_a_collection_knows_what_it_was_made_from(tiny):
         assert record["parents"] == {f"{author}.pt": load_checkpoint(run / f"{author}.pt")["fingerprint"]}
         assert record["finished"] and record["stage"] == "preferences"
     both = {"rankings.jsonl", "rankings.pilot.jsonl"}
-    assert load_checkpoint(run / "rm.pt")["parents"].keys() == OF_RM | {"pretrain.pt"} | both
+    assert load_checkpoint(run / "rm.pt")["parents"].keys() == OF_RM | {"rm_first.pt"} | both
     second = load_checkpoint(run / "rm.2.pt")["parents"].keys()
     usual = OF_RM | {"rm.pt", "rankings.ppo.jsonl"}
     assert second == usual | both, "it learns some of the old again"
@@ -119,7 +119,7 @@ def test_a_larger_collection_goes_on_with_a_finished_one(copy, done, refused):
     rows = rows_of(run / "rankings.jsonl")
     assert rows[: len(before)] == before and len(rows) == len(before) + 30
     message = refused(copy, f"train_ppo.py {PPO} --name late")
-    assert "rm.pt was made from an earlier rankings.jsonl" in message
+    assert "rm_first.pt was made from an earlier rankings.jsonl" in message
 
 
 def test_variants_of_the_loss_share_a_collection(copy, done):
