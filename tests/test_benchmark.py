@@ -189,8 +189,8 @@ def test_flags_that_do_not_fit(given, said):
 
 
 def test_memory_is_that_of_the_work_alone(monkeypatch):
-    """A process of its own: neither what this one has had in memory nor what the small work needs. (200 MB are
-    more than the C library takes from what it has kept.)"""
+    """A process of its own: neither what this one has had in memory nor what the small work needs. (200 MB
+    are more than the C library takes from what it has kept.)"""
     def work_of(what, size):
         return Work(lambda: torch.ones(size or 200, 10**6, dtype=torch.uint8), "", 1, 1)
 
