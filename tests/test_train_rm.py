@@ -556,9 +556,9 @@ def test_a_name_stands_for_one_reward_model(flags, words):
 
 
 def test_a_model_that_goes_on_keeps_its_knobs(monkeypatch):
-    """Unless a flag says otherwise; which rankings, and how many of them, is another matter."""
+    """Unless a flag says otherwise; which rankings, how many of them and how often is another matter."""
     old = asdict(Config(loss="regression", lr=1e-4, leave_out="dog", rankings=("rankings",), limit=7,
-                        ties="half"))
+                        ties="half", epochs=5))
     monkeypatch.setattr(train_rm, "train_if_missing", lambda cfg, name: None)
     monkeypatch.setattr(train_rm, "record_of", lambda folder, name: {"stage": "rm", "knobs": old})
     cfg = Config(start="rm", name="rm.2", rankings=("rankings.ppo",), ties="drop", epochs=1)
@@ -566,6 +566,9 @@ def test_a_model_that_goes_on_keeps_its_knobs(monkeypatch):
     settle(cfg)
     assert (cfg.loss, cfg.lr, cfg.leave_out, cfg.ties, cfg.epochs) == ("regression", 1e-4, "dog", "drop", 1)
     assert (cfg.rankings, cfg.limit, cfg.start, cfg.name) == (("rankings.ppo",), 0, "rm", "rm.2")
+    cfg = Config(start="rm", name="rm.2", rankings=("rankings.ppo",))
+    settle(cfg)
+    assert cfg.epochs == Config().epochs != old["epochs"]
     cfg = Config(start="rm", name="rm.2")
     with pytest.raises(UserError, match="name new rankings"):
         settle(cfg)
