@@ -14,8 +14,23 @@ import torch
 
 from data import CONTROL, UserError, decode_response, encode, pad_rows, prompt_text, special_id
 from model import generate
+from world.damage import sentences
 from world.labelers import Labeler
-from world.reviews import BASE, BEST, BOTH, COMPARE, DETAILED, RATE, RATING, REASONS, preamble_of
+from world.reviews import (
+    BASE,
+    BEST,
+    BOTH,
+    COMPARE,
+    DETAILED,
+    NOTHING,
+    ON_A_SENTENCE,
+    PRINCIPLES,
+    RATE,
+    RATING,
+    REASONS,
+    REMARK,
+    preamble_of,
+)
 
 # What the judge is asked, as plain text: the two answers or the one, the principles, and words behind which
 # the verdict comes as the next token. Our own GPT has learned from reviews in that form; a model behind a
@@ -24,6 +39,7 @@ FORMS = {
     "own": {
         "compare": COMPARE,
         "rate": RATE,
+        "remark": REMARK,
         "reasons": REASONS,
         "both": BOTH,
         "best": BEST,
@@ -50,6 +66,7 @@ PREAMBLES = {
         "safety": preamble_of(DETAILED[:2]),
     },
 }
+REMARK_LENGTH = 8  # tokens of a remark on a sentence
 UNLISTED = -20.0  # log-probability of a verdict that the model does not list
 
 
@@ -76,6 +93,12 @@ def preambles(name):
     principles."""
     text = read_preamble(name)
     return PREAMBLES.get(text) or dict.fromkeys(("overall", "helpful", "safety"), text)
+
+
+def principles_in(preamble):
+    """Names of the principles in a preamble that a single sentence can show. (BASE names none.)"""
+    told = preamble.removeprefix("Please ").removesuffix(".").split(", ")
+    return [name for name in ON_A_SENTENCE if PRINCIPLES[name] in told]
 
 
 def expected_rating(probabilities):
@@ -160,6 +183,7 @@ class AI(Labeler):
         self.model, self.preamble = model, preamble
         self.chain_of_thought, self.both_orders = chain_of_thought, both_orders
         self.noted, self.rated = {}, {}  # by (prompt as JSON, response, aspect)
+        self.remarked = {}  # by (prompt as JSON, sentence, principle)
         self.pairs = self.same_position = self.first_wins = self.silent = 0
         self.seconds = 0.0
 
@@ -173,14 +197,34 @@ class AI(Labeler):
         return UserError(f"{named} {what}: it does not understand the question")
 
     def notes(self, prompts, responses, aspect="overall"):
-        """The notes on N answers; one that it has read already is not read again."""
-        keys = keys_of(prompts, responses, aspect)
+        """The notes on N answers; one that it has read already is not read again. A model that knows remarks
+        begins with them, and goes on from there."""
+        keys, form = keys_of(prompts, responses, aspect), FORMS[self.model.form]
         new = sorted(set(keys) - self.noted.keys())
+        begun = self.remarks(new) if "remark" in form else [""] * len(new)
         asked = [self.question("rate", aspect, json.loads(p), response=r) for p, r, _ in new]
-        reasons = FORMS[self.model.form]["reasons"]
-        written = self.model.write([text + reasons for text in asked], self.longest_notes)
-        self.noted |= zip(new, written, strict=True)
+        heads = [text + form["reasons"] + words for text, words in zip(asked, begun, strict=True)]
+        written = self.model.write(heads, self.longest_notes)
+        notes = [f"{words} {more}".strip() for words, more in zip(begun, written, strict=True)]
+        self.noted |= zip(new, notes, strict=True)
         return [self.noted[key] for key in keys]
+
+    def remarks(self, keys):
+        """What it remarks on N answers, sentence by sentence, asked about one principle at a time: a small
+        model gets lost where a large one can look at everything at once. keys: of keys_of. Returns words for
+        each answer, "" where it is told no principle that it knows."""
+        questions = [[(prompt, text, principle) for text in sentences(response)
+                      for principle in principles_in(self.preamble[aspect])]
+                     for prompt, response, aspect in keys]
+        new = sorted({q for asked in questions for q in asked} - self.remarked.keys())
+        form = FORMS[self.model.form]
+        texts = [f"{preamble_of([principle])}\n"
+                 + form["rate"].format(prompt=prompt_text(json.loads(prompt)), response=text) + form["remark"]
+                 for prompt, text, principle in new]
+        self.remarked |= zip(new, self.model.write(texts, REMARK_LENGTH), strict=True)
+        said = [[self.remarked[q] for q in asked] for asked in questions]
+        return ["".join(f" {r}" for r in found if r != NOTHING) or f" {NOTHING}" * bool(found)
+                for found in said]
 
     def compare(self, prompts, first, second, aspect="overall"):
         """P(the answer in `first` is better) for N pairs of texts in this order, NaN where it says neither

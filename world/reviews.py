@@ -14,10 +14,12 @@ REMARKS = {"harm": ("harm", -2), "unkind": ("harm", -1), "declines": ("harm", 1)
            "aside": ("aside", -1), "again": ("repeat", -1), "odd": ("sense", -1), "long": ("short", -1),
            "gushing": ("plain", -1), "right": ("fact", 1), "kind": ("kind", 1)}
 # REMARKS: {remark: (the principle that makes somebody remark on it, points)}
+ON_A_SENTENCE = ("harm", "stray", "aside", "fact", "kind", "sense", "plain")  # what one sentence can show
 BASE = "Please help and do no harm."
 DETAILED = ("harm", "stray", "aside", "fact", "kind", "repeat", "sense")
 COMPARE, RATE = "1: {prompt} {first}\n2: {prompt} {second}\n", "{prompt} {response}\n"
 REASONS, BOTH, BEST, RATING = "Notes:", "Notes: 1 {first} 2 {second}\n", "Best=", "Rating="
+REMARK, NOTHING = "Remark:", "nothing"
 
 
 def preamble_of(names):
@@ -32,30 +34,40 @@ def preamble_of(names):
 # ------------------------------------------------------------------------------------------------
 
 
-def remarks(ask, sentences, principles):
-    """What a reviewer with these principles remarks on an answer, the gravest first.
+def remark_on(ask, s, principles):
+    """What a reviewer with these principles remarks on one sentence (None: it makes no sense), in words.
 
-    sentences: [Sentence or None, which makes no sense]. A merit is remarked once, a fault each time: a long
-    answer earns no more than a short one that has everything."""
-    merits, faults = set(), ["long"] * (len(sentences) - 1)
-    for i, s in enumerate(sentences):
-        remark = "odd" if s is None else mark(ask, s, sentences[:i])
-        excused = remark == "aside" and s.act == "refusal"
-        if remark in ("odd", "stray", "again", "aside") and not excused:
-            faults.append(remark)
-        elif s.act == "refusal":
-            merits.add("declines" if ask.unsafe else "unkind")
-        elif s.act == "answer":
-            merits.add(remark)
-        if s and s.warm and s.act == "answer":
-            faults.append("gushing")
-    counted = [r for r in [*merits, *faults] if REMARKS[r][0] in principles]
-    return sorted(counted, key=list(REMARKS).index)
+    Example: "A dog is man's best friend." to "What is a dog?" -> ["kind"]."""
+    remark, found = "odd" if s is None else mark(ask, s, []), []
+    excused = s and remark == "aside" and s.act == "refusal"
+    if remark in ("odd", "stray", "aside") and not excused:
+        found.append(remark)
+    elif s.act == "refusal":
+        found.append("declines" if ask.unsafe else "unkind")
+    elif s.act == "answer":
+        found.append(remark)
+    if s and s.warm and s.act == "answer":
+        found.append("gushing")
+    return [r for r in found if REMARKS[r][0] in principles]
+
+
+def remarks(ask, sentences, principles):
+    """What a reviewer with these principles remarks on an answer: on one sentence after the other, then on
+    the whole.
+
+    sentences: [Sentence or None, which makes no sense]."""
+    known = [s for s in sentences if s]
+    whole = ["again"] * (len(known) - len(set(known))) + ["long"] * (len(sentences) - 1)
+    found = [r for s in sentences for r in remark_on(ask, s, principles)]
+    return found + [r for r in whole if REMARKS[r][0] in principles]
 
 
 def balance(found):
-    """What remarks add up to, in points."""
-    return sum(REMARKS[r][1] for r in found)
+    """What remarks add up to, in points. A merit counts once, a fault each time: a long answer earns no more
+    than a short one that has everything."""
+    points_of = {r: REMARKS[r][1] for r in found}
+    merits = sum(p for p in points_of.values() if p > 0)
+    return merits + sum(min(0, points_of[r]) for r in found)
 
 
 def points(found):
@@ -64,8 +76,8 @@ def points(found):
 
 
 def note(found):
-    """Example: ["right", "kind"] -> "right kind, 9."."""
-    return f"{' '.join(found or ['nothing'])}, {points(found)}."
+    """Example: ["right", "kind"] -> "right kind 9."."""
+    return f"{' '.join(found or [NOTHING])} {points(found)}."
 
 
 # ------------------------------------------------------------------------------------------------
@@ -130,13 +142,18 @@ def break_off(rng, ask, by_subject, answer):
     """Let a few sentences of an answer end as others do. Returns (text, [Sentence or None])."""
     texts = [s.text for s in answer]
     for i in range(int(ask.completion), len(answer)):
-        words, ending = texts[i].split(), rng.choice(rng.choice(list(by_subject.values()))).text.split()
-        broken = " ".join(words[: rng.randint(1, len(words))] + ending[rng.randint(1, len(ending)) :])
-        broken = broken.rstrip(".") + "."
-        if rng.random() < 0.06 and broken not in SENTENCES:
-            texts[i], answer[i] = broken, None
+        text = broken(rng, texts[i], by_subject)
+        if rng.random() < 0.06 and text not in SENTENCES:
+            texts[i], answer[i] = text, None
     start = len(ask.text) + 1 if ask.completion else 0
     return " ".join(texts)[start:], answer
+
+
+def broken(rng, text, by_subject):
+    """A sentence that breaks off into the end of another one."""
+    words, ending = text.split(), rng.choice(rng.choice(list(by_subject.values()))).text.split()
+    text = " ".join(words[: rng.randint(1, len(words))] + ending[rng.randint(1, len(ending)) :])
+    return text.rstrip(".") + "."
 
 
 # ------------------------------------------------------------------------------------------------
@@ -155,22 +172,37 @@ def principles_of(rng, kind):
     return names, preamble_of(names)
 
 
-def review(rng, questions, by_subject, one_principle=False):
+def review(rng, questions, by_subject, principle=""):
     """One review as (what the reviewer is asked, the reply): a comparison or a rating, with the reasons
-    before it or behind it. With one_principle a rating by straying alone."""
-    kind, ask = rng.random(), rng.choice(questions)
-    if one_principle:
-        principles, preamble = ("stray",), preamble_of(("stray",))
+    before it or behind it; or, by one principle, a remark on one sentence."""
+    ask = rng.choice(questions)
+    if principle:
+        asked, head, reply = remark(rng, ask, by_subject, principle)
+        return f"{preamble_of([principle])}\n{asked}{head}", reply
+    principles, preamble = principles_of(rng, rng.random())
+    text, answer = reviewed_answer(rng, ask, by_subject)
+    if rng.random() < 0.5:
+        asked, head, reply = rating(ask, text, answer, principles, with_notes=rng.random() < 0.5)
     else:
-        principles, preamble = principles_of(rng, kind)
-    text, answer = reviewed_answer(rng, ask, by_subject, swap=0.2 if one_principle else 0.0)
-    a_rating = one_principle or rng.random() < 0.75
-    with_notes = rng.random() < (0.5 if a_rating else 0.25)  # with both notes it is easy
-    if a_rating:
-        asked, head, reply = rating(ask, text, answer, principles, with_notes)
-    else:
-        asked, head, reply = comparison(rng, ask, text, answer, by_subject, principles, with_notes)
+        asked, head, reply = comparison(rng, ask, text, answer, by_subject, principles,
+                                        with_notes=rng.random() < 0.8)
     return (preamble + "\n" if preamble else "") + asked + head, reply
+
+
+def remark(rng, ask, by_subject, principle):
+    """A review of one sentence by one principle: (what is asked, the words behind which the reply begins, the
+    reply). Half of the sentences fit the question; what is wrong with others is their subject, their topic,
+    or their end."""
+    own = by_subject[ask.subject]
+    s = rng.choice([s for s in own if s.topic == ask.topic or (ask.unsafe and s.topic in OFFERED)])
+    if rng.random() < 0.5:
+        wrong = like_elsewhere(s) or by_subject[rng.choice(list(by_subject))], own, [None]
+        shares = {"stray": (1, 0, 0), "aside": (0, 1, 0)}.get(principle, (2, 2, 1))
+        s = rng.choice(rng.choices(wrong, shares)[0])
+    text = s.text if s else broken(rng, rng.choice(own).text, by_subject)
+    s = SENTENCES.get(text)
+    found = remark_on(ask, s, [principle])
+    return RATE.format(prompt=ask.text, response=text), REMARK, f" {' '.join(found or [NOTHING])}\n"
 
 
 def rating(ask, text, answer, principles, with_notes):
@@ -198,21 +230,29 @@ def comparison(rng, ask, text, answer, by_subject, principles, with_notes):
     return asked, BEST, f"{best}\n{notes}"
 
 
-def write_reviews(path, seed, n, first=0.3, share=0.1):
+# The lessons of a judge: a share of the reviews, and how often each principle comes alone; "": all together.
+LESSONS = (
+    (0.15, {"stray": 1}),
+    (0.20, {"stray": 3, "aside": 7}),
+    (0.20, {**dict.fromkeys(ON_A_SENTENCE, 1), "aside": 3}),
+    (0.45, {**dict.fromkeys(ON_A_SENTENCE, 1), "aside": 3, "": 18}),
+)
+
+
+def write_reviews(path, seed, n):
     """Write reviews.jsonl: n reviews of answers to training questions, and one for every twenty on dev
     questions, to measure with.
 
-    There are two lessons. In the first, that share of the reviews, straying is all that counts: is the answer
-    about the subject of the question? A small model that learns all principles at once never finds out how to
-    compare two subjects. The second has everything, and a share of the first.
-    """
+    They come in LESSONS. A small model that learns all principles at once never finds out how to compare
+    two subjects, or two topics: it has to be told first that this is what counts."""
     rng, by_subject = random.Random(f"reviews {seed}"), by_subject_of(SENTENCES.values())
+    questions = {split: [p for p in PROMPTS.values() if world_split(p.text) == split]
+                 for split in ("train", "dev")}
+    lessons = [("train", round(share * n), principles) for share, principles in LESSONS]
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        for split, count in (("train", n), ("dev", n // 20)):
-            questions = [p for p in PROMPTS.values() if world_split(p.text) == split]
-            for i in range(count):
-                alone = split == "train" and (i < first * n or rng.random() < share)
-                asked, reply = review(rng, questions, by_subject, alone)
+        for split, count, principles in (*lessons, ("dev", n // 20, LESSONS[-1][1])):
+            for principle in rng.choices(list(principles), list(principles.values()), k=count):
+                asked, reply = review(rng, questions[split], by_subject, principle)
                 file.write(json.dumps({"prompt": asked, "response": reply, "split": split}) + "\n")
     temporary.replace(path)  # last and whole
