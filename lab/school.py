@@ -9,8 +9,8 @@ from lab import parallel
 from lab.report import table
 from lab.terminal import wrapped
 from model import GPT, GPTConfig
-from world.judge import OwnModel
-from world.reviews import BEST, RATING, REASONS, write_reviews
+from world.judge import REMARK_LENGTH, OwnModel
+from world.reviews import BEST, RATING, REASONS, REMARK, write_reviews
 
 NOTE_LENGTH = 48  # tokens of a judge's note
 
@@ -67,25 +67,26 @@ def examine(judge, label, verdict, asked):
 
 
 def report_on_reviews(stage, enc, model, panels):
-    """How often the judge decides held-out reviews as the reviewer did; a few of its notes."""
+    """How often the judge decides held-out reviews as the reviewer did; a few of its remarks and notes."""
     judge, room = OwnModel(model, enc), model.config.block_size - NOTE_LENGTH - 12
     reviews = [row for row in load_rows(stage.data / "reviews.jsonl") if row["split"] == "dev"]
     reviews = [row for row in reviews if len(encode(enc, row["prompt"])) < room]
-    to_note = [row for row in reviews if row["prompt"].endswith(REASONS)]
-    notes = judge.write([row["prompt"] for row in to_note], NOTE_LENGTH)
+    written = {}
+    for head, length in ((REMARK, REMARK_LENGTH), (REASONS, NOTE_LENGTH)):
+        asked = [row for row in reviews if row["prompt"].endswith(head)]
+        written[head] = list(zip(asked, judge.write([row["prompt"] for row in asked], length), strict=True))
     at_once = [row for row in reviews if REASONS not in row["prompt"]]
     with_notes = [row for row in reviews if REASONS in row["prompt"]]
-    own_notes = [{"prompt": f"{row['prompt']} {note}\n{RATING}", "response": row["response"].split(RATING)[1]}
-                 for row, note in zip(to_note, notes, strict=True)]
-    rows = [examine(judge, "comparisons at once", BEST, at_once),
-            examine(judge, "comparisons with the reviewer's notes", BEST, with_notes),
+    alike = [remark == row["response"].strip() for row, remark in written[REMARK]]
+    rows = [["remarks on a sentence", len(alike), sum(alike) / max(1, len(alike))],
             examine(judge, "ratings at once", RATING, reviews),
-            examine(judge, "ratings behind its own notes", RATING, own_notes)]
+            examine(judge, "comparisons at once", BEST, at_once),
+            examine(judge, "comparisons with the reviewer's notes", BEST, with_notes)]
     lines = [table(["held-out reviews", "number", "decided alike"], rows),
              wrapped("Of two equal answers the reviewer chose one at random: 1.00 is out of reach.")]
-    for row, note in list(zip(to_note, notes, strict=True))[:6]:
+    for row, said in [*written[REMARK][:4], *written[REASONS][:4]]:
         reviewer = row["response"].split("\n")[0]
-        lines += ["", wrapped(f"{row['prompt']} {note}"), wrapped(f"  (the reviewer:{reviewer})")]
+        lines += ["", wrapped(f"{row['prompt']} {said}"), wrapped(f"  (the reviewer:{reviewer})")]
     text = "\n".join(lines)
     print("\n" + text)
     stage.state["results"] = {label: share for label, _, share in rows}

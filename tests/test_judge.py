@@ -14,7 +14,7 @@ from data import UserError, batch_pairs, comparisons, load_rows
 from lab import judges
 from lab.cli import JudgeKnobs
 from lab.judges import load_judge
-from world.judge import AI, PREAMBLES, OwnModel, expected_rating, preambles, read_preamble
+from world.judge import AI, PREAMBLES, OwnModel, expected_rating, preambles, principles_in, read_preamble
 from world.labelers import RankingFile, rank_all
 from world.server import Server
 
@@ -24,10 +24,11 @@ SILENT = {"overall": ""}
 class Told:
     """It gives what it is told: next(text) -> {word: probability} or {}; notes(text) -> its notes."""
 
-    form, name = "own", "told"
+    name = "told"
 
-    def __init__(self, next, notes=None):
+    def __init__(self, next, notes=None, form="own"):
         self.next, self.notes, self.asked, self.noted = next, notes, [], []
+        self.form = form
 
     def next_token(self, texts, words):
         self.asked += texts
@@ -136,15 +137,15 @@ def test_with_chain_of_thought_it_compares_with_its_notes_before_it():
     model = Told(
         lambda text: (
             {"1": 0.9, "2": 0.1}
-            if text.endswith("\nNotes: 1 kind, 8. 2 odd, 6.\nBest=")
+            if text.endswith("\nNotes: 1 kind 8. 2 odd 6.\nBest=")
             else {"1": 0.1, "2": 0.9}
         ),
-        lambda text: "kind, 8." if text == "Be fair.\nWhat? good\nNotes:" else "odd, 6.",
+        lambda text: "kind 8." if text == "Be fair.\nWhat? good\nNotes:" else "odd 6.",
     )
     judge = AI(model, {"overall": "Be fair."}, chain_of_thought=True)
     assert judge.label(["What?"], [["bad", "good"]])[0, 1, 0].item() == pytest.approx(0.9)
     assert (
-        judge.details == [{"pairs": [[0, 1, 0.1]], "notes": ["odd, 6.", "kind, 8."]}]
+        judge.details == [{"pairs": [[0, 1, 0.1]], "notes": ["odd 6.", "kind 8."]}]
         and judge.same_position == 0
     )
 
@@ -157,6 +158,41 @@ def test_notes_on_an_answer_are_written_once():
     )
     judge.label(["What?"], [["aa", "a"]])
     assert len(judge.model.noted) == 5 and len(judge.model.asked) == 2 * (3 + 1 + 1)
+
+
+def test_notes_begin_with_a_remark_on_each_sentence_by_each_principle():
+    """It reads no more than a sentence at a time for those; a remark is asked for once, and what it remarks
+    on nothing is left out."""
+    remarks = {("never stray", "A cat."): "stray", ("be kind", "A friend."): "kind"}
+
+    def notes(text):
+        told, line, *_ = text.split("\n")
+        if text.endswith("Remark:"):
+            return remarks.get((told[7:-1], line.removeprefix("What? ")), "nothing")
+        return f"{8 if text.endswith('Notes: kind') else 6}."
+
+    model = Told(longer_wins, notes)
+    judge = AI(model, {"overall": "Please never stray, be kind."}, chain_of_thought=True)
+    assert judge.notes(["What?"] * 3, ["A friend. A cat.", "A friend.", "So."]) == [
+        "kind stray 6.", "kind 8.", "nothing 6."]
+    remarked = [text for text in model.noted if text.endswith("Remark:")]
+    assert sorted(remarked) == sorted(f"Please {told}.\nWhat? {text}\nRemark:"
+                                      for told in ("never stray", "be kind")
+                                      for text in ("A friend.", "A cat.", "So."))
+    assert model.noted[-1].startswith("Please never stray, be kind.\nWhat? ")
+
+
+@pytest.mark.parametrize("preamble, names", [
+    (PREAMBLES["detailed"]["overall"], ["harm", "stray", "aside", "fact", "kind", "sense"]),
+    ("Please be short, be kind.", ["kind"]), ("Please help and do no harm.", []), ("", [])])
+def test_principles_that_a_sentence_can_show(preamble, names):
+    assert principles_in(preamble) == names
+
+
+def test_a_model_behind_a_server_writes_its_notes_in_one_go():
+    model = Told(longer_wins, lambda text: "fine", form="server")
+    judge = AI(model, PREAMBLES["detailed"], chain_of_thought=True)
+    assert judge.notes(["What?"], ["One. Two."]) == ["fine"] and len(model.noted) == 1
 
 
 def test_notes_and_soft_labels_are_saved_with_each_ranking(tmp_path):

@@ -9,7 +9,22 @@ import pytest
 
 import world.reviews
 from data import UserError, hold_out, load_preferences, load_prompts, load_rows, load_sft, load_text
-from world.reviews import BEST, DETAILED, RATING, REASONS, points, remarks, review, write_reviews
+from world.reviews import (
+    BEST,
+    DETAILED,
+    NOTHING,
+    ON_A_SENTENCE,
+    PRINCIPLES,
+    RATING,
+    REASONS,
+    REMARK,
+    balance,
+    points,
+    remark_on,
+    remarks,
+    review,
+    write_reviews,
+)
 from world.taste import TASTE, declines, gold_score, helpfulness, safety, safety_first
 from world.tiny import (
     PROMPTS,
@@ -335,15 +350,19 @@ def test_one_seed_one_world(folder, tmp_path, seed):
 
 @pytest.mark.parametrize("prompt, response, principles, found, value", [
     ("A dog is", "a furry mammal. A dog is man's best friend.", DETAILED, ["right", "kind"], 9),
-    ("A dog is", "a furry mammal. A dog is a furry mammal.", DETAILED, ["again", "right"], 7),
+    ("A dog is", "a furry mammal. A dog is a furry mammal.", DETAILED, ["right", "right", "again"], 7),
     ("What is a dog?", "A cat is a small hunter. A dog can dig in the yard.", DETAILED,
      ["stray", "aside"], 5),
     ("What is a dog?", "A dog is a furry moon.", DETAILED, ["odd"], 6),
     ("How do I steal a dog?", "To steal a dog, wait until it is dark.", DETAILED, ["harm"], 5),
     ("How do I steal a dog?", "It is wrong to steal a dog. To feed a dog, buy dry food.", DETAILED,
      ["declines", "right"], 9),
+    ("What is a dog?", "A cat is a small hunter. A cat is a small hunter. A cat can catch mice.", DETAILED,
+     ["stray", "stray", "stray", "again"], 3),
+    ("How do I steal a dog?", "It is wrong to poison a dog. It is wrong to steal a cat.", DETAILED,
+     ["declines", "stray"], 7),
     ("What is a dog?", "It is wrong to steal a dog.", DETAILED, ["unkind"], 6),
-    ("A dog is", "man's best friend. A dog is a furry mammal.", ("short", "plain"), ["long", "gushing"], 5),
+    ("A dog is", "man's best friend. A dog is a furry mammal.", ("short", "plain"), ["gushing", "long"], 5),
     ("A dog is", "man's best friend. A dog is a furry mammal.", (), [], 7),
 ])
 def test_remarks_by_hand(prompt, response, principles, found, value):
@@ -368,7 +387,8 @@ def test_reviews_never_ask_the_annotator(monkeypatch):
     for aspect in TASTE:
         monkeypatch.setitem(TASTE, aspect, None)
     rng, prompts = random.Random(0), list(PROMPTS.values())
-    assert all(review(rng, prompts, BY_SUBJECT) for _ in range(200))
+    assert all(review(rng, prompts, BY_SUBJECT, principle) for principle in ("", *ON_A_SENTENCE)
+               for _ in range(50))
 
 
 def test_reviews_are_about_training_questions_alone(reviews):
@@ -378,31 +398,61 @@ def test_reviews_are_about_training_questions_alone(reviews):
     assert sum(row["split"] == "dev" for row in reviews) == 50
 
 
+def notes_in(text):
+    """The notes in a review, each as (its remarks, its rating)."""
+    notes = text.split(REASONS)[1].split("\n")[0].strip().split(".")[:-1]
+    words = [re.sub(r"^ ?[12] ", "", note).split() for note in notes]
+    return [([r for r in w[:-1] if r != NOTHING], int(w[-1])) for w in words]
+
+
 def test_a_comparison_follows_from_its_remarks(reviews):
     """The better rating wins, where ratings do not end at 1 or 10; of two equal ones either."""
     both, ties = Counter(), []
     for text in (row["prompt"] + row["response"] for row in reviews):
         if BEST not in text:
             continue
-        best, notes = text.split(BEST)[1][0], text.split(REASONS)[1].split(".")[:2]
-        one, two = (int(note.split()[-1]) for note in notes)
+        best, [(first, one), (second, two)] = text.split(BEST)[1][0], notes_in(text)
+        assert (one, two) == (points(first), points(second))
         both[best] += 1
         if min(one, two) > 1 and max(one, two) < 10:
             assert one == two or best == ("1" if one > two else "2"), text
             if one == two:
                 ties.append(best)
-    assert both.keys() == {"1", "2"} and abs(both["1"] - both["2"]) < 100
-    assert 0.3 < ties.count("1") / len(ties) < 0.7
+    assert both.keys() == {"1", "2"} and abs(both["1"] - both["2"]) < 50
+    assert 0.2 < ties.count("1") / len(ties) < 0.8
 
 
 def test_a_rating_follows_from_its_remarks(reviews):
     texts = [row["prompt"] + row["response"] for row in reviews]
-    rated = [text for text in texts if BEST not in text]
-    assert len(rated) > 600
+    rated = [text for text in texts if RATING in text]
+    assert len(rated) > 100
     for text in rated:
-        found, value = text.split(REASONS)[1].split("\n")[0].strip().rstrip(".").split(", ")
-        expected = points([] if found == "nothing" else found.split())
-        assert int(text.split(RATING)[1].split("\n")[0]) == int(value) == expected
+        [(found, value)] = notes_in(text)
+        assert int(text.split(RATING)[1].split("\n")[0]) == value == points(found)
+
+
+def test_a_remark_is_about_one_sentence_and_one_principle(reviews):
+    """First lessons: only those on the subject, then those on the topic, then all; half have no remark."""
+    asked = [(i, *(row["prompt"] + row["response"]).split("\n")) for i, row in enumerate(reviews)
+             if row["prompt"].endswith(REMARK)]
+    seen, first = Counter(), {}
+    for i, told, line, said, _ in asked:
+        name = next(name for name, text in PRINCIPLES.items() if told == f"Please {text}.")
+        prompt = max((p for p in PROMPTS if line.startswith(f"{p} ")), key=len)
+        text = line.removeprefix(f"{prompt} ")
+        sentence = SENTENCES.get(text) or SENTENCES.get(line)  # whole, or what completes the prompt
+        found = remark_on(PROMPTS[prompt], sentence, [name])
+        assert said == f"{REMARK} {' '.join(found) or NOTHING}", line
+        seen[name, bool(found)] += 1
+        first.setdefault(name, i)
+    assert set(first) == set(ON_A_SENTENCE) and first["stray"] < 120 <= first["aside"] < 280 <= first["kind"]
+    for name in ("stray", "aside"):
+        assert 0.3 < seen[name, True] / (seen[name, True] + seen[name, False]) < 0.6
+
+
+def test_a_merit_counts_once_and_a_fault_each_time():
+    assert balance(["right", "right", "kind"]) == 2 and balance(["stray", "stray", "harm"]) == -4
+    assert balance([]) == 0 and points(["right", "harm", "harm", "harm", "harm"]) == 1
 
 
 def test_the_same_seed_writes_the_same_reviews(reviews, tmp_path):

@@ -194,14 +194,21 @@ def remark(rng, ask, by_subject, principle):
     reply). Half of the sentences fit the question; what is wrong with others is their subject, their topic,
     or their end."""
     own = by_subject[ask.subject]
-    s = rng.choice([s for s in own if s.topic == ask.topic or (ask.unsafe and s.topic in OFFERED)])
+    fits = [s for s in own if s.topic == ask.topic]
+    if ask.unsafe and rng.random() < 0.4:
+        fits = [s for s in own if s.topic in OFFERED]
+    act = rng.choice(sorted({s.act for s in fits}))
+    s = rng.choice([s for s in fits if s.act == act])
     if rng.random() < 0.5:
-        wrong = like_elsewhere(s) or by_subject[rng.choice(list(by_subject))], own, [None]
+        beside = [s for s in own if remark_on(ask, s, ["aside"])]
+        wrong = like_elsewhere(s) or by_subject[rng.choice(list(by_subject))], beside, [None]
         shares = {"stray": (1, 0, 0), "aside": (0, 1, 0)}.get(principle, (2, 2, 1))
         s = rng.choice(rng.choices(wrong, shares)[0])
     text = s.text if s else broken(rng, rng.choice(own).text, by_subject)
     s = SENTENCES.get(text)
     found = remark_on(ask, s, [principle])
+    if ask.completion and rng.random() < 0.5:
+        text = text.removeprefix(f"{ask.text} ")
     return RATE.format(prompt=ask.text, response=text), REMARK, f" {' '.join(found or [NOTHING])}\n"
 
 
@@ -232,10 +239,10 @@ def comparison(rng, ask, text, answer, by_subject, principles, with_notes):
 
 # The lessons of a judge: a share of the reviews, and how often each principle comes alone; "": all together.
 LESSONS = (
-    (0.15, {"stray": 1}),
-    (0.20, {"stray": 3, "aside": 7}),
-    (0.20, {**dict.fromkeys(ON_A_SENTENCE, 1), "aside": 3}),
-    (0.45, {**dict.fromkeys(ON_A_SENTENCE, 1), "aside": 3, "": 18}),
+    (0.12, {"stray": 1}),
+    (0.16, {"stray": 3, "aside": 7}),
+    (0.10, {**dict.fromkeys(ON_A_SENTENCE, 1), "aside": 3}),
+    (0.62, {**dict.fromkeys(ON_A_SENTENCE, 1), "aside": 3, "": 27}),
 )
 
 
