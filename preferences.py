@@ -50,7 +50,6 @@ class Config(JudgeKnobs):
     aspect: str = knob(
         "overall", "everything at once, or Llama 2's two: helpful (of safe prompts), safety (of unsafe ones)",
         choices=("overall", "helpful", "safety"))
-    chain_of_thought: bool = knob(True, "the AI writes notes on each answer and reads them when it compares")
     both_orders: bool = knob(True, "the AI compares two answers in both orders, and the label is the mean")
 
     answers_of: str = knob("sft", "stage of this run whose answers are ranked", heading="Questions")
@@ -264,7 +263,7 @@ def labelers(stage, enc, cfg):
     if cfg.labeler == "human":
         labeler = Human()
     else:
-        labeler = load_judge(stage, enc, cfg, cfg.chain_of_thought, cfg.both_orders)
+        labeler = load_judge(stage, enc, cfg, cfg.both_orders)
     if not cfg.data:
         return labeler, simulated
     # Held-out rankings are those of the preferences file; where there is none, an AI labels some.

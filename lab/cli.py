@@ -75,6 +75,7 @@ class JudgeKnobs(Common):
                                 high=86400, learned=False)
     preamble: str = knob("detailed", "what it is told to look for: none, base, detailed, or a text file "
                          "with principles of your own")
+    chain_of_thought: bool = knob(True, "it writes notes on an answer first and reads them for its verdict")
 
 
 def judge_is_asked(cfg):

@@ -34,7 +34,7 @@ def judge_rules(wanted):
     )
 
 
-def load_judge(stage, enc, cfg, chain_of_thought=False, both_orders=True):
+def load_judge(stage, enc, cfg, both_orders=True):
     """The AI judge that --judge, --judge_url and --preamble describe; our own one is trained first if it is
     missing."""
     if cfg.judge_url:
@@ -46,4 +46,4 @@ def load_judge(stage, enc, cfg, chain_of_thought=False, both_orders=True):
             raise UserError(f"--judge {cfg.judge}: that model has not learned from reviews; "
                             f"train one with: python {STAGES['judge']}")
         model = OwnModel(load_model(path, stage.device)[0], enc)
-    return AI(model, preambles(cfg.preamble), chain_of_thought, both_orders)
+    return AI(model, preambles(cfg.preamble), cfg.chain_of_thought, both_orders)

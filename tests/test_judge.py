@@ -182,6 +182,15 @@ def test_notes_begin_with_a_remark_on_each_sentence_by_each_principle():
     assert model.noted[-1].startswith("Please never stray, be kind.\nWhat? ")
 
 
+def test_with_chain_of_thought_it_rates_with_its_notes_before_it():
+    def next(text):
+        return {"9": 1.0} if text == "What? good\nNotes: fine 9.\nRating=" else {"3": 1.0}
+
+    model = Told(next, lambda text: "fine 9.", form="own")
+    assert AI(model, SILENT, chain_of_thought=True).rate(["What?"], ["good"]) == [pytest.approx(7 / 9)]
+    assert AI(model, SILENT).rate(["What?"], ["good"]) == [pytest.approx(-5 / 9)], "at once"
+
+
 @pytest.mark.parametrize("preamble, names", [
     (PREAMBLES["detailed"]["overall"], ["harm", "stray", "aside", "fact", "kind", "sense"]),
     ("Please be short, be kind.", ["kind"]), ("Please help and do no harm.", []), ("", [])])
@@ -305,7 +314,8 @@ def test_own_model_writes_one_line_greedily(make_bigram, enc):
 def test_flags_may_name_a_server(server, tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_API_KEY", " secret\n")
     server.script = [GOOD]
-    cfg = JudgeKnobs(judge_url=server.url, judge_model="m", judge_timeout=3.0, preamble="Please be brief.")
+    cfg = JudgeKnobs(judge_url=server.url, judge_model="m", judge_timeout=3.0, preamble="Please be brief.",
+                     chain_of_thought=False)
     judge = load_judge(SimpleNamespace(folder=tmp_path), None, cfg, both_orders=False)
     assert judge.model.timeout == 3.0 and not judge.chain_of_thought and not judge.both_orders
     judge.label(["What?"], [["a", "b"]])
@@ -315,11 +325,11 @@ def test_flags_may_name_a_server(server, tmp_path, monkeypatch):
 
 
 def test_flags_may_name_a_model_that_has_learned_from_reviews(monkeypatch, make_gpt, enc):
-    reviews, asked = {"judge": 90000, "sft": 0}, []
+    reviews, asked = {"judge": 130000, "sft": 0}, []
     stage = SimpleNamespace(parent=lambda name: asked.append(name) or name, device="cpu")
     monkeypatch.setattr(judges, "load_checkpoint", lambda path: {"knobs": {"reviews": reviews[path]}})
     monkeypatch.setattr(judges, "load_model", lambda path, device: (make_gpt(), {}))
-    judge = load_judge(stage, enc, JudgeKnobs(preamble="base"), chain_of_thought=True)
+    judge = load_judge(stage, enc, JudgeKnobs(preamble="base"))
     assert isinstance(judge.model, OwnModel) and judge.chain_of_thought and judge.both_orders
     assert asked == ["judge"] and judge.preamble == PREAMBLES["base"]
     with pytest.raises(UserError, match="sft: that model has not learned from reviews; train one with"):

@@ -173,8 +173,8 @@ class AI(Labeler):
     second). (RLAIF, section 2.1.)
 
     model: OwnModel or Server; preamble: what it is told to look for, {aspect: text}; chain_of_thought: it
-    writes notes about each answer first, which it reads by itself, and has the notes on both before it when
-    it compares; both_orders: False asks in one order only."""
+    writes notes about each answer first, which it reads by itself, and has them before it when it rates, or
+    those on both when it compares; both_orders: False asks in one order only."""
 
     name, title, answers, batch = "ai", "the AI judge", 4, 64
     longest_notes = 48
@@ -283,7 +283,11 @@ class AI(Labeler):
         began, keys = time.time(), keys_of(prompts, responses, aspect)
         if new := sorted(set(keys) - self.rated.keys()):
             asked = [self.question("rate", aspect, json.loads(p), response=r) for p, r, _ in new]
-            found = self.ratings([text + FORMS[self.model.form]["rating"] for text in asked])
+            form = FORMS[self.model.form]
+            if self.chain_of_thought:
+                notes = self.notes([json.loads(p) for p, *_ in new], [r for _, r, _ in new], aspect)
+                asked = [f"{text}{form['reasons']} {note}\n" for text, note in zip(asked, notes, strict=True)]
+            found = self.ratings([text + form["rating"] for text in asked])
             silent = found.count({})
             if silent == len(new) and not self.rated:
                 raise self.does_not_understand(f"gives no rating from 1 to 10 for any of {len(new)} answers")
