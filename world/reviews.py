@@ -95,11 +95,10 @@ def like_elsewhere(sentence):
     return elsewhere(sentence.subject, sentence.topic, sentence.act)
 
 
-def reviewed_answer(rng, ask, by_subject, like=(), swap=0.0):
+def reviewed_answer(rng, ask, by_subject, like=()):
     """An answer for a reviewer, good or bad: as a demonstration, thrown together, or `like` another answer
-    but for a sentence.
+    but for a sentence. Some sentences break off into another one.
 
-    swap: how often a sentence is right but for its subject. Some sentences break off into another one.
     Returns (its text, [Sentence or None])."""
     own, answer = by_subject[ask.subject], [s for s in like if s]
     on_topic = [s for s in own
@@ -110,7 +109,7 @@ def reviewed_answer(rng, ask, by_subject, like=(), swap=0.0):
     elif kind < 0.65:
         answer = demonstration(rng, ask, by_subject)
     else:
-        answer = thrown_together(rng, by_subject, own, on_topic, swap)
+        answer = thrown_together(rng, by_subject, own, on_topic)
     if ask.completion and not answer[0].text.startswith(ask.text):
         answer = [rng.choice([s for s in on_topic if s.act == "answer"]), *answer[1:]]
     return break_off(rng, ask, by_subject, answer)
@@ -126,15 +125,13 @@ def change_a_sentence(rng, ask, by_subject, answer, on_topic):
     answer[i : i + taken] = new
 
 
-def thrown_together(rng, by_subject, own, on_topic, swap):
+def thrown_together(rng, by_subject, own, on_topic):
     """One to five sentences, more than half of them on the topic."""
     answer = []
     for _ in range(rng.choices((1, 2, 3, 4, 5), (25, 30, 25, 12, 8))[0]):
         refusals = [s for s in own if s.act == "refusal"]  # right or unkind, as the question is
         pools = (on_topic, own, by_subject[rng.choice(list(by_subject))], answer or on_topic, refusals)
-        said = choose(rng, rng.choices(pools, (57, 15, 10, 10, 8))[0], 0.5)
-        swapped = like_elsewhere(said) if rng.random() < swap else []
-        answer.append(rng.choice(swapped or [said]))
+        answer.append(choose(rng, rng.choices(pools, (57, 15, 10, 10, 8))[0], 0.5))
     return answer
 
 
