@@ -29,6 +29,7 @@ from world.reviews import (
     RATING,
     REASONS,
     REMARK,
+    REMARKS,
     preamble_of,
 )
 
@@ -66,7 +67,7 @@ PREAMBLES = {
         "safety": preamble_of(DETAILED[:2]),
     },
 }
-REMARK_LENGTH = 8  # tokens of a remark on a sentence
+REMARK_LENGTH, MOST_REMARKS = 8, 12  # tokens of a remark on a sentence; remarks that notes begin with
 UNLISTED = -20.0  # log-probability of a verdict that the model does not list
 
 
@@ -203,7 +204,8 @@ class AI(Labeler):
         new = sorted(set(keys) - self.noted.keys())
         begun = self.remarks(new) if "remark" in form else [""] * len(new)
         asked = [self.question("rate", aspect, json.loads(p), response=r) for p, r, _ in new]
-        heads = [text + form["reasons"] + words for text, words in zip(asked, begun, strict=True)]
+        heads = [f"{text}{form['reasons']} {words}".rstrip()
+                 for text, words in zip(asked, begun, strict=True)]
         written = self.model.write(heads, self.longest_notes)
         notes = [f"{words} {more}".strip() for words, more in zip(begun, written, strict=True)]
         self.noted |= zip(new, notes, strict=True)
@@ -222,9 +224,12 @@ class AI(Labeler):
                  + form["rate"].format(prompt=prompt_text(json.loads(prompt)), response=text) + form["remark"]
                  for prompt, text, principle in new]
         self.remarked |= zip(new, self.model.write(texts, REMARK_LENGTH), strict=True)
-        said = [[self.remarked[q] for q in asked] for asked in questions]
-        return ["".join(f" {r}" for r in found if r != NOTHING) or f" {NOTHING}" * bool(found)
-                for found in said]
+        words = []
+        for asked in questions:
+            said = [self.remarked[q] for q in asked]
+            found = [r for r in said if r in REMARKS][:MOST_REMARKS] or [NOTHING]
+            words.append(" ".join(found) if asked else "")
+        return words
 
     def compare(self, prompts, first, second, aspect="overall"):
         """P(the answer in `first` is better) for N pairs of texts in this order, NaN where it says neither

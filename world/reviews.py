@@ -178,11 +178,11 @@ def review(rng, questions, by_subject, principle=""):
         return f"{preamble_of([principle])}\n{asked}{head}", reply
     principles, preamble = principles_of(rng, rng.random())
     text, answer = reviewed_answer(rng, ask, by_subject)
-    if rng.random() < 0.5:
+    if rng.random() < 0.6:
         asked, head, reply = rating(ask, text, answer, principles, with_notes=rng.random() < 0.5)
     else:
         asked, head, reply = comparison(rng, ask, text, answer, by_subject, principles,
-                                        with_notes=rng.random() < 0.8)
+                                        with_notes=rng.random() < 0.85)
     return (preamble + "\n" if preamble else "") + asked + head, reply
 
 
@@ -236,10 +236,10 @@ def comparison(rng, ask, text, answer, by_subject, principles, with_notes):
 
 # The lessons of a judge: a share of the reviews, and how often each principle comes alone; "": all together.
 LESSONS = (
-    (0.12, {"stray": 1}),
-    (0.16, {"stray": 3, "aside": 7}),
+    (0.16, {"stray": 1}),
+    (0.18, {"stray": 3, "aside": 7}),
     (0.10, {**dict.fromkeys(ON_A_SENTENCE, 1), "aside": 3}),
-    (0.62, {**dict.fromkeys(ON_A_SENTENCE, 1), "aside": 3, "": 27}),
+    (0.56, {**dict.fromkeys(ON_A_SENTENCE, 1), "aside": 3, "": 27}),
 )
 
 
