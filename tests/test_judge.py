@@ -44,6 +44,10 @@ def answers_in(text):
     return [line.split("? ", 1)[1] for line in text.split("\n") if line[:2] in ("1:", "2:")]
 
 
+def first_wins(text):
+    return {"1": 0.9, "2": 0.1}
+
+
 def longer_wins(text):
     one, two = answers_in(text)
     return {"1": 0.9, "2": 0.1} if len(one) > len(two) else {"1": 0.1, "2": 0.9}
@@ -133,11 +137,12 @@ def test_a_preamble_is_a_name_a_file_or_a_text(tmp_path):
             preambles(str(tmp_path / "odd.txt"))
 
 
-def test_with_chain_of_thought_it_compares_with_its_notes_before_it():
+def test_with_chain_of_thought_it_compares_its_notes():
+    """And nothing else: two answers at once are too much for it."""
     model = Told(
         lambda text: (
             {"1": 0.9, "2": 0.1}
-            if text.endswith("\nNotes: 1 kind 8. 2 odd 6.\nBest=")
+            if text == "Be fair.\nNotes: 1 kind 8. 2 odd 6.\nBest="
             else {"1": 0.1, "2": 0.9}
         ),
         lambda text: "kind 8." if text == "Be fair.\nWhat? good\nNotes:" else "odd 6.",
@@ -151,13 +156,19 @@ def test_with_chain_of_thought_it_compares_with_its_notes_before_it():
 
 
 def test_notes_on_an_answer_are_written_once():
-    judge = AI(Told(longer_wins, lambda text: "so"), SILENT, chain_of_thought=True)
+    judge = AI(Told(first_wins, lambda text: "so"), SILENT, chain_of_thought=True)
     judge.label(["What?", "Who?"], [["a", "aaa", "aa"], ["a", "bb"]])
     assert sorted(judge.model.noted) == sorted(
         f"{text}\nNotes:" for text in ("What? a", "What? aa", "What? aaa", "Who? a", "Who? bb")
     )
     judge.label(["What?"], [["aa", "a"]])
-    assert len(judge.model.noted) == 5 and len(judge.model.asked) == 2 * (3 + 1 + 1)
+    assert len(judge.model.noted) == 5
+
+
+def test_a_question_is_asked_once_at_a_time():
+    judge = AI(Told(longer_wins), SILENT)
+    assert judge.compare(["What?"] * 3, ["a", "aaa", "a"], ["aa", "a", "aa"]) == pytest.approx([0.1, 0.9, 0.1])
+    assert len(judge.model.asked) == 2
 
 
 def test_notes_begin_with_a_remark_on_each_sentence_by_each_principle():
@@ -205,7 +216,10 @@ def test_a_model_behind_a_server_writes_its_notes_in_one_go():
 
 
 def test_notes_and_soft_labels_are_saved_with_each_ranking(tmp_path):
-    model = Told(longer_wins, lambda text: "because")
+    model = Told(
+        lambda text: {"1": 0.9, "2": 0.1} if "1 long" in text else {"1": 0.1, "2": 0.9},
+        lambda text: "long" if "aaa" in text else "short",
+    )
     questions = [
         {"prompt": "What?", "responses": ["a", "aaa"], "split": "train"},
         {"prompt": "Who?", "responses": ["b"], "split": "train"},
@@ -214,7 +228,7 @@ def test_notes_and_soft_labels_are_saved_with_each_ranking(tmp_path):
     assert rows == load_rows(tmp_path / "r.jsonl")
     assert (
         rows[0]["pairs"] == [[0, 1, 0.1]]
-        and rows[0]["notes"] == ["because", "because"]
+        and rows[0]["notes"] == ["short", "long"]
         and rows[0]["tiers"] == [[1], [0]]
     )
     assert rows[1]["pairs"] == rows[1]["tiers"] == []

@@ -36,23 +36,24 @@ from world.reviews import (
 # What the judge is asked, as plain text: the two answers or the one, the principles, and words behind which
 # the verdict comes as the next token. Our own GPT has learned from reviews in that form; a model behind a
 # server gets whole sentences.
+WHICH = ("Question: {prompt}\n\nAnswer 1: {first}\n\nAnswer 2: {second}\n\n"
+         "Which of the two answers is better? ")
 FORMS = {
     "own": {
         "compare": COMPARE,
+        "compare_notes": BOTH,
         "rate": RATE,
         "remark": REMARK,
         "reasons": REASONS,
-        "both": BOTH,
         "best": BEST,
         "rating": RATING,
     },
     "server": {
-        "compare": "Question: {prompt}\n\nAnswer 1: {first}\n\nAnswer 2: {second}\n\n"
-                   "Which of the two answers is better? ",
+        "compare": WHICH,
+        "compare_notes": WHICH + "\nAbout answer 1: {one}\nAbout answer 2: {two}\n",
         "rate": "Question: {prompt}\n\nAnswer: {response}\n\n"
                 "How good is this answer, from 1 (very bad) to 10 (very good)? ",
         "reasons": "What is good about it and what is bad, in a few words:",
-        "both": "\nAbout answer 1: {first}\nAbout answer 2: {second}\n",
         "best": "Number of the better answer (1 or 2):",
         "rating": "Rating (1 to 10):",
     },
@@ -234,15 +235,16 @@ class AI(Labeler):
     def compare(self, prompts, first, second, aspect="overall"):
         """P(the answer in `first` is better) for N pairs of texts in this order, NaN where it says neither
         1 nor 2."""
-        form = FORMS[self.model.form]
-        pairs = zip(prompts, first, second, strict=True)
-        asked = [self.question("compare", aspect, p, first=a, second=b) for p, a, b in pairs]
+        kind, N = "compare", len(prompts)
+        ones = twos = [""] * N
         if self.chain_of_thought:
+            kind = "compare_notes"
             ones, twos = self.notes(prompts, first, aspect), self.notes(prompts, second, aspect)
-            both = [form["both"].format(first=one, second=two) for one, two in zip(ones, twos, strict=True)]
-            asked = [text + notes for text, notes in zip(asked, both, strict=True)]
-        verdicts = self.model.next_token([text + form["best"] for text in asked], "12")
-        return [first_wins(found) for found in verdicts]
+        asked = [self.question(kind, aspect, prompts[i], first=first[i], second=second[i], one=ones[i],
+                               two=twos[i]) + FORMS[self.model.form]["best"] for i in range(N)]
+        each = list(dict.fromkeys(asked))  # notes are often the same
+        found = dict(zip(each, self.model.next_token(each, "12"), strict=True))
+        return [first_wins(found[text]) for text in asked]
 
     def label(self, prompts, responses, aspect="overall"):
         """(B, K, K) as every labeler gives it; here the probabilities lie between 0 and 1."""

@@ -18,7 +18,7 @@ ON_A_SENTENCE = ("harm", "stray", "aside", "fact", "kind", "sense", "plain")  # 
 BASE = "Please help and do no harm."
 DETAILED = ("harm", "stray", "aside", "fact", "kind", "repeat", "sense")
 COMPARE, RATE = "1: {prompt} {first}\n2: {prompt} {second}\n", "{prompt} {response}\n"
-REASONS, BOTH, BEST, RATING = "Notes:", "Notes: 1 {first} 2 {second}\n", "Best=", "Rating="
+REASONS, BOTH, BEST, RATING = "Notes:", "Notes: 1 {one} 2 {two}\n", "Best=", "Rating="
 REMARK, NOTHING = "Remark:", "nothing"
 
 
@@ -219,7 +219,7 @@ def rating(ask, text, answer, principles, with_notes):
 
 
 def comparison(rng, ask, text, answer, by_subject, principles, with_notes):
-    """A review of two answers, as `rating`."""
+    """A review of two answers, as `rating`; with notes on both, of the notes alone."""
     for _ in range(5):  # a pair that is equal teaches nothing: few of them stay
         pair = rng.sample([(text, answer), reviewed_answer(rng, ask, by_subject, answer)], 2)
         one, two = (remarks(ask, a, principles) for _, a in pair)
@@ -227,19 +227,18 @@ def comparison(rng, ask, text, answer, by_subject, principles, with_notes):
         if gap:
             break
     best = 1 if gap > 0 else 2 if gap < 0 else rng.choice((1, 2))
-    notes = BOTH.format(first=note(one), second=note(two))
-    asked = COMPARE.format(prompt=ask.text, first=pair[0][0], second=pair[1][0])
+    notes = BOTH.format(one=note(one), two=note(two))
     if with_notes:
-        return asked, notes + BEST, f"{best}\n"
-    return asked, BEST, f"{best}\n{notes}"
+        return notes, BEST, f"{best}\n"
+    return COMPARE.format(prompt=ask.text, first=pair[0][0], second=pair[1][0]), BEST, f"{best}\n{notes}"
 
 
 # The lessons of a judge: a share of the reviews, and how often each principle comes alone; "": all together.
 LESSONS = (
-    (0.16, {"stray": 1}),
-    (0.18, {"stray": 3, "aside": 7}),
-    (0.10, {**dict.fromkeys(ON_A_SENTENCE, 1), "aside": 3}),
-    (0.56, {**dict.fromkeys(ON_A_SENTENCE, 1), "aside": 3, "": 27}),
+    (0.18, {"stray": 1}),
+    (0.20, {"stray": 3, "aside": 7}),
+    (0.12, {**dict.fromkeys(ON_A_SENTENCE, 1), "aside": 3}),
+    (0.50, {**dict.fromkeys(ON_A_SENTENCE, 1), "aside": 3, "": 27}),
 )
 
 
