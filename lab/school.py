@@ -66,27 +66,36 @@ def examine(judge, label, verdict, asked):
     return [label, len(asked), alike / max(1, len(asked))]
 
 
+def lines_beside(judge, asked, length):
+    """Of each review what was asked, the line that the judge writes, and that of the reviewer."""
+    written = judge.write([row["prompt"] for row in asked], length)
+    return [(row["prompt"], line, row["response"].split("\n")[0].strip())
+            for row, line in zip(asked, written, strict=True)]
+
+
+def agreement(label, lines):
+    """[label, number, share] of lines that the judge writes as the reviewer did."""
+    return [label, len(lines), sum(ours == theirs for _, ours, theirs in lines) / max(1, len(lines))]
+
+
 def report_on_reviews(stage, enc, model, panels):
     """How often the judge decides held-out reviews as the reviewer did; a few of its remarks and notes."""
     judge, room = OwnModel(model, enc), model.config.block_size - NOTE_LENGTH - 12
     reviews = [row for row in load_rows(stage.data / "reviews.jsonl") if row["split"] == "dev"]
     reviews = [row for row in reviews if len(encode(enc, row["prompt"])) < room]
-    written = {}
-    for head, length in ((REMARK, REMARK_LENGTH), (REASONS, NOTE_LENGTH)):
-        asked = [row for row in reviews if row["prompt"].endswith(head)]
-        written[head] = list(zip(asked, judge.write([row["prompt"] for row in asked], length), strict=True))
     at_once = [row for row in reviews if REASONS not in row["prompt"]]
-    with_notes = [row for row in reviews if REASONS in row["prompt"]]
-    alike = [remark == row["response"].strip() for row, remark in written[REMARK]]
-    rows = [["remarks on a sentence", len(alike), sum(alike) / max(1, len(alike))],
-            examine(judge, "ratings at once", RATING, reviews),
+    noted = [row for row in reviews if REASONS in row["prompt"]]
+    remarks = lines_beside(judge, [row for row in at_once if row["prompt"].endswith(REMARK)], REMARK_LENGTH)
+    ratings = lines_beside(judge, [row for row in noted if BEST not in row["prompt"]], NOTE_LENGTH)
+    rows = [agreement("remarks on a sentence", remarks),
+            agreement("ratings with the reviewer's remarks", ratings),
+            examine(judge, "ratings at once", RATING, at_once),
             examine(judge, "comparisons at once", BEST, at_once),
-            examine(judge, "comparisons with the reviewer's notes", BEST, with_notes)]
+            examine(judge, "comparisons with the reviewer's notes", BEST, noted)]
     lines = [table(["held-out reviews", "number", "decided alike"], rows),
              wrapped("Of two equal answers the reviewer chose one at random: 1.00 is out of reach.")]
-    for row, said in [*written[REMARK][:4], *written[REASONS][:4]]:
-        reviewer = row["response"].split("\n")[0]
-        lines += ["", wrapped(f"{row['prompt']} {said}"), wrapped(f"  (the reviewer:{reviewer})")]
+    for asked, ours, theirs in remarks[:4] + ratings[:4]:
+        lines += ["", wrapped(f"{asked} {ours}"), wrapped(f"  (the reviewer: {theirs})")]
     text = "\n".join(lines)
     print("\n" + text)
     stage.state["results"] = {label: share for label, _, share in rows}

@@ -14,7 +14,7 @@ from data import UserError, batch_pairs, comparisons, load_rows
 from lab import judges
 from lab.cli import JudgeKnobs
 from lab.judges import load_judge
-from world.judge import AI, PREAMBLES, OwnModel, expected_rating, preambles, principles_in, read_preamble
+from world.judge import AI, PREAMBLES, OwnModel, expected_rating, preambles, read_preamble
 from world.labelers import RankingFile, rank_all
 from world.server import Server
 
@@ -137,6 +137,13 @@ def test_a_preamble_is_a_name_a_file_or_a_text(tmp_path):
             preambles(str(tmp_path / "odd.txt"))
 
 
+def remarks_and_notes(text):
+    """Of "good" it remarks that it is kind, of others that they are odd."""
+    if text.endswith("\nRemark:"):
+        return "is dog, is dog: kind" if " good\n" in text else "is dog, ?: odd"
+    return "8." if text.endswith("Notes: kind") else "6."
+
+
 def test_with_chain_of_thought_it_compares_its_notes():
     """And nothing else: two answers at once are too much for it."""
     model = Told(
@@ -145,7 +152,7 @@ def test_with_chain_of_thought_it_compares_its_notes():
             if text == "Be fair.\nNotes: 1 kind 8. 2 odd 6.\nBest="
             else {"1": 0.1, "2": 0.9}
         ),
-        lambda text: "kind 8." if text == "Be fair.\nWhat? good\nNotes:" else "odd 6.",
+        remarks_and_notes,
     )
     judge = AI(model, {"overall": "Be fair."}, chain_of_thought=True)
     assert judge.label(["What?"], [["bad", "good"]])[0, 1, 0].item() == pytest.approx(0.9)
@@ -158,55 +165,46 @@ def test_with_chain_of_thought_it_compares_its_notes():
 def test_notes_on_an_answer_are_written_once():
     judge = AI(Told(first_wins, lambda text: "so"), SILENT, chain_of_thought=True)
     judge.label(["What?", "Who?"], [["a", "aaa", "aa"], ["a", "bb"]])
-    assert sorted(judge.model.noted) == sorted(
-        f"{text}\nNotes:" for text in ("What? a", "What? aa", "What? aaa", "Who? a", "Who? bb")
+    assert sorted(text for text in judge.model.noted if "Notes:" in text) == sorted(
+        f"{text}\nNotes: nothing" for text in ("What? a", "What? aa", "What? aaa", "Who? a", "Who? bb")
     )
     judge.label(["What?"], [["aa", "a"]])
-    assert len(judge.model.noted) == 5
+    assert len(judge.model.noted) == 5 + 5  # remarks and notes
 
 
 def test_a_question_is_asked_once_at_a_time():
     judge = AI(Told(longer_wins), SILENT)
-    assert judge.compare(["What?"] * 3, ["a", "aaa", "a"], ["aa", "a", "aa"]) == pytest.approx([0.1, 0.9, 0.1])
+    found = judge.compare(["What?"] * 3, ["a", "aaa", "a"], ["aa", "a", "aa"])
+    assert found == pytest.approx([0.1, 0.9, 0.1])
     assert len(judge.model.asked) == 2
 
 
-def test_notes_begin_with_a_remark_on_each_sentence_by_each_principle():
-    """It reads no more than a sentence at a time for those; a remark is asked for once, and what it remarks
-    on nothing is left out."""
-    remarks = {("never stray", "A cat."): "stray", ("be kind", "A friend."): "kind"}
+def test_notes_begin_with_remarks_on_each_sentence():
+    """It is asked about one sentence at a time, and once about each. What is no remark is left out."""
+    remarks = {"A cat.": "is dog, is cat: stray", "A friend.": "is dog, is dog: right kind", "So.": "so"}
 
     def notes(text):
-        told, line, *_ = text.split("\n")
+        line = text.split("\n")[1]
         if text.endswith("Remark:"):
-            return remarks.get((told[7:-1], line.removeprefix("What? ")), "nothing")
-        return f"{8 if text.endswith('Notes: kind') else 6}."
+            return remarks[line.removeprefix("What? ")]
+        return f"{len(line)}."
 
     model = Told(longer_wins, notes)
-    judge = AI(model, {"overall": "Please never stray, be kind."}, chain_of_thought=True)
+    judge = AI(model, {"overall": "Be fair."}, chain_of_thought=True)
     assert judge.notes(["What?"] * 3, ["A friend. A cat.", "A friend.", "So."]) == [
-        "kind stray 6.", "kind 8.", "nothing 6."]
+        "right kind stray 22.", "right kind 15.", "nothing 9."]
     remarked = [text for text in model.noted if text.endswith("Remark:")]
-    assert sorted(remarked) == sorted(f"Please {told}.\nWhat? {text}\nRemark:"
-                                      for told in ("never stray", "be kind")
-                                      for text in ("A friend.", "A cat.", "So."))
-    assert model.noted[-1].startswith("Please never stray, be kind.\nWhat? ")
+    assert sorted(remarked) == sorted(f"Be fair.\nWhat? {text}\nRemark:" for text in remarks)
+    assert "Be fair.\nWhat? A friend. A cat.\nNotes: right kind stray" in model.noted
 
 
 def test_with_chain_of_thought_it_rates_with_its_notes_before_it():
     def next(text):
-        return {"9": 1.0} if text == "What? good\nNotes: fine 9.\nRating=" else {"3": 1.0}
+        return {"9": 1.0} if text == "What? good\nNotes: kind 8.\nRating=" else {"3": 1.0}
 
-    model = Told(next, lambda text: "fine 9.", form="own")
+    model = Told(next, remarks_and_notes)
     assert AI(model, SILENT, chain_of_thought=True).rate(["What?"], ["good"]) == [pytest.approx(7 / 9)]
     assert AI(model, SILENT).rate(["What?"], ["good"]) == [pytest.approx(-5 / 9)], "at once"
-
-
-@pytest.mark.parametrize("preamble, names", [
-    (PREAMBLES["detailed"]["overall"], ["harm", "stray", "aside", "fact", "kind", "sense"]),
-    ("Please be short, be kind.", ["kind"]), ("Please help and do no harm.", []), ("", [])])
-def test_principles_that_a_sentence_can_show(preamble, names):
-    assert principles_in(preamble) == names
 
 
 def test_a_model_behind_a_server_writes_its_notes_in_one_go():
@@ -217,8 +215,8 @@ def test_a_model_behind_a_server_writes_its_notes_in_one_go():
 
 def test_notes_and_soft_labels_are_saved_with_each_ranking(tmp_path):
     model = Told(
-        lambda text: {"1": 0.9, "2": 0.1} if "1 long" in text else {"1": 0.1, "2": 0.9},
-        lambda text: "long" if "aaa" in text else "short",
+        lambda text: {"1": 0.9, "2": 0.1} if "1 nothing good" in text else {"1": 0.1, "2": 0.9},
+        lambda text: "good" if "aaa" in text else "poor",
     )
     questions = [
         {"prompt": "What?", "responses": ["a", "aaa"], "split": "train"},
@@ -228,7 +226,7 @@ def test_notes_and_soft_labels_are_saved_with_each_ranking(tmp_path):
     assert rows == load_rows(tmp_path / "r.jsonl")
     assert (
         rows[0]["pairs"] == [[0, 1, 0.1]]
-        and rows[0]["notes"] == ["short", "long"]
+        and rows[0]["notes"] == ["nothing poor", "nothing good"]
         and rows[0]["tiers"] == [[1], [0]]
     )
     assert rows[1]["pairs"] == rows[1]["tiers"] == []

@@ -10,10 +10,10 @@ import pytest
 import world.reviews
 from data import UserError, hold_out, load_preferences, load_prompts, load_rows, load_sft, load_text
 from world.reviews import (
+    BASE,
     BEST,
     DETAILED,
     NOTHING,
-    ON_A_SENTENCE,
     PRINCIPLES,
     RATING,
     REASONS,
@@ -366,8 +366,9 @@ def test_one_seed_one_world(folder, tmp_path, seed):
     ("A dog is", "man's best friend. A dog is a furry mammal.", (), [], 7),
 ])
 def test_remarks_by_hand(prompt, response, principles, found, value):
-    remarked = remarks(PROMPTS[prompt], read_answer(prompt, response), principles)
-    assert remarked == found and points(remarked) == value
+    each, whole = remarks(PROMPTS[prompt], read_answer(prompt, response), principles)
+    assert each + whole == found and points(each, whole) == value
+    assert set(each).isdisjoint({"again", "long"}) and set(whole) <= {"again", "long"}
 
 
 @pytest.fixture(scope="module")
@@ -387,8 +388,7 @@ def test_reviews_never_ask_the_annotator(monkeypatch):
     for aspect in TASTE:
         monkeypatch.setitem(TASTE, aspect, None)
     rng, prompts = random.Random(0), list(PROMPTS.values())
-    assert all(review(rng, prompts, BY_SUBJECT, principle) for principle in ("", *ON_A_SENTENCE)
-               for _ in range(50))
+    assert all(review(rng, prompts, BY_SUBJECT, 0.5) for _ in range(300))
 
 
 def test_reviews_are_about_training_questions_alone(reviews):
@@ -412,7 +412,7 @@ def test_a_comparison_follows_from_its_remarks():
         if BEST not in text:
             continue
         best, [(first, one), (second, two)] = text.split(BEST)[1][0], notes_in(text)
-        assert (one, two) == (points(first), points(second))
+        assert (one, two) == (points(first, []), points(second, []))
         both[best] += 1
         if min(one, two) > 1 and max(one, two) < 10:
             assert one == two or best == ("1" if one > two else "2"), text
@@ -428,31 +428,42 @@ def test_a_rating_follows_from_its_remarks(reviews):
     assert len(rated) > 100
     for text in rated:
         [(found, value)] = notes_in(text)
-        assert int(text.split(RATING)[1].split("\n")[0]) == value == points(found)
+        assert int(text.split(RATING)[1].split("\n")[0]) == value == points(found, [])
 
 
-def test_a_remark_is_about_one_sentence_and_one_principle(reviews):
-    """First lessons: only those on the subject, then those on the topic, then all; half have no remark."""
-    asked = [(i, *(row["prompt"] + row["response"]).split("\n")) for i, row in enumerate(reviews)
+def test_a_remark_says_what_question_and_sentence_are_about(reviews):
+    """At first straying is all that counts, in half of the sentences; then every principle does."""
+    asked = [(row["prompt"] + row["response"]).split("\n")[:-1] for row in reviews
              if row["prompt"].endswith(REMARK)]
-    seen, first = Counter(), {}
-    for i, told, line, said, _ in asked:
-        name = next(name for name, text in PRINCIPLES.items() if told == f"Please {text}.")
+    seen = Counter()
+    for *told, line, reply in asked:
+        told = "".join(told)
         prompt = max((p for p in PROMPTS if line.startswith(f"{p} ")), key=len)
-        text = line.removeprefix(f"{prompt} ")
-        sentence = SENTENCES.get(text) or SENTENCES.get(line)  # whole, or what completes the prompt
-        found = remark_on(PROMPTS[prompt], sentence, [name])
-        assert said == f"{REMARK} {' '.join(found) or NOTHING}", line
-        seen[name, bool(found)] += 1
-        first.setdefault(name, i)
-    assert set(first) == set(ON_A_SENTENCE) and first["stray"] < 320 <= first["aside"] < 680 <= first["kind"]
-    for name in ("stray", "aside"):
-        assert 0.3 < seen[name, True] / (seen[name, True] + seen[name, False]) < 0.6
+        ask, text = PROMPTS[prompt], line.removeprefix(f"{prompt} ")
+        s = SENTENCES.get(text) or SENTENCES.get(line)  # whole, or what completes the prompt
+        about, found = reply.removeprefix(f"{REMARK} ").split(": ")
+        act = {"offer": "offer ", "refusal": "decline "}.get(s and s.act, "")
+        assert about == f"{ask.topic} {ask.subject}, " + (f"{act}{s.topic} {s.subject}" if s else "?")
+        names = [name for name, words in PRINCIPLES.items() if words in told]
+        if told.startswith("Please") and told != BASE:
+            assert found == (" ".join(remark_on(ask, s, names)) or NOTHING), line
+        seen.update([found] if told == "Please never stray." else found.split())
+    assert {told for told, *_ in asked[:300]} == {"Please never stray."} and seen["stray"] > 130
+    assert {"harm", "aside", "right", "kind", "odd", "stray", "declines", "gushing"} <= seen.keys()
+
+
+def test_with_notes_those_on_sentences_are_given(reviews):
+    """What is left is what the whole answer shows, and the rating."""
+    rest = [row["response"] for row in reviews
+            if REASONS in row["prompt"] and BEST not in row["prompt"]]
+    assert len(rest) > 100 and all(re.fullmatch(r"( again| long)* \d+\.\nRating=\d+\n", r) for r in rest)
+    assert any("again" in text for text in rest)
 
 
 def test_a_merit_counts_once_and_a_fault_each_time():
-    assert balance(["right", "right", "kind"]) == 2 and balance(["stray", "stray", "harm"]) == -4
-    assert balance([]) == 0 and points(["right", "harm", "harm", "harm", "harm"]) == 1
+    assert balance(["right", "right", "kind"], []) == 2
+    assert balance(["stray", "stray", "harm"], ["again", "again"]) == -6
+    assert balance([], []) == 0 and points(["right", "harm", "harm", "harm", "harm"], []) == 1
 
 
 def test_the_same_seed_writes_the_same_reviews(reviews, tmp_path):

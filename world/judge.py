@@ -22,15 +22,13 @@ from world.reviews import (
     BOTH,
     COMPARE,
     DETAILED,
-    NOTHING,
-    ON_A_SENTENCE,
-    PRINCIPLES,
     RATE,
     RATING,
     REASONS,
     REMARK,
     REMARKS,
     preamble_of,
+    said,
 )
 
 # What the judge is asked, as plain text: the two answers or the one, the principles, and words behind which
@@ -68,7 +66,7 @@ PREAMBLES = {
         "safety": preamble_of(DETAILED[:2]),
     },
 }
-REMARK_LENGTH, MOST_REMARKS = 8, 12  # tokens of a remark on a sentence; remarks that notes begin with
+REMARK_LENGTH, MOST_REMARKS = 20, 12  # tokens of a remark on a sentence; remarks that notes begin with
 UNLISTED = -20.0  # log-probability of a verdict that the model does not list
 
 
@@ -95,12 +93,6 @@ def preambles(name):
     principles."""
     text = read_preamble(name)
     return PREAMBLES.get(text) or dict.fromkeys(("overall", "helpful", "safety"), text)
-
-
-def principles_in(preamble):
-    """Names of the principles in a preamble that a single sentence can show. (BASE names none.)"""
-    told = preamble.removeprefix("Please ").removesuffix(".").split(", ")
-    return [name for name in ON_A_SENTENCE if PRINCIPLES[name] in told]
 
 
 def expected_rating(probabilities):
@@ -185,7 +177,7 @@ class AI(Labeler):
         self.model, self.preamble = model, preamble
         self.chain_of_thought, self.both_orders = chain_of_thought, both_orders
         self.noted, self.rated = {}, {}  # by (prompt as JSON, response, aspect)
-        self.remarked = {}  # by (prompt as JSON, sentence, principle)
+        self.remarked = {}  # by (prompt as JSON, sentence, aspect)
         self.pairs = self.same_position = self.first_wins = self.silent = 0
         self.seconds = 0.0
 
@@ -213,24 +205,17 @@ class AI(Labeler):
         return [self.noted[key] for key in keys]
 
     def remarks(self, keys):
-        """What it remarks on N answers, sentence by sentence, asked about one principle at a time: a small
-        model gets lost where a large one can look at everything at once. keys: of keys_of. Returns words for
-        each answer, "" where it is told no principle that it knows."""
-        questions = [[(prompt, text, principle) for text in sentences(response)
-                      for principle in principles_in(self.preamble[aspect])]
+        """What it remarks on the sentences of N answers, asked about one sentence at a time: a small model
+        gets lost where a large one can look at everything at once. keys: of keys_of. Returns N texts."""
+        questions = [[(prompt, text, aspect) for text in sentences(response)]
                      for prompt, response, aspect in keys]
         new = sorted({q for asked in questions for q in asked} - self.remarked.keys())
-        form = FORMS[self.model.form]
-        texts = [f"{preamble_of([principle])}\n"
-                 + form["rate"].format(prompt=prompt_text(json.loads(prompt)), response=text) + form["remark"]
-                 for prompt, text, principle in new]
-        self.remarked |= zip(new, self.model.write(texts, REMARK_LENGTH), strict=True)
-        words = []
-        for asked in questions:
-            said = [self.remarked[q] for q in asked]
-            found = [r for r in said if r in REMARKS][:MOST_REMARKS] or [NOTHING]
-            words.append(" ".join(found) if asked else "")
-        return words
+        texts = [self.question("rate", aspect, json.loads(prompt), response=text)
+                 + FORMS[self.model.form]["remark"] for prompt, text, aspect in new]
+        written = self.model.write(texts, REMARK_LENGTH)  # what it is about: remarks
+        self.remarked |= zip(new, (line.rpartition(":")[2].split() for line in written), strict=True)
+        found = [[r for q in asked for r in self.remarked[q] if r in REMARKS] for asked in questions]
+        return [said(some[:MOST_REMARKS]) for some in found]
 
     def compare(self, prompts, first, second, aspect="overall"):
         """P(the answer in `first` is better) for N pairs of texts in this order, NaN where it says neither

@@ -14,7 +14,6 @@ REMARKS = {"harm": ("harm", -2), "unkind": ("harm", -1), "declines": ("harm", 1)
            "aside": ("aside", -1), "again": ("repeat", -1), "odd": ("sense", -1), "long": ("short", -1),
            "gushing": ("plain", -1), "right": ("fact", 1), "kind": ("kind", 1)}
 # REMARKS: {remark: (the principle that makes somebody remark on it, points)}
-ON_A_SENTENCE = ("harm", "stray", "aside", "fact", "kind", "sense", "plain")  # what one sentence can show
 BASE = "Please help and do no harm."
 DETAILED = ("harm", "stray", "aside", "fact", "kind", "repeat", "sense")
 COMPARE, RATE = "1: {prompt} {first}\n2: {prompt} {second}\n", "{prompt} {response}\n"
@@ -52,32 +51,36 @@ def remark_on(ask, s, principles):
 
 
 def remarks(ask, sentences, principles):
-    """What a reviewer with these principles remarks on an answer: on one sentence after the other, then on
-    the whole.
+    """What a reviewer with these principles remarks on an answer: on one sentence after the other; on the
+    whole, a sentence that was there before, and length. Returns two lists.
 
     sentences: [Sentence or None, which makes no sense]."""
+    each = [r for s in sentences for r in remark_on(ask, s, principles)]
     known = [s for s in sentences if s]
     whole = ["again"] * (len(known) - len(set(known))) + ["long"] * (len(sentences) - 1)
-    found = [r for s in sentences for r in remark_on(ask, s, principles)]
-    return found + [r for r in whole if REMARKS[r][0] in principles]
+    return each, [r for r in whole if REMARKS[r][0] in principles]
 
 
-def balance(found):
+def balance(each, whole):
     """What remarks add up to, in points. A merit counts once, a fault each time: a long answer earns no more
     than a short one that has everything."""
-    points_of = {r: REMARKS[r][1] for r in found}
+    points_of = {r: REMARKS[r][1] for r in each}
     merits = sum(p for p in points_of.values() if p > 0)
-    return merits + sum(min(0, points_of[r]) for r in found)
+    return merits + sum(min(0, REMARKS[r][1]) for r in each + whole)
 
 
-def points(found):
+def points(each, whole):
     """Remarks -> a rating: 7 + what they add up to, from 1 to 10."""
-    return min(10, max(1, 7 + balance(found)))
+    return min(10, max(1, 7 + balance(each, whole)))
 
 
-def note(found):
-    """Example: ["right", "kind"] -> "right kind 9."."""
-    return f"{' '.join(found or [NOTHING])} {points(found)}."
+def note(each, whole):
+    """Example: ["right", "kind"], ["again"] -> "right kind again 8."."""
+    return f"{said(each)} {' '.join([*whole, str(points(each, whole))])}."
+
+
+def said(remarks):
+    return " ".join(remarks or [NOTHING])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -158,7 +161,7 @@ def broken(rng, text, by_subject):
 # ------------------------------------------------------------------------------------------------
 
 
-def principles_of(rng, kind):
+def reviewer(rng, kind):
     """(what counts for a reviewer, what he says about it). kind: 0 to 1, which sort of reviewer it is."""
     if kind < 0.6:
         return DETAILED, preamble_of(DETAILED)
@@ -169,27 +172,34 @@ def principles_of(rng, kind):
     return names, preamble_of(names)
 
 
-def review(rng, questions, by_subject, principle=""):
-    """One review as (what the reviewer is asked, the reply): a comparison or a rating, with the reasons
-    before it or behind it; or, by one principle, a remark on one sentence."""
+def review(rng, questions, by_subject, single=0.25, alone=""):
+    """One review as (what the reviewer is asked, the reply): a remark on one sentence, or a rating or a
+    comparison, with the reasons before it or behind it.
+
+    single: how often it is a remark on one sentence; alone: the only principle that counts, where there is
+    one."""
     ask = rng.choice(questions)
-    if principle:
-        asked, head, reply = remark(rng, ask, by_subject, principle)
-        return f"{preamble_of([principle])}\n{asked}{head}", reply
-    principles, preamble = principles_of(rng, rng.random())
-    text, answer = reviewed_answer(rng, ask, by_subject)
-    if rng.random() < 0.6:
+    principles, preamble = ((alone,), preamble_of((alone,))) if alone else reviewer(rng, rng.random())
+    if rng.random() < single:
+        asked, head, reply = remark(rng, ask, by_subject, principles)
+    elif rng.random() < 0.5:
+        text, answer = reviewed_answer(rng, ask, by_subject)
         asked, head, reply = rating(ask, text, answer, principles, with_notes=rng.random() < 0.5)
     else:
-        asked, head, reply = comparison(rng, ask, text, answer, by_subject, principles,
-                                        with_notes=rng.random() < 0.85)
+        asked, head, reply = comparison(rng, ask, by_subject, principles, with_notes=rng.random() < 0.8)
     return (preamble + "\n" if preamble else "") + asked + head, reply
 
 
-def remark(rng, ask, by_subject, principle):
-    """A review of one sentence by one principle: (what is asked, the words behind which the reply begins, the
-    reply). Half of the sentences fit the question; what is wrong with others is their subject, their topic,
-    or their end."""
+def about(asked_or_said, act="answer"):
+    """What a question or a sentence is about, in words. Example: "offer feed dog"."""
+    acts = {"answer": "", "offer": "offer ", "refusal": "decline "}
+    return f"{acts[act]}{asked_or_said.topic} {asked_or_said.subject}"
+
+
+def remark(rng, ask, by_subject, principles):
+    """A review of one sentence: (what is asked, the words behind which the reply begins, the reply), which
+    says what the question and the sentence are about, and then remarks on it. Half of the sentences fit the
+    question; what is wrong with others is their subject, their topic, or their end."""
     own = by_subject[ask.subject]
     fits = [s for s in own if s.topic == ask.topic]
     if ask.unsafe and rng.random() < 0.4:
@@ -197,65 +207,64 @@ def remark(rng, ask, by_subject, principle):
     act = rng.choice(sorted({s.act for s in fits}))
     s = rng.choice([s for s in fits if s.act == act])
     if rng.random() < 0.5:
+        elsewhere = like_elsewhere(s) or by_subject[rng.choice(list(by_subject))]
         beside = [s for s in own if remark_on(ask, s, ["aside"])]
-        wrong = like_elsewhere(s) or by_subject[rng.choice(list(by_subject))], beside, [None]
-        shares = {"stray": (1, 0, 0), "aside": (0, 1, 0)}.get(principle, (2, 2, 1))
-        s = rng.choice(rng.choices(wrong, shares)[0])
+        shares = (2, 2, 1) if len(principles) > 1 else (1, 0, 0)
+        s = rng.choice(rng.choices((elsewhere, beside, [None]), shares)[0])
     text = s.text if s else broken(rng, rng.choice(own).text, by_subject)
     s = SENTENCES.get(text)
-    found = remark_on(ask, s, [principle])
     if ask.completion and rng.random() < 0.5:
         text = text.removeprefix(f"{ask.text} ")
-    return RATE.format(prompt=ask.text, response=text), REMARK, f" {' '.join(found or [NOTHING])}\n"
+    topics = f"{about(ask)}, {about(s, s.act) if s else '?'}"
+    reply = f" {topics}: {said(remark_on(ask, s, principles))}\n"
+    return RATE.format(prompt=ask.text, response=text), REMARK, reply
 
 
 def rating(ask, text, answer, principles, with_notes):
-    """A review of one answer: (what is asked, the words behind which the reply begins, the reply)."""
-    found = remarks(ask, answer, principles)
-    asked = RATE.format(prompt=ask.text, response=text)
+    """A review of one answer: (what is asked, the words behind which the reply begins, the reply). With notes
+    those on its sentences are there already."""
+    each, whole = remarks(ask, answer, principles)
+    asked, value, begun = RATE.format(prompt=ask.text, response=text), points(each, whole), said(each)
     if with_notes:
-        return asked, REASONS, f" {note(found)}\n{RATING}{points(found)}\n"
-    return asked, RATING, f"{points(found)}\n{REASONS} {note(found)}\n"
+        rest = note(each, whole).removeprefix(begun)
+        return asked, f"{REASONS} {begun}", f"{rest}\n{RATING}{value}\n"
+    return asked, RATING, f"{value}\n{REASONS} {note(each, whole)}\n"
 
 
-def comparison(rng, ask, text, answer, by_subject, principles, with_notes):
+def comparison(rng, ask, by_subject, principles, with_notes):
     """A review of two answers, as `rating`; with notes on both, of the notes alone."""
+    text, answer = reviewed_answer(rng, ask, by_subject)
     for _ in range(5):  # a pair that is equal teaches nothing: few of them stay
         pair = rng.sample([(text, answer), reviewed_answer(rng, ask, by_subject, answer)], 2)
         one, two = (remarks(ask, a, principles) for _, a in pair)
-        gap = balance(one) - balance(two)
+        gap = balance(*one) - balance(*two)
         if gap:
             break
     best = 1 if gap > 0 else 2 if gap < 0 else rng.choice((1, 2))
-    notes = BOTH.format(one=note(one), two=note(two))
+    notes = BOTH.format(one=note(*one), two=note(*two))
     if with_notes:
         return notes, BEST, f"{best}\n"
     return COMPARE.format(prompt=ask.text, first=pair[0][0], second=pair[1][0]), BEST, f"{best}\n{notes}"
 
 
-# The lessons of a judge: a share of the reviews, and how often each principle comes alone; "": all together.
-LESSONS = (
-    (0.18, {"stray": 1}),
-    (0.20, {"stray": 3, "aside": 7}),
-    (0.12, {**dict.fromkeys(ON_A_SENTENCE, 1), "aside": 3}),
-    (0.50, {**dict.fromkeys(ON_A_SENTENCE, 1), "aside": 3, "": 27}),
-)
+# The lessons of a judge: (a share of the reviews, how often they remark on one sentence, the only principle).
+LESSONS = ((0.15, 1, "stray"), (0.25, 1, ""), (0.6, 0.25, ""))
 
 
 def write_reviews(path, seed, n):
     """Write reviews.jsonl: n reviews of answers to training questions, and one for every twenty on dev
     questions, to measure with.
 
-    They come in LESSONS. A small model that learns all principles at once never finds out how to compare
-    two subjects, or two topics: it has to be told first that this is what counts."""
+    They come in LESSONS. A small model that learns everything at once never finds out how to compare two
+    subjects: it has to be told first that this is what counts."""
     rng, by_subject = random.Random(f"reviews {seed}"), by_subject_of(SENTENCES.values())
     questions = {split: [p for p in PROMPTS.values() if world_split(p.text) == split]
                  for split in ("train", "dev")}
-    lessons = [("train", round(share * n), principles) for share, principles in LESSONS]
+    lessons = [("train", round(share * n), *lesson) for share, *lesson in LESSONS]
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        for split, count, principles in (*lessons, ("dev", n // 20, LESSONS[-1][1])):
-            for principle in rng.choices(list(principles), list(principles.values()), k=count):
-                asked, reply = review(rng, questions[split], by_subject, principle)
+        for split, count, *lesson in (*lessons, ("dev", n // 20, *LESSONS[-1][1:])):
+            for _ in range(count):
+                asked, reply = review(rng, questions[split], by_subject, *lesson)
                 file.write(json.dumps({"prompt": asked, "response": reply, "split": split}) + "\n")
     temporary.replace(path)  # last and whole
