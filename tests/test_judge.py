@@ -337,7 +337,7 @@ def test_flags_may_name_a_server(server, tmp_path, monkeypatch):
 
 
 def test_flags_may_name_a_model_that_has_learned_from_reviews(monkeypatch, make_gpt, enc):
-    reviews, asked = {"judge": 100000, "sft": 0}, []
+    reviews, asked = {"judge": 80000, "sft": 0}, []
     stage = SimpleNamespace(parent=lambda name: asked.append(name) or name, device="cpu")
     monkeypatch.setattr(judges, "load_checkpoint", lambda path: {"knobs": {"reviews": reviews[path]}})
     monkeypatch.setattr(judges, "load_model", lambda path, device: (make_gpt(), {}))
