@@ -136,8 +136,8 @@ def order_of(rows, cfg):
     """A function: step -> indices of its rows. Demonstrations come in a new order every epoch, reviews
     lesson by lesson."""
     if cfg.reviews:
-        lessons = by_length(rows, cfg.batch_size)
-        return lambda step: lessons[step % len(lessons)]
+        batches = by_length(rows, cfg.batch_size)
+        return lambda step: batches[step % len(batches)]
     return lambda step: epoch_order(len(rows), step, cfg.batch_size, cfg.seed)
 
 

@@ -9,10 +9,8 @@ from lab import parallel
 from lab.report import table
 from lab.terminal import wrapped
 from model import GPT, GPTConfig
-from world.judge import REMARK_LENGTH, OwnModel
+from world.judge import NOTES_LENGTH, REMARK_LENGTH, OwnModel
 from world.reviews import BEST, RATING, REASONS, REMARK, write_reviews
-
-NOTE_LENGTH = 48  # tokens of a judge's note
 
 
 def with_context(model, block_size):
@@ -74,21 +72,22 @@ def lines_beside(judge, asked, length):
 
 
 def agreement(label, lines):
-    """[label, number, share] of lines that the judge writes as the reviewer did."""
-    return [label, len(lines), sum(ours == theirs for _, ours, theirs in lines) / max(1, len(lines))]
+    """[label, number, share] of lines that the judge ends as the reviewer did, behind what they are about."""
+    ends = [[line.rpartition(": ")[2] for line in two] for _, *two in lines]
+    return [label, len(lines), sum(ours == theirs for ours, theirs in ends) / max(1, len(lines))]
 
 
 def report_on_reviews(stage, enc, model, panels):
     """How often the judge decides held-out reviews as the reviewer did; a few of its remarks and notes."""
-    judge, room = OwnModel(model, enc), model.config.block_size - NOTE_LENGTH - 12
+    judge, room = OwnModel(model, enc), model.config.block_size - NOTES_LENGTH - 2  # the "\n\n" before it
     reviews = [row for row in load_rows(stage.data / "reviews.jsonl") if row["split"] == "dev"]
     reviews = [row for row in reviews if len(encode(enc, row["prompt"])) < room]
     at_once = [row for row in reviews if REASONS not in row["prompt"]]
     noted = [row for row in reviews if REASONS in row["prompt"]]
     remarks = lines_beside(judge, [row for row in at_once if row["prompt"].endswith(REMARK)], REMARK_LENGTH)
-    ratings = lines_beside(judge, [row for row in noted if BEST not in row["prompt"]], NOTE_LENGTH)
+    ratings = lines_beside(judge, [row for row in noted if BEST not in row["prompt"]], NOTES_LENGTH)
     rows = [agreement("remarks on a sentence", remarks),
-            agreement("ratings with the reviewer's remarks", ratings),
+            agreement("notes on the whole, with the reviewer's remarks", ratings),
             examine(judge, "ratings at once", RATING, at_once),
             examine(judge, "comparisons at once", BEST, at_once),
             examine(judge, "comparisons with the reviewer's notes", BEST, noted)]

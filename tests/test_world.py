@@ -18,8 +18,9 @@ from world.reviews import (
     RATING,
     REASONS,
     REMARK,
-    balance,
+    broken,
     points,
+    rating,
     remark_on,
     remarks,
     review,
@@ -364,10 +365,14 @@ def test_one_seed_one_world(folder, tmp_path, seed):
     ("What is a dog?", "It is wrong to steal a dog.", DETAILED, ["unkind"], 6),
     ("A dog is", "man's best friend. A dog is a furry mammal.", ("short", "plain"), ["gushing", "long"], 5),
     ("A dog is", "man's best friend. A dog is a furry mammal.", (), [], 7),
+    ("What is a dog?", "To steal a cat, wait until it is dark.", ("harm", "stray", "aside"), ["harm"], 5),
+    ("What is a dog?", "To steal a cat, wait until it is dark.", ("stray", "aside"), ["stray"], 6),
+    ("What is a dog?", "It is wrong to steal a dog.", ("aside", "kind"), ["aside"], 6),
+    ("How do I steal a dog?", "To steal a dog, wait until it is dark.", ("fact", "kind", "aside"), [], 7),
 ])
 def test_remarks_by_hand(prompt, response, principles, found, value):
     each, whole = remarks(PROMPTS[prompt], read_answer(prompt, response), principles)
-    assert each + whole == found and points(each, whole) == value
+    assert each + whole == found and rating(each, whole) == value
     assert set(each).isdisjoint({"again", "long"}) and set(whole) <= {"again", "long"}
 
 
@@ -412,7 +417,7 @@ def test_a_comparison_follows_from_its_remarks():
         if BEST not in text:
             continue
         best, [(first, one), (second, two)] = text.split(BEST)[1][0], notes_in(text)
-        assert (one, two) == (points(first, []), points(second, []))
+        assert (one, two) == (rating(first, []), rating(second, []))
         both[best] += 1
         if min(one, two) > 1 and max(one, two) < 10:
             assert one == two or best == ("1" if one > two else "2"), text
@@ -428,7 +433,7 @@ def test_a_rating_follows_from_its_remarks(reviews):
     assert len(rated) > 100
     for text in rated:
         [(found, value)] = notes_in(text)
-        assert int(text.split(RATING)[1].split("\n")[0]) == value == points(found, [])
+        assert int(text.split(RATING)[1].split("\n")[0]) == value == rating(found, [])
 
 
 def test_a_remark_says_what_question_and_sentence_are_about(reviews):
@@ -460,10 +465,17 @@ def test_with_notes_those_on_sentences_are_given(reviews):
     assert any("again" in text for text in rest)
 
 
+def test_a_broken_sentence_breaks_behind_what_it_has_to_begin_with():
+    rng = random.Random(0)
+    found = {broken(rng, "A dog is a furry mammal.", BY_SUBJECT, "A dog is") for _ in range(300)}
+    assert len(found) > 200 and all(text.startswith("A dog is ") and text.count(".") == 1 for text in found)
+    assert any(not broken(rng, "A dog is a furry mammal.", BY_SUBJECT).startswith("A dog") for _ in range(20))
+
+
 def test_a_merit_counts_once_and_a_fault_each_time():
-    assert balance(["right", "right", "kind"], []) == 2
-    assert balance(["stray", "stray", "harm"], ["again", "again"]) == -6
-    assert balance([], []) == 0 and points(["right", "harm", "harm", "harm", "harm"], []) == 1
+    assert points(["right", "right", "kind"], []) == 2
+    assert points(["stray", "stray", "harm"], ["again", "again"]) == -6
+    assert points([], []) == 0 and rating(["right", "harm", "harm", "harm", "harm"], []) == 1
 
 
 def test_the_same_seed_writes_the_same_reviews(reviews, tmp_path):

@@ -63,10 +63,11 @@ PREAMBLES = {
     "detailed": {
         "overall": preamble_of(DETAILED),
         "helpful": preamble_of([name for name in DETAILED if name != "harm"]),
-        "safety": preamble_of(DETAILED[:2]),
+        "safety": preamble_of(("harm", "stray")),
     },
 }
-REMARK_LENGTH, MOST_REMARKS = 20, 12  # tokens of a remark on a sentence; remarks that notes begin with
+REMARK_LENGTH, NOTES_LENGTH = 20, 48  # tokens of a remark on a sentence, and of notes on an answer
+MOST_REMARKS = 12  # that notes begin with
 UNLISTED = -20.0  # log-probability of a verdict that the model does not list
 
 
@@ -167,11 +168,10 @@ class AI(Labeler):
     second). (RLAIF, section 2.1.)
 
     model: OwnModel or Server; preamble: what it is told to look for, {aspect: text}; chain_of_thought: it
-    writes notes about each answer first, which it reads by itself, and has them before it when it rates, or
-    those on both when it compares; both_orders: False asks in one order only."""
+    takes notes on each answer first, by itself, and has them before it when it rates that answer, or those on
+    both when it compares; both_orders: False asks in one order only."""
 
     name, title, answers, batch = "ai", "the AI judge", 4, 64
-    longest_notes = 48
 
     def __init__(self, model, preamble, chain_of_thought=False, both_orders=True):
         self.model, self.preamble = model, preamble
@@ -199,7 +199,7 @@ class AI(Labeler):
         asked = [self.question("rate", aspect, json.loads(p), response=r) for p, r, _ in new]
         heads = [f"{text}{form['reasons']} {words}".rstrip()
                  for text, words in zip(asked, begun, strict=True)]
-        written = self.model.write(heads, self.longest_notes)
+        written = self.model.write(heads, NOTES_LENGTH)
         notes = [f"{words} {more}".strip() for words, more in zip(begun, written, strict=True)]
         self.noted |= zip(new, notes, strict=True)
         return [self.noted[key] for key in keys]

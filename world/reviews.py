@@ -1,11 +1,21 @@
 """Reviews: what our own AI judge has read. A reviewer states the principles that count, compares two answers
-to a question or rates one, and says why. What becomes of an answer follows from its remarks alone, a point
-for each; the annotator's taste (world/taste.py) has no part in it."""
+to a question or rates one, and says why. What becomes of an answer follows from its remarks alone; the
+annotator's taste (world/taste.py) has no part in it."""
 import functools
 import json
 import random
+from typing import NamedTuple
 
-from world.tiny import OFFERED, PROMPTS, SENTENCES, by_subject_of, choose, demonstration, mark, world_split
+from world.tiny import (
+    HARMLESS,
+    OFFERED,
+    PROMPTS,
+    SENTENCES,
+    by_subject_of,
+    choose,
+    demonstration,
+    world_split,
+)
 
 PRINCIPLES = {"harm": "do no harm", "stray": "never stray", "aside": "never go aside", "fact": "tell a fact",
               "kind": "be kind", "repeat": "never repeat", "sense": "make sense", "short": "be short",
@@ -34,20 +44,28 @@ def preamble_of(names):
 
 
 def remark_on(ask, s, principles):
-    """What a reviewer with these principles remarks on one sentence (None: it makes no sense), in words.
+    """What a reviewer with these principles remarks on one sentence (None: it makes no sense), in words: the
+    gravest thing of those that count, and whether it gushes.
 
     Example: "A dog is man's best friend." to "What is a dog?" -> ["kind"]."""
-    remark, found = "odd" if s is None else mark(ask, s, []), []
-    excused = s and remark == "aside" and s.act == "refusal"
-    if remark in ("odd", "stray", "aside") and not excused:
-        found.append(remark)
-    elif s.act == "refusal":
-        found.append("declines" if ask.unsafe else "unkind")
-    elif s.act == "answer":
-        found.append(remark)
-    if s and s.warm and s.act == "answer":
-        found.append("gushing")
-    return [r for r in found if REMARKS[r][0] in principles]
+    if s is None:
+        true = {"odd": True}
+    else:
+        aside = s.topic != ask.topic and not (ask.unsafe and s.topic in OFFERED)
+        fits = s.subject == ask.subject and not aside
+        harmless = s.topic in HARMLESS
+        true = {
+            "harm": s.act == "answer" and not harmless,
+            "stray": s.subject != ask.subject,
+            "declines": s.act == "refusal" and ask.unsafe,
+            "unkind": s.act == "refusal" and not ask.unsafe,
+            "aside": aside,
+            "kind": s.act == "answer" and harmless and fits and s.warm,
+            "right": s.act == "answer" and harmless and fits and not s.warm,
+        }
+    found = [remark for remark, it_is in true.items() if it_is and REMARKS[remark][0] in principles][:1]
+    gushes = s and s.warm and s.act == "answer" and REMARKS["gushing"][0] in principles
+    return found + ["gushing"] * bool(gushes)
 
 
 def remarks(ask, sentences, principles):
@@ -61,7 +79,7 @@ def remarks(ask, sentences, principles):
     return each, [r for r in whole if REMARKS[r][0] in principles]
 
 
-def balance(each, whole):
+def points(each, whole):
     """What remarks add up to, in points. A merit counts once, a fault each time: a long answer earns no more
     than a short one that has everything."""
     points_of = {r: REMARKS[r][1] for r in each}
@@ -69,14 +87,14 @@ def balance(each, whole):
     return merits + sum(min(0, REMARKS[r][1]) for r in each + whole)
 
 
-def points(each, whole):
+def rating(each, whole):
     """Remarks -> a rating: 7 + what they add up to, from 1 to 10."""
-    return min(10, max(1, 7 + balance(each, whole)))
+    return min(10, max(1, 7 + points(each, whole)))
 
 
 def note(each, whole):
     """Example: ["right", "kind"], ["again"] -> "right kind again 8."."""
-    return f"{said(each)} {' '.join([*whole, str(points(each, whole))])}."
+    return f"{said(each)} {' '.join([*whole, str(rating(each, whole))])}."
 
 
 def said(remarks):
@@ -119,7 +137,8 @@ def reviewed_answer(rng, ask, by_subject, like=()):
 
 
 def change_a_sentence(rng, ask, by_subject, answer, on_topic):
-    """Replace a sentence of an answer, take it away, or put one in front of it (in place)."""
+    """Replace a sentence of an answer, take it away, put one in front of it, or leave all as it is (in
+    place)."""
     i = rng.randrange(len(answer))
     swapped = like_elsewhere(answer[i]) if rng.random() < 0.15 else []
     other = rng.choice(swapped or reviewed_answer(rng, ask, by_subject)[1]) or rng.choice(on_topic)
@@ -141,19 +160,20 @@ def thrown_together(rng, by_subject, own, on_topic):
 def break_off(rng, ask, by_subject, answer):
     """Let a few sentences of an answer end as others do. Returns (text, [Sentence or None])."""
     texts = [s.text for s in answer]
-    for i in range(int(ask.completion), len(answer)):
-        text = broken(rng, texts[i], by_subject)
+    for i, text in enumerate(texts):
+        text = broken(rng, text, by_subject, ask.text if ask.completion and i == 0 else "")
         if rng.random() < 0.06 and text not in SENTENCES:
             texts[i], answer[i] = text, None
     start = len(ask.text) + 1 if ask.completion else 0
     return " ".join(texts)[start:], answer
 
 
-def broken(rng, text, by_subject):
-    """A sentence that breaks off into the end of another one."""
+def broken(rng, text, by_subject, begin=""):
+    """A sentence that breaks off into the end of another one, not before the words with which it has to
+    begin."""
     words, ending = text.split(), rng.choice(rng.choice(list(by_subject.values()))).text.split()
-    text = " ".join(words[: rng.randint(1, len(words))] + ending[rng.randint(1, len(ending)) :])
-    return text.rstrip(".") + "."
+    kept = rng.randint(max(1, len(begin.split())), len(words) - 1)
+    return " ".join(words[:kept] + ending[rng.randint(1, len(ending) - 1) :])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -161,13 +181,15 @@ def broken(rng, text, by_subject):
 # ------------------------------------------------------------------------------------------------
 
 
-def reviewer(rng, kind):
-    """(what counts for a reviewer, what he says about it). kind: 0 to 1, which sort of reviewer it is."""
+def reviewer(rng):
+    """(what counts for a reviewer, what he says about it)."""
+    kind = rng.random()
     if kind < 0.6:
         return DETAILED, preamble_of(DETAILED)
-    if kind < 0.7:  # who says little about what counts has a taste, too; nobody can know which
+    if kind < 0.7:  # who says little about what counts has principles of his own; nobody can know which
         always = ("harm", "stray", "aside") if kind < 0.65 else ()
-        return always + tuple(name for name in PRINCIPLES if rng.random() < 0.5), BASE if kind < 0.65 else ""
+        names = [name for name in PRINCIPLES if name in always or rng.random() < 0.5]
+        return names, BASE if always else ""
     names = rng.sample(list(PRINCIPLES), rng.randint(1, 6))
     return names, preamble_of(names)
 
@@ -179,14 +201,14 @@ def review(rng, questions, by_subject, single=0.25, alone=""):
     single: how often it is a remark on one sentence; alone: the only principle that counts, where there is
     one."""
     ask = rng.choice(questions)
-    principles, preamble = ((alone,), preamble_of((alone,))) if alone else reviewer(rng, rng.random())
+    principles, preamble = ((alone,), preamble_of((alone,))) if alone else reviewer(rng)
     if rng.random() < single:
-        asked, head, reply = remark(rng, ask, by_subject, principles)
+        asked, head, reply = review_of_sentence(rng, ask, by_subject, principles)
     elif rng.random() < 0.5:
         text, answer = reviewed_answer(rng, ask, by_subject)
-        asked, head, reply = rating(ask, text, answer, principles, with_notes=rng.random() < 0.5)
+        asked, head, reply = review_of_answer(ask, text, answer, principles, with_notes=rng.random() < 0.5)
     else:
-        asked, head, reply = comparison(rng, ask, by_subject, principles, with_notes=rng.random() < 0.8)
+        asked, head, reply = review_of_pair(rng, ask, by_subject, principles, with_notes=rng.random() < 0.8)
     return (preamble + "\n" if preamble else "") + asked + head, reply
 
 
@@ -196,22 +218,23 @@ def about(asked_or_said, act="answer"):
     return f"{acts[act]}{asked_or_said.topic} {asked_or_said.subject}"
 
 
-def remark(rng, ask, by_subject, principles):
+def review_of_sentence(rng, ask, by_subject, principles):
     """A review of one sentence: (what is asked, the words behind which the reply begins, the reply), which
-    says what the question and the sentence are about, and then remarks on it. Half of the sentences fit the
-    question; what is wrong with others is their subject, their topic, or their end."""
+    says what the question and the sentence are about, and then remarks on it. Half of the sentences are on
+    the topic; what is wrong with others is their subject, their topic, or their end."""
     own = by_subject[ask.subject]
-    fits = [s for s in own if s.topic == ask.topic]
+    on_topic = [s for s in own if s.topic == ask.topic]
     if ask.unsafe and rng.random() < 0.4:
-        fits = [s for s in own if s.topic in OFFERED]
-    act = rng.choice(sorted({s.act for s in fits}))
-    s = rng.choice([s for s in fits if s.act == act])
+        on_topic = [s for s in own if s.topic in OFFERED]
+    act = rng.choice(sorted({s.act for s in on_topic}))
+    s = rng.choice([s for s in on_topic if s.act == act])
+    text = broken(rng, s.text, by_subject, ask.text if ask.completion else "")
     if rng.random() < 0.5:
-        elsewhere = like_elsewhere(s) or by_subject[rng.choice(list(by_subject))]
+        others = by_subject[rng.choice([subject for subject in by_subject if subject != ask.subject])]
         beside = [s for s in own if remark_on(ask, s, ["aside"])]
-        shares = (2, 2, 1) if len(principles) > 1 else (1, 0, 0)
-        s = rng.choice(rng.choices((elsewhere, beside, [None]), shares)[0])
-    text = s.text if s else broken(rng, rng.choice(own).text, by_subject)
+        shares = (1, 0, 0) if tuple(principles) == ("stray",) else (2, 2, 1)
+        s = rng.choice(rng.choices((like_elsewhere(s) or others, beside, [None]), shares)[0])
+    text = s.text if s else text
     s = SENTENCES.get(text)
     if ask.completion and rng.random() < 0.5:
         text = text.removeprefix(f"{ask.text} ")
@@ -220,24 +243,24 @@ def remark(rng, ask, by_subject, principles):
     return RATE.format(prompt=ask.text, response=text), REMARK, reply
 
 
-def rating(ask, text, answer, principles, with_notes):
+def review_of_answer(ask, text, answer, principles, with_notes):
     """A review of one answer: (what is asked, the words behind which the reply begins, the reply). With notes
     those on its sentences are there already."""
     each, whole = remarks(ask, answer, principles)
-    asked, value, begun = RATE.format(prompt=ask.text, response=text), points(each, whole), said(each)
+    asked, value, begun = RATE.format(prompt=ask.text, response=text), rating(each, whole), said(each)
     if with_notes:
         rest = note(each, whole).removeprefix(begun)
         return asked, f"{REASONS} {begun}", f"{rest}\n{RATING}{value}\n"
     return asked, RATING, f"{value}\n{REASONS} {note(each, whole)}\n"
 
 
-def comparison(rng, ask, by_subject, principles, with_notes):
-    """A review of two answers, as `rating`; with notes on both, of the notes alone."""
+def review_of_pair(rng, ask, by_subject, principles, with_notes):
+    """A review of two answers, as review_of_answer; with notes on both, of the notes alone."""
     text, answer = reviewed_answer(rng, ask, by_subject)
     for _ in range(5):  # a pair that is equal teaches nothing: few of them stay
         pair = rng.sample([(text, answer), reviewed_answer(rng, ask, by_subject, answer)], 2)
         one, two = (remarks(ask, a, principles) for _, a in pair)
-        gap = balance(*one) - balance(*two)
+        gap = points(*one) - points(*two)
         if gap:
             break
     best = 1 if gap > 0 else 2 if gap < 0 else rng.choice((1, 2))
@@ -247,24 +270,29 @@ def comparison(rng, ask, by_subject, principles, with_notes):
     return COMPARE.format(prompt=ask.text, first=pair[0][0], second=pair[1][0]), BEST, f"{best}\n{notes}"
 
 
-# The lessons of a judge: (a share of the reviews, how often they remark on one sentence, the only principle).
-LESSONS = ((0.15, 1, "stray"), (0.25, 1, ""), (0.6, 0.25, ""))
+class Lesson(NamedTuple):
+    share: float  # of the reviews
+    single: float = 0.25  # how often they are remarks on one sentence
+    alone: str = ""  # the only principle that counts, where there is one
+
+
+LESSONS = (Lesson(0.15, 1, "stray"), Lesson(0.25, 1), Lesson(0.6))
 
 
 def write_reviews(path, seed, n):
     """Write reviews.jsonl: n reviews of answers to training questions, and one for every twenty on dev
     questions, to measure with.
 
-    They come in LESSONS. A small model that learns everything at once never finds out how to compare two
-    subjects: it has to be told first that this is what counts."""
+    They come in LESSONS: a small model is to find out first how to compare two subjects, before everything
+    else comes in, and how to look at one sentence before it adds up an answer."""
     rng, by_subject = random.Random(f"reviews {seed}"), by_subject_of(SENTENCES.values())
     questions = {split: [p for p in PROMPTS.values() if world_split(p.text) == split]
                  for split in ("train", "dev")}
-    lessons = [("train", round(share * n), *lesson) for share, *lesson in LESSONS]
+    parts = [("train", round(lesson.share * n), lesson) for lesson in LESSONS]
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        for split, count, *lesson in (*lessons, ("dev", n // 20, *LESSONS[-1][1:])):
+        for split, count, lesson in (*parts, ("dev", n // 20, LESSONS[-1])):
             for _ in range(count):
-                asked, reply = review(rng, questions[split], by_subject, *lesson)
+                asked, reply = review(rng, questions[split], by_subject, lesson.single, lesson.alone)
                 file.write(json.dumps({"prompt": asked, "response": reply, "split": split}) + "\n")
     temporary.replace(path)  # last and whole
