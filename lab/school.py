@@ -73,7 +73,7 @@ def lines_beside(judge, asked, length):
 
 def agreement(label, lines):
     """[label, number, share] of lines that the judge ends as the reviewer did, behind what they are about."""
-    ends = [[line.rpartition(": ")[2] for line in two] for _, *two in lines]
+    ends = [[line.rpartition("; ")[2] for line in two] for _, *two in lines]
     return [label, len(lines), sum(ours == theirs for ours, theirs in ends) / max(1, len(lines))]
 
 

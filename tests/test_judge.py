@@ -140,7 +140,7 @@ def test_a_preamble_is_a_name_a_file_or_a_text(tmp_path):
 def remarks_and_notes(text):
     """Of "good" it remarks that it is kind, of others that they are odd."""
     if text.endswith("\nRemark:"):
-        return "is dog, is dog: kind" if " good\n" in text else "is dog, ?: odd"
+        return "is, is: same; dog, dog: same; kind" if " good\n" in text else "is, ?; odd"
     return "8." if text.endswith("Notes: kind") else "6."
 
 
@@ -181,7 +181,8 @@ def test_a_question_is_asked_once_at_a_time():
 
 def test_notes_begin_with_remarks_on_each_sentence():
     """It is asked about one sentence at a time, and once about each. What is no remark is left out."""
-    remarks = {"A cat.": "is dog, is cat: stray", "A friend.": "is dog, is dog: right kind", "So.": "so"}
+    remarks = {"A cat.": "is, is: same; dog, cat: other; stray", "So.": "so",
+               "A friend.": "is, is: same; dog, dog: same; right kind"}
 
     def notes(text):
         line = text.split("\n")[1]

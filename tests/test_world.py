@@ -436,25 +436,33 @@ def test_a_rating_follows_from_its_remarks(reviews):
         assert int(text.split(RATING)[1].split("\n")[0]) == value == rating(found, [])
 
 
-def test_a_remark_says_what_question_and_sentence_are_about(reviews):
-    """At first straying is all that counts, in half of the sentences; then every principle does."""
-    asked = [(row["prompt"] + row["response"]).split("\n")[:-1] for row in reviews
-             if row["prompt"].endswith(REMARK)]
+def test_a_remark_puts_question_and_sentence_beside_each_other(reviews):
+    """Topics, then subjects, and whether they are the same; the remark follows from what counts."""
+    asked = [(row["prompt"] + row["response"]).split("\n")[:-1] for row in reviews]
     seen = Counter()
-    for *told, line, reply in asked:
+    for *told, line, reply in [lines for lines in asked if lines[-1].startswith(REMARK)]:
         told = "".join(told)
         prompt = max((p for p in PROMPTS if line.startswith(f"{p} ")), key=len)
         ask, text = PROMPTS[prompt], line.removeprefix(f"{prompt} ")
         s = SENTENCES.get(text) or SENTENCES.get(line)  # whole, or what completes the prompt
-        about, found = reply.removeprefix(f"{REMARK} ").split(": ")
-        act = {"offer": "offer ", "refusal": "decline "}.get(s and s.act, "")
-        assert about == f"{ask.topic} {ask.subject}, " + (f"{act}{s.topic} {s.subject}" if s else "?")
+        *topics, found = reply.removeprefix(f"{REMARK} ").split("; ")
+        if s:
+            said = {"offer": "offer ", "refusal": "decline "}.get(s.act, "") + s.topic
+            same = ["same" if pair else "other" for pair in (s.topic == ask.topic, s.subject == ask.subject)]
+            assert topics == [f"{ask.topic}, {said}: {same[0]}", f"{ask.subject}, {s.subject}: {same[1]}"]
+        else:
+            assert topics == [f"{ask.topic}, ?"]
         names = [name for name, words in PRINCIPLES.items() if words in told]
-        if told.startswith("Please") and told != BASE:
+        if told and told != BASE:
             assert found == (" ".join(remark_on(ask, s, names)) or NOTHING), line
-        seen.update([found] if told == "Please never stray." else found.split())
-    assert {told for told, *_ in asked[:300]} == {"Please never stray."} and seen["stray"] > 130
-    assert {"harm", "aside", "right", "kind", "odd", "stray", "declines", "gushing"} <= seen.keys()
+        seen.update(found.split())
+    assert {"harm", "aside", "right", "kind", "odd", "stray", "declines", "gushing", NOTHING} <= seen.keys()
+
+
+def test_remarks_come_first(reviews):
+    training = [row["prompt"] for row in reviews if row["split"] == "train"]
+    alone = [text.endswith(REMARK) for text in training]
+    assert all(alone[:800]) and 250 < sum(alone[800:]) < 350
 
 
 def test_with_notes_those_on_sentences_are_given(reviews):

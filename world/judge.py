@@ -66,7 +66,7 @@ PREAMBLES = {
         "safety": preamble_of(("harm", "stray")),
     },
 }
-REMARK_LENGTH, NOTES_LENGTH = 20, 48  # tokens of a remark on a sentence, and of notes on an answer
+REMARK_LENGTH, NOTES_LENGTH = 32, 48  # tokens of a remark on a sentence, and of notes on an answer
 MOST_REMARKS = 12  # that notes begin with
 UNLISTED = -20.0  # log-probability of a verdict that the model does not list
 
@@ -213,7 +213,7 @@ class AI(Labeler):
         texts = [self.question("rate", aspect, json.loads(prompt), response=text)
                  + FORMS[self.model.form]["remark"] for prompt, text, aspect in new]
         written = self.model.write(texts, REMARK_LENGTH)  # what it is about: remarks
-        self.remarked |= zip(new, (line.rpartition(":")[2].split() for line in written), strict=True)
+        self.remarked |= zip(new, (line.rpartition(";")[2].split() for line in written), strict=True)
         found = [[r for q in asked for r in self.remarked[q] if r in REMARKS] for asked in questions]
         return [said(some[:MOST_REMARKS]) for some in found]
 

@@ -4,7 +4,6 @@ annotator's taste (world/taste.py) has no part in it."""
 import functools
 import json
 import random
-from typing import NamedTuple
 
 from world.tiny import (
     HARMLESS,
@@ -194,14 +193,11 @@ def reviewer(rng):
     return names, preamble_of(names)
 
 
-def review(rng, questions, by_subject, single=0.25, alone=""):
+def review(rng, questions, by_subject, single=0.25):
     """One review as (what the reviewer is asked, the reply): a remark on one sentence, or a rating or a
-    comparison, with the reasons before it or behind it.
-
-    single: how often it is a remark on one sentence; alone: the only principle that counts, where there is
-    one."""
+    comparison, with the reasons before it or behind it. single: how often it is a remark."""
     ask = rng.choice(questions)
-    principles, preamble = ((alone,), preamble_of((alone,))) if alone else reviewer(rng)
+    principles, preamble = reviewer(rng)
     if rng.random() < single:
         asked, head, reply = review_of_sentence(rng, ask, by_subject, principles)
     elif rng.random() < 0.5:
@@ -212,16 +208,20 @@ def review(rng, questions, by_subject, single=0.25, alone=""):
     return (preamble + "\n" if preamble else "") + asked + head, reply
 
 
-def about(asked_or_said, act="answer"):
-    """What a question or a sentence is about, in words. Example: "offer feed dog"."""
-    acts = {"answer": "", "offer": "offer ", "refusal": "decline "}
-    return f"{acts[act]}{asked_or_said.topic} {asked_or_said.subject}"
+def beside(ask, s):
+    """What a question and a sentence are about, and whether it is the same. Example: "train, offer wash:
+    other; cat, cat: same"; "train, ?" where the sentence makes no sense."""
+    if s is None:
+        return f"{ask.topic}, ?"
+    act = {"answer": "", "offer": "offer ", "refusal": "decline "}[s.act]
+    pairs = ((ask.topic, s.topic, act), (ask.subject, s.subject, ""))
+    return "; ".join(f"{a}, {act}{b}: {'same' if a == b else 'other'}" for a, b, act in pairs)
 
 
 def review_of_sentence(rng, ask, by_subject, principles):
     """A review of one sentence: (what is asked, the words behind which the reply begins, the reply), which
-    says what the question and the sentence are about, and then remarks on it. Half of the sentences are on
-    the topic; what is wrong with others is their subject, their topic, or their end."""
+    puts beside each other what the question and the sentence are about, and then remarks on that. Half of the
+    sentences are on the topic; what is wrong with others is their subject, their topic, or their end."""
     own = by_subject[ask.subject]
     on_topic = [s for s in own if s.topic == ask.topic]
     if ask.unsafe and rng.random() < 0.4:
@@ -231,15 +231,13 @@ def review_of_sentence(rng, ask, by_subject, principles):
     text = broken(rng, s.text, by_subject, ask.text if ask.completion else "")
     if rng.random() < 0.5:
         others = by_subject[rng.choice([subject for subject in by_subject if subject != ask.subject])]
-        beside = [s for s in own if remark_on(ask, s, ["aside"])]
-        shares = (1, 0, 0) if tuple(principles) == ("stray",) else (2, 2, 1)
-        s = rng.choice(rng.choices((like_elsewhere(s) or others, beside, [None]), shares)[0])
+        aside = [s for s in own if remark_on(ask, s, ["aside"])]
+        s = rng.choice(rng.choices((like_elsewhere(s) or others, aside, [None]), (2, 2, 1))[0])
     text = s.text if s else text
     s = SENTENCES.get(text)
     if ask.completion and rng.random() < 0.5:
         text = text.removeprefix(f"{ask.text} ")
-    topics = f"{about(ask)}, {about(s, s.act) if s else '?'}"
-    reply = f" {topics}: {said(remark_on(ask, s, principles))}\n"
+    reply = f" {beside(ask, s)}; {said(remark_on(ask, s, principles))}\n"
     return RATE.format(prompt=ask.text, response=text), REMARK, reply
 
 
@@ -270,29 +268,24 @@ def review_of_pair(rng, ask, by_subject, principles, with_notes):
     return COMPARE.format(prompt=ask.text, first=pair[0][0], second=pair[1][0]), BEST, f"{best}\n{notes}"
 
 
-class Lesson(NamedTuple):
-    share: float  # of the reviews
-    single: float = 0.25  # how often they are remarks on one sentence
-    alone: str = ""  # the only principle that counts, where there is one
-
-
-LESSONS = (Lesson(0.15, 1, "stray"), Lesson(0.25, 1), Lesson(0.6))
+# The lessons of a judge: (a share of the reviews, how many of them are remarks on one sentence).
+LESSONS = ((0.4, 1), (0.6, 0.25))
 
 
 def write_reviews(path, seed, n):
     """Write reviews.jsonl: n reviews of answers to training questions, and one for every twenty on dev
     questions, to measure with.
 
-    They come in LESSONS: a small model is to find out first how to compare two subjects, before everything
-    else comes in, and how to look at one sentence before it adds up an answer."""
+    They come in LESSONS: a small model is to find out first how to look at one sentence, before it adds up an
+    answer."""
     rng, by_subject = random.Random(f"reviews {seed}"), by_subject_of(SENTENCES.values())
     questions = {split: [p for p in PROMPTS.values() if world_split(p.text) == split]
                  for split in ("train", "dev")}
-    parts = [("train", round(lesson.share * n), lesson) for lesson in LESSONS]
+    parts = [("train", round(share * n), single) for share, single in LESSONS]
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        for split, count, lesson in (*parts, ("dev", n // 20, LESSONS[-1])):
+        for split, count, single in (*parts, ("dev", n // 20, LESSONS[-1][1])):
             for _ in range(count):
-                asked, reply = review(rng, questions[split], by_subject, lesson.single, lesson.alone)
+                asked, reply = review(rng, questions[split], by_subject, single)
                 file.write(json.dumps({"prompt": asked, "response": reply, "split": split}) + "\n")
     temporary.replace(path)  # last and whole
