@@ -54,10 +54,11 @@ class Config(JudgeKnobs):
 
     answers_of: str = knob("sft", "stage of this run whose answers are ranked", heading="Questions")
     answers_per_prompt: int = knob(
-        0, "K answers to a question (InstructGPT: 4 to 9). 0: 8, or 4 for ai and human", low=0, high=9)
+        0, "K answers to a question (InstructGPT: 4 to 9). 0: 8, or 4 for human and a judge's server", low=0,
+        high=9)
     questions: int = knob(
         0, "training questions in all, spread over the prompts; a larger number goes on with a collection. "
-        "0: simulated 3 a prompt (helpful 8, safety 5, of pilot 2, of another model 1), ai 2500, human 20",
+        "0: 3 a prompt (helpful 8, safety 5, of a pilot 2, of another model 1), human 20",
         low=0, high=10**6, learned=False)
     held_out_rankings: int = knob(3, "rankings of a test prompt: the more, the steadier the figures", low=1,
                                   high=1000)
@@ -160,8 +161,8 @@ def questions_of(prompts, cfg):
     if not training:
         kind = {"overall": "there", "helpful": "marked as safe", "safety": "marked as unsafe"}[cfg.aspect]
         raise UserError(f"no training prompt is {kind}, and --aspect {cfg.aspect} asks about those")
-    usual = len(training) * {"sft": PER_PROMPT[cfg.aspect], "pilot": 2}.get(cfg.answers_of, 1)
-    wanted = cfg.questions or {"human": 20, "ai": 2500}.get(cfg.labeler, usual)
+    each = {"sft": PER_PROMPT[cfg.aspect], "pilot": 2, "pilot_ai": 2}.get(cfg.answers_of, 1)
+    wanted = cfg.questions or (20 if cfg.labeler == "human" else each * len(training))
     rng, drawn = random.Random(cfg.seed), []
     while len(drawn) < wanted:
         drawn += rng.sample(training, len(training))

@@ -109,7 +109,8 @@ def test_questions_come_round_by_round_so_that_the_first_are_spread_over_all_pro
     ({"answers_of": "pilot"}, 9 * 2),
     ({"answers_of": "ppo"}, 9),
     ({"answers_of": "ppo", "aspect": "safety"}, 3),
-    ({"labeler": "ai"}, 2500),
+    ({"labeler": "ai"}, 9 * 3),
+    ({"labeler": "ai", "answers_of": "pilot_ai"}, 9 * 2),
     ({"labeler": "human", "answers_of": "ppo"}, 20),
     ({"labeler": "human", "questions": 4}, 4),
 ])
@@ -350,7 +351,7 @@ def test_what_is_said_of_a_labeler():
     assert said[0] == "You have answered 1 of 20 questions; the same command asks the rest."
     assert len(said) == 2
     assert remarks(rows, human, 20, None) == said[:1]
-    silent = AI(None, {})
+    silent = AI(SimpleNamespace(form="own"), {})
     assert remarks(rows, silent, 20, None) == [], "an AI that was not asked this time"
 
 

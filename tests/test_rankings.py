@@ -45,7 +45,6 @@ from pipeline import (
 
 import data
 import world.judge
-from lab.commands import STAGES
 from lab.measure import calibration_slope, differences, scores_of
 from lab.rankings import once_each
 from lab.records import load_checkpoint, load_model, record_of
@@ -429,12 +428,15 @@ def test_an_ai_labels_in_the_humans_place(few, done):
     assert all(len(row["notes"]) == len(row["responses"]) for row in by_ai)
     assert record_of(run, "rankings_ai")["parents"].keys() == {"sft.pt", "judge.pt"}
 
-    assert STAGES["rm_ai"] == "train_rm.py --rankings rankings_ai --name rm_ai"
     out = flat(done(few, f"train_ppo.py {THREE} --reward rm_ai"))
     assert "rm_ai.pt is not there yet; first:" in out, "what train_ppo.py --reward rm_ai trains first"
     assert load_checkpoint(run / "rlaif.pt")["parents"].keys() == {
         "pretrain.pt", "sft.pt", "rm_ai.pt", "data/prompts.jsonl"}
-    assert load_checkpoint(run / "rm_ai.pt")["parents"].keys() == OF_RM | {"pretrain.pt", "rankings_ai.jsonl"}
+    assert load_checkpoint(run / "rm_ai.pt")["parents"].keys() == OF_RM | {
+        "rm_ai_first.pt", "rankings_ai.jsonl", "rankings_ai.pilot_ai.jsonl"}
+    assert load_checkpoint(run / "pilot_ai.pt")["parents"].keys() >= {"rm_ai_first.pt"}
+    rows = rows_of(run / "rankings_ai.pilot_ai.jsonl")
+    assert {row["labeler"] for row in rows if row["split"] == "train"} == {"ai"}
 
 
 def test_every_knob_of_the_judge_changes_the_labels(judge_knobs):

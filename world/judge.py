@@ -171,11 +171,12 @@ class AI(Labeler):
     takes notes on each answer first, by itself, and has them before it when it rates that answer, or those on
     both when it compares; both_orders: False asks in one order only."""
 
-    name, title, answers, batch = "ai", "the AI judge", 4, 64
+    name, title, batch = "ai", "the AI judge", 64
 
     def __init__(self, model, preamble, chain_of_thought=False, both_orders=True):
         self.model, self.preamble = model, preamble
         self.chain_of_thought, self.both_orders = chain_of_thought, both_orders
+        self.answers = 4 if model.form == "server" else 8  # a server's comparisons cost more than notes
         self.noted, self.rated = {}, {}  # by (prompt as JSON, response, aspect)
         self.remarked = {}  # by (prompt as JSON, sentence, aspect)
         self.pairs = self.same_position = self.first_wins = self.silent = 0
