@@ -592,7 +592,8 @@ def agree(p, wanted, chosen=None):
 def labels(args):
     """reward models on human, AI and mixed labels, and on more and more AI labels; docs/ai_labels.png"""
     human, n_human = of_sft_alone("rm_human")
-    everything = rankings("ai_8000", "--labeler", "ai", "--questions", "8000")
+    by_the_ai = ("--labeler", "ai", "--answers_per_prompt", "4")
+    everything = rankings("ai_8000", *by_the_ai, "--questions", "8000")
     by_ai = [len(row["pairs"]) for row in logged(everything) if row["split"] == "train"]
 
     def row(label, rankings, pairs, r):
@@ -605,7 +606,7 @@ def labels(args):
         rows.append(row("AI", 0, sum(by_ai[:n]), r))
         curve.append((sum(by_ai[:n]), corrected(r)))
     half = rankings("half_human", "--questions", str(n_human // 2))
-    other = rankings("half_ai", "--labeler", "ai", "--questions", "1250")
+    other = rankings("half_ai", *by_the_ai, "--questions", "1250")
     r = judged(reward_model("rm_half", "--rankings", half.name, other.name))
     pairs = sum(len(row["pairs"]) for row in logged(other) if row["split"] == "train")
     best = judged(human)
