@@ -213,7 +213,7 @@ class AI(Labeler):
         new = sorted({q for asked in questions for q in asked} - self.remarked.keys())
         texts = [self.question("rate", aspect, json.loads(prompt), response=text)
                  + FORMS[self.model.form]["remark"] for prompt, text, aspect in new]
-        written = self.model.write(texts, REMARK_LENGTH)  # what it is about: remarks
+        written = self.model.write(texts, REMARK_LENGTH)  # topics; subjects; remarks
         self.remarked |= zip(new, (line.rpartition(";")[2].split() for line in written), strict=True)
         found = [[r for q in asked for r in self.remarked[q] if r in REMARKS] for asked in questions]
         return [said(some[:MOST_REMARKS]) for some in found]
