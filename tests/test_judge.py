@@ -199,6 +199,18 @@ def test_notes_begin_with_remarks_on_each_sentence():
     assert "Be fair.\nWhat? A friend. A cat.\nNotes: right kind stray" in model.noted
 
 
+def test_notes_begin_with_at_most_twelve_remarks():
+    """What a rambling answer gets would not fit the context."""
+    model = Told(longer_wins, lambda text: "is; dog; kind" if "Remark:" in text else "9.")
+    judge = AI(model, SILENT, chain_of_thought=True)
+    assert judge.notes(["What?"], ["A. B. C. D. E. F. G. H. I. J. K. L. M."]) == ["kind " * 12 + "9."]
+
+
+def test_more_answers_are_compared_where_notes_are_cheap():
+    """Notes grow with the answers, a server's comparisons with their pairs."""
+    assert [AI(Told(longer_wins, form=form), SILENT).answers for form in ("own", "server")] == [8, 4]
+
+
 def test_with_chain_of_thought_it_rates_with_its_notes_before_it():
     def next(text):
         return {"9": 1.0} if text == "What? good\nNotes: kind 8.\nRating=" else {"3": 1.0}
