@@ -622,10 +622,11 @@ def n_by_human(seed):
     return sum(row["split"] == "train" for name in RANKED for row in logged(standard(name, seed)))
 
 
+DIRECT = ("--reward", "ai", "--kl_coef", "0.07")  # a rating has a top, so a nat is dearer at the same beta
 METHODS = (
     ("RLHF", "ppo"),
     ("RLAIF", "rlaif", "--reward", "rm_ai"),
-    ("direct RLAIF", "direct", "--reward", "ai"),
+    ("direct RLAIF", "direct", *DIRECT),
 )
 
 
@@ -672,11 +673,11 @@ def is_safe(prompt):
 
 def principle(args):
     """the judge is told to want short answers in place of kind ones: does the policy follow?"""
-    folder = make("direct", "--reward", "ai").parent
+    folder = make("direct", *DIRECT).parent
     names = ["short" if name == "kind" else name for name in DETAILED]
     file = folder / "brief.txt"
     file.write_text(preamble_of(names) + "\n", encoding="utf-8")
-    make("brief", "--reward", "ai", "--preamble", str(file))
+    make("brief", *DIRECT, "--preamble", str(file))
     prompts, enc, rows = prompts_of(folder), encoding_of(folder), []
     labels = {"sft": "(SFT, before PPO)", "direct": "told to want kind answers",
               "brief": "told to want short answers"}
@@ -696,16 +697,16 @@ def principle(args):
 def shift(args):
     """trained without one family of prompts, measured on it, with human and AI labels"""
     family = "library,school,bank,cake,soup"
-    cases = (("human labels", "shift_human", "rm_shift_human", "rankings"),
-             ("AI labels", "shift_ai", "rm_shift_ai", "rankings_ai"),
-             ("direct RLAIF", "shift_direct", "ai", None))
+    cases = (("human labels", "shift_human", "rankings", "--reward", "rm_shift_human"),
+             ("AI labels", "shift_ai", "rankings_ai", "--reward", "rm_shift_ai"),
+             ("direct RLAIF", "shift_direct", None, *DIRECT))
     rows, names = [], family.split(",")
-    for label, name, reward, collection in cases:
+    for label, name, collection, *flags in cases:
         known = new = None
         if collection:
-            path = reward_model(reward, "--rankings", collection, "--leave_out", family)
+            path = reward_model(flags[-1], "--rankings", collection, "--leave_out", family)
             known, new = corrected(judged(path)), corrected(results(path)["  subjects left out"])
-        path = make(name, "--leave_out", family, "--reward", reward)
+        path = make(name, "--leave_out", family, *flags)
         rows.append([label, known, new, win_rate(path, lambda p: not left_out(p, names)),
                      win_rate(path, lambda p: left_out(p, names))])
     n = sum(left_out(p, names) for p in prompts_of(run_of()))
