@@ -3,7 +3,7 @@
     python train_ppo.py --config tiny                      every missing stage is trained first
     python train_ppo.py --config tiny --reward llama2 --name llama2   two reward models (Llama 2)
     python train_ppo.py --config tiny --reward rm_ai       RLAIF: an AI ranked the answers; rlaif.pt
-    python train_ppo.py --config tiny --reward ai          direct RLAIF: an AI rates them; direct.pt
+    python train_ppo.py --config tiny --reward ai --kl_coef 0.07      direct RLAIF: an AI rates them
     python train_ppo.py --config tiny --reward rm_first --kl_coef 0 --name no_kl       watch it hack
 
 One iteration, as in the loop at the end of this file:
