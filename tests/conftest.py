@@ -1,6 +1,7 @@
 """What the tests share: the path to the sources, small models with large random weights, a small tokenizer,
 a server, commands in a process of their own."""
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -35,44 +36,66 @@ from lab.cli import run_main  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
-# Two processes: one runs the tests, one trains what they look at, and then runs the files below
+# Two processes: one runs the tests, one trains what they look at, and then takes files of the other's list
 # ------------------------------------------------------------------------------------------------
 
-BESIDE = ("test_formats.py", "test_hostile.py", "test_layout.py", "test_oracle.py", "test_properties.py",
-          "test_records.py", "test_rejection_sampling.py", "test_report.py", "test_run.py", "test_talk.py",
-          "test_terminal.py", "test_train_ppo.py", "test_train_rm.py",
-          "test_world.py")  # none of them may use multiprocessing
+ALONE = ("test_benchmark.py", "test_mutants.py")  # they have processes of their own
+
+
+def turn(item):
+    """0: a file for the process at the terminal, before anything is trained; 1: one that looks at what is
+    trained; 2: one that is run by whichever process comes to it first."""
+    if hasattr(item.module, "JOBS"):
+        return 1
+    return 0 if item.path.name in ALONE else 2
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name in BESIDE)  # stable: the rest stays in order
+    items.sort(key=turn)  # stable: the rest stays in order
 
 
 @pytest.fixture(scope="session", autouse=True)
 def in_a_process_beside(request, tmp_path_factory):
-    """What tests/test_pipeline.py looks at takes a minute to train: that begins at once. Where all of the
-    suite is run, the files of BESIDE come behind it."""
+    """What tests/test_pipeline.py looks at takes a minute to train: that begins at once. Then the process
+    beside takes the files of turn 2, the last one first, until the two meet."""
     items = request.session.items
     wanted = [(item.module, name) for item in items
               for name in getattr(item.module, "JOBS", ()) if name in item.fixturenames]
     if not wanted:
         yield
         return
-    slow = [item.nodeid for item in items if item.path.name in BESIDE]
+    files = {}
+    for item in items:
+        if turn(item) == 2:
+            files.setdefault(item.path.name, []).append(item.nodeid)
+    request.config.taken, request.config.beside = tmp_path_factory.mktemp("taken"), {}
     with get_context("spawn").Pool(1) as pool:
         last = wanted[0][0].begin(pool, {name for _, name in wanted}, tmp_path_factory.mktemp("finished"))
-        if slow:  # without names pytest would run everything
-            last = pool.apply_async(run_tests, [slow])
-            request.config.beside = dict.fromkeys(slow, last)
+        for name, tests in reversed(files.items()):
+            last = pool.apply_async(run_tests, [request.config.taken / name, tests])
+            request.config.beside[name] = last
         yield
         if not last.ready():  # who stops before the end does not wait for the rest of it
             for process in active_children():
                 process.kill()
 
 
-def run_tests(tests):
-    """For the process beside: {test: its reports}, in a form that can be sent."""
+@functools.cache
+def take(mark):
+    """Whether this process is the first of the two to ask for a file of tests."""
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def run_tests(mark, tests):
+    """For the process beside: {test: its reports}, in a form that can be sent; nothing where the other has
+    taken the file."""
+    if not take(mark):
+        return {}
     os.chdir(ROOT)
     watch = Watch()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -97,10 +120,10 @@ class Watch:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item, nextitem):
     """A test that the other process has run: its reports are shown as if it had been run here."""
-    beside = getattr(item.config, "beside", {}).get(item.nodeid)
-    if beside is None:
+    result = getattr(item.config, "beside", {}).get(item.path.name)
+    if result is None or take(item.config.taken / item.path.name):
         return None
-    for sent in beside.get(timeout=300)[item.nodeid]:
+    for sent in result.get(timeout=300)[item.nodeid]:
         report = item.config.hook.pytest_report_from_serializable(config=item.config, data=sent)
         item.ihook.pytest_runtest_logreport(report=report)
     return True

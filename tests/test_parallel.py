@@ -1,6 +1,7 @@
 """Several processes at one training take the steps of one. The processes here are forks of this one, with the
 environment that torchrun gives its own."""
 # ruff: noqa: F811 (fixtures are imported, and then named as arguments)
+import gc
 import json
 import multiprocessing
 import os
@@ -43,8 +44,10 @@ def processes(n, function, wanted=None):
         os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(n),
                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
                        "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        gc.freeze()  # stores of earlier tests: their threads are not here, so to end them would take for ever
         torch.manual_seed(7)
         with joined():
+            total(0.0)  # before all are there, none may leave
             found = function()
         end.send_bytes(pickle.dumps(found))
         os._exit(0)  # nothing of pytest's own end
@@ -56,6 +59,7 @@ def processes(n, function, wanted=None):
     for _, end in pipes:
         end.close()
     try:
+        assert all(there.poll(300) for there, _ in pipes[:wanted]), "a process says nothing"
         return [pickle.loads(there.recv_bytes()) for there, _ in pipes[:wanted]]
     finally:
         for process in started:
