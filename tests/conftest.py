@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 import io
+import itertools
 import json
 import os
 import random
@@ -11,8 +12,9 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 import pytest
@@ -36,54 +38,48 @@ from lab.cli import run_main  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
-# Two processes: one runs the tests, one trains what they look at, and then takes files of the other's list
+# Two processes: one runs the tests, one trains what they look at and then begins at the other end of the list
 # ------------------------------------------------------------------------------------------------
 
-ALONE = ("test_benchmark.py", "test_mutants.py")  # they have processes of their own
-
-
-def turn(item):
-    """0: a file for the process at the terminal, before anything is trained; 1: one that looks at what is
-    trained; 2: one that is run by whichever process comes to it first."""
-    if hasattr(item.module, "JOBS"):
-        return 1
-    return 0 if item.path.name in ALONE else 2
+CHUNK = 40  # tests of a file that stay together
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    items.sort(key=turn)  # stable: the rest stays in order
+    """Files that look at what is trained come last."""
+    items.sort(key=lambda item: hasattr(item.module, "JOBS"))  # stable: the rest stays in order
 
 
 @pytest.fixture(scope="session", autouse=True)
 def in_a_process_beside(request, tmp_path_factory):
     """What tests/test_pipeline.py looks at takes a minute to train: that begins at once. Then the process
-    beside takes the files of turn 2, the last one first, until the two meet."""
+    beside takes chunks of tests, the last one first, until it meets this one."""
     items = request.session.items
     wanted = [(item.module, name) for item in items
               for name in getattr(item.module, "JOBS", ()) if name in item.fixturenames]
-    if not wanted:
+    if not wanted or parent_process():
         yield
         return
-    files = {}
-    for item in items:
-        if turn(item) == 2:
-            files.setdefault(item.path.name, []).append(item.nodeid)
-    request.config.taken, request.config.beside = tmp_path_factory.mktemp("taken"), {}
-    with get_context("spawn").Pool(1) as pool:
-        last = wanted[0][0].begin(pool, {name for _, name in wanted}, tmp_path_factory.mktemp("finished"))
-        for name, tests in reversed(files.items()):
-            last = pool.apply_async(run_tests, [request.config.taken / name, tests])
-            request.config.beside[name] = last
-        yield
-        if not last.ready():  # who stops before the end does not wait for the rest of it
-            for process in active_children():
-                process.kill()
+    marks, chunks = tmp_path_factory.mktemp("taken"), {}
+    for path, tests in itertools.groupby(items, lambda item: item.path):
+        names = [item.nodeid for item in tests]
+        for i in range(0, len(names), CHUNK):
+            chunks[marks / f"{path.name}.{i}"] = names[i : i + CHUNK]
+    beside = request.config.beside = {}  # {test: (the mark of its chunk, its reports to come)}
+    pool = ProcessPoolExecutor(1, get_context("spawn"))
+    wanted[0][0].begin(pool, {name for _, name in wanted}, tmp_path_factory.mktemp("finished"))
+    for mark, tests in reversed(chunks.items()):
+        reports = pool.submit(run_tests, mark, tests)
+        beside |= dict.fromkeys(tests, (mark, reports))
+    yield
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in active_children():  # who stops before the end does not wait for the rest of it
+        process.kill()
 
 
 @functools.cache
 def take(mark):
-    """Whether this process is the first of the two to ask for a file of tests."""
+    """Whether this process is the first of the two to ask for a chunk."""
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:
@@ -93,7 +89,7 @@ def take(mark):
 
 def run_tests(mark, tests):
     """For the process beside: {test: its reports}, in a form that can be sent; nothing where the other has
-    taken the file."""
+    taken them."""
     if not take(mark):
         return {}
     os.chdir(ROOT)
@@ -120,10 +116,10 @@ class Watch:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item, nextitem):
     """A test that the other process has run: its reports are shown as if it had been run here."""
-    result = getattr(item.config, "beside", {}).get(item.path.name)
-    if result is None or take(item.config.taken / item.path.name):
+    mark, reports = getattr(item.config, "beside", {}).get(item.nodeid, (None, None))
+    if mark is None or take(mark):
         return None
-    for sent in result.get(timeout=300)[item.nodeid]:
+    for sent in reports.result(timeout=300)[item.nodeid]:
         report = item.config.hook.pytest_report_from_serializable(config=item.config, data=sent)
         item.ihook.pytest_runtest_logreport(report=report)
     return True

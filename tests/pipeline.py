@@ -362,23 +362,26 @@ def assert_each_matters(folder, knobs, digest):
 JOBS = {"tiny": train_tiny, "mine": train_mine, "rs_knobs": try_rs_knobs, "ppo_knobs": try_ppo_knobs,
         "two_models": train_two_models, "ask_knobs": try_ask_knobs, "rm_knobs": try_rm_knobs,
         "judge_knobs": try_judge_knobs}
-BEGUN = {}  # name of a job: (its result to come, its folder)
+BEGUN = {}  # {name of a job: (its result to come, its folder)}; in the process beside it is there already
 
 
 def begin(pool, names, folder):
-    """Train what the tests look at, some of JOBS, in a process beside them. Returns the last result to come.
-    """
-    for name, job in JOBS.items():
+    """Train what the tests look at, some of JOBS, in a process beside them."""
+    for name in JOBS:
         if name in names:
             (folder / name).mkdir()
-            last = pool.apply_async(job, [folder / name])
-            BEGUN[name] = last, folder / name
-    return last
+            BEGUN[name] = pool.submit(train, name, folder / name), folder / name
+
+
+def train(name, folder):
+    BEGUN[name] = None, folder
+    JOBS[name](folder)
 
 
 def trained(name):
     result, folder = BEGUN[name]
-    result.get(timeout=300)
+    if result:
+        result.result(timeout=300)
     return folder
 
 
