@@ -109,9 +109,9 @@ def load_encoding(path):
 def encode(enc, text):
     """Token ids of a text, in which nothing is special. Where 10,000 blanks stand in a row it is encoded
     in pieces: tiktoken's stack overflows on a million of them."""
-    size = 10000 if regex.search(r"(?<!\s)\s{10000}", text) else max(1, len(text))
-    pieces = [text[i : i + size] for i in range(0, len(text), size)]
-    return [token for piece in pieces for token in enc.encode_ordinary(piece)]
+    if len(text) < 10_000 or not regex.search(r"(?<!\s)\s{10000}", text):
+        return enc.encode_ordinary(text)
+    return [token for i in range(0, len(text), 10_000) for token in enc.encode_ordinary(text[i : i + 10_000])]
 
 
 def special_id(enc, name):

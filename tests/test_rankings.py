@@ -16,6 +16,7 @@ from pipeline import (
     RM_KNOBS,
     ROUNDS,
     SMALL,
+    SMOKE,
     THREE,
     ask_knobs,
     asked_demonstrations,
@@ -416,7 +417,7 @@ def test_an_ai_labels_in_the_humans_place(few, done):
     """Soft labels of pairs by the AI alone for the training; held-out questions are the simulated human's;
     its policy is rlaif.pt."""
     run = few / "runs/tiny"
-    out = flat(done(few, f"preferences.py {AI}"))
+    out = flat(done(few, f"preferences.py {SMOKE} --labeler ai --questions 20"))
     assert "pairs labelled by the AI" in out and "the same position won in both orders" in out
     assert "The AI agrees with the gold score" in out or "No pair that both the AI" in out
     rows = rows_of(run / "rankings_ai.jsonl")
@@ -428,7 +429,7 @@ def test_an_ai_labels_in_the_humans_place(few, done):
     assert all(len(row["notes"]) == len(row["responses"]) for row in by_ai)
     assert record_of(run, "rankings_ai")["parents"].keys() == {"sft.pt", "judge.pt"}
 
-    out = flat(done(few, f"train_ppo.py {THREE} --reward rm_ai"))
+    out = flat(done(few, f"train_ppo.py {SMOKE} --reward rm_ai"))
     assert "rm_ai.pt is not there yet; first:" in out, "what train_ppo.py --reward rm_ai trains first"
     assert load_checkpoint(run / "rlaif.pt")["parents"].keys() == {
         "pretrain.pt", "sft.pt", "rm_ai.pt", "data/prompts.jsonl"}
@@ -462,9 +463,9 @@ def test_what_a_judge_is_told(few, done, refused):
     assert not (few / "runs/tiny/v99.jsonl").exists()
 
 
-def test_an_ai_rates_without_a_reward_model(copy, done, refused, monkeypatch):
+def test_an_ai_rates_without_a_reward_model(few, done, refused, monkeypatch):
     """Direct RLAIF: what PPO gets is the judge's rating of each text, whitened; the judge stays as it was."""
-    told, rate, run = {}, world.judge.AI.rate, copy / "runs/tiny"
+    told, rate, run = {}, world.judge.AI.rate, few / "runs/tiny"
 
     def remember(self, prompts, responses, aspect="overall"):
         ratings = rate(self, prompts, responses, aspect)
@@ -472,7 +473,7 @@ def test_an_ai_rates_without_a_reward_model(copy, done, refused, monkeypatch):
         return ratings
 
     monkeypatch.setattr(world.judge.AI, "rate", remember)
-    out = done(copy, f"train_ppo.py {THREE} --reward ai")
+    out = done(few, f"train_ppo.py {THREE} --eval_answers 1 --reward ai")
     checkpoint = load_checkpoint(run / "direct.pt")
     assert re.search(r"The AI judge rated \d+ different answers", out)
     assert checkpoint["parents"].keys() == {"pretrain.pt", "sft.pt", "judge.pt", "data/prompts.jsonl"}
@@ -483,17 +484,17 @@ def test_an_ai_rates_without_a_reward_model(copy, done, refused, monkeypatch):
     said = {(p, flat(visible(t))): r for (p, t), r in told.items()}
     assert (said[prompt, text] - mean) / std == pytest.approx(score, abs=0.006)
     assert not same(run / "direct.pt", run / "ppo.pt")
-    done(copy, f"train_ppo.py {THREE} --reward ai --preamble none --name other_taste")
+    done(few, f"train_ppo.py {THREE} --eval_answers 1 --reward ai --preamble none --name other_taste")
     assert not same(run / "direct.pt", run / "other_taste.pt")
     everything = ",".join(sorted({p.subject for p in PROMPTS.values()}))
-    message = refused(copy, f"train_ppo.py {THREE} --name none --leave_out {everything}")
+    message = refused(few, f"train_ppo.py {THREE} --name none --leave_out {everything}")
     assert "nothing to train on" in message or "no training prompt" in message
 
 
 def test_direct_rlaif_that_was_interrupted_ends_like_a_straight_one(few, stopped, done):
-    line, run = f"train_ppo.py {THREE.replace('--steps 3', '--steps 6')} --reward ai", few / "runs/tiny"
-    stopped(few, f"{line} --name broken")
-    assert load_checkpoint(run / "broken.pt")["step"] == 3
+    line, run = f"train_ppo.py {THREE} --eval_answers 1 --reward ai", few / "runs/tiny"
+    stopped(few, f"{line} --name broken", rows=2)
+    assert load_checkpoint(run / "broken.pt")["step"] == 2
     done(few, f"{line} --name broken")
     done(few, f"{line} --name straight")
     assert same(run / "broken.pt", run / "straight.pt")

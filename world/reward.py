@@ -63,7 +63,8 @@ class Scorer:
 
     kind: as --reward; models: the reward models; unsafe: the prompts that ask for harm, as JSON texts;
     judge: the AI, where there are no reward models. mean, std: of raw scores over answers of the SFT model,
-    by `measure_scale`: scores then count standard deviations from there, so a beta means much the same for all kinds.
+    by `measure_scale`: scores then count standard deviations from there, so a beta means much the same for
+    all kinds.
     """
 
     def __init__(self, kind, models, unsafe=(), judge=None):
