@@ -163,10 +163,10 @@ def encode_response(enc, response):
 
 
 def decode_response(enc, ids, mask=None):
-    """Text of an answer (ids: list or 1-D tensor; mask: its response mask), special tokens left out."""
+    """Text of an answer (ids: list or 1-D tensor; mask: its response mask): all its tokens but EOS."""
     if mask is not None:
         ids = [i for i, m in zip(ids, mask, strict=True) if m]
-    return enc.decode([int(i) for i in ids if i < enc.n_vocab - len(SPECIAL)]).strip()
+    return enc.decode([int(i) for i in ids if i != enc.eot_token]).strip()
 
 
 def fit(prompt_ids, response_ids, block_size):
@@ -293,8 +293,8 @@ def batch_pairs(batch, ties="drop"):
 
 
 def wins_to_tiers(wins):
-    """A labeler's (K, K) for one prompt -> tiers, best first, by the number of wins (a tie is half a win)."""
-    total = wins.nan_to_num(0.0).sum(1).tolist()
+    """A labeler's (K, K) for one prompt -> tiers, best first, by the sums of wins (a tie is half a win)."""
+    total = [round(x, 4) for x in wins.nan_to_num(0.0).sum(1).tolist()]  # in any order the same sum
     ranked = [i for i in range(len(total)) if not wins[i].isnan().all()]
     levels = sorted({total[i] for i in ranked}, reverse=True)
     return [[i for i in ranked if total[i] == level] for level in levels]

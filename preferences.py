@@ -78,7 +78,7 @@ PRESETS = {
     "small": {"max_new_tokens": 128},
     "gpt2": {"max_new_tokens": 96},
 }
-PER_PROMPT = {"overall": 3, "helpful": 8, "safety": 5}  # rankings of the simulated human
+PER_PROMPT = {"overall": 3, "helpful": 8, "safety": 5}  # questions about each prompt
 
 RULES = (
     ("the simulated human knows only the tiny world: with --data it is --labeler human or --labeler ai",
@@ -86,6 +86,8 @@ RULES = (
     ("--answers_per_prompt: a ranking needs at least 2 answers", lambda c: c.answers_per_prompt == 1),
     ("one process has answers ranked: start preferences.py with python, not with torchrun",
      lambda c: parallel.several()),
+    ("--both_orders is about an AI judge: it goes with --labeler ai",
+     lambda c: not c.both_orders and c.labeler != "ai"),
     *judge_rules(lambda c: c.labeler == "ai"),
 )
 

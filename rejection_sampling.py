@@ -125,7 +125,7 @@ def best_of_n_kl(rewards, logprobs, n):
     log(P_n(y) / p(y)), in nats; P_n is the probability to be the best of n, p that of one sample.
 
     rewards, logprobs: (N, K), equal rewards are the same answer. Returns (N,).
-    Example: four equally likely answers, n = 16: 1.330, where the bound says 1.835.
+    Example: four equally likely answers, n = 16: 1.330 if K is large, where the bound says 1.835.
     """
     return best_of_n(rewards, best_of_n_log_ratio(rewards, logprobs, n), n)
 
@@ -188,11 +188,14 @@ def fresh_rankings(cfg, reward_model, author):
 
 
 def sample_and_score(policy, enc, scorer, prompts, cfg):
-    """K answers to each of N prompts: N lists of K texts, and their scores (N, K)."""
+    """K answers to each of N prompts: N lists of K texts, and their scores (N, K). One that was cut off
+    scores -1 at most, as in PPO: it was scored as if it ended there."""
     K = cfg.answers_per_prompt
     repeated = [prompt for prompt in prompts for _ in range(K)]
-    texts = [a.text for a in answer(policy, enc, repeated, cfg.max_new_tokens, cfg.temperature)]
+    answers = answer(policy, enc, repeated, cfg.max_new_tokens, cfg.temperature)
+    texts, ended = [a.text for a in answers], torch.tensor([a.ended for a in answers])
     scores = torch.tensor(scorer.of_texts(enc, repeated, texts), dtype=torch.float64)
+    scores = scores.where(ended, scores.clamp(max=-1))
     return [texts[i : i + K] for i in range(0, len(texts), K)], scores.view(len(prompts), K)
 
 

@@ -13,6 +13,7 @@ One iteration, as in the loop at the end of this file:
 Final reward = score - beta KL(policy || reference). Token by token: python -m lab.explain CKPT
 """
 import lab.before_torch
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -51,7 +52,7 @@ class Config(JudgeKnobs):
                             choices=("sft", "batch"), heading="The reward")
     kl_coef: float = knob(0.15, "beta: what a nat of KL costs; 0 invites hacking", low=0)
     kl_target: float = knob(0.0, "adapt beta until the KL is this many nats (0: beta stays)", low=0)
-    kl_horizon: int = knob(5000, "answers in which the adaptive beta moves by at most 20 %", low=1)
+    kl_horizon: int = knob(5000, "answers in which the adaptive beta moves by about 20 %", low=1)
     eos_penalty: float = knob(1.0, "an answer without EOS scores minus this (0: off)", low=0)
 
     gamma: float = knob(1.0, "discount of later rewards", low=0, high=1, heading="Advantages")
@@ -59,7 +60,7 @@ class Config(JudgeKnobs):
     whiten_advantages: bool = knob(True, "advantages with mean 0 and deviation 1")
 
     ppo_epochs: int = knob(1, "passes over the sampled answers", low=1, heading="Updates")
-    minibatch_size: int = knob(64, "answers in one optimizer step", low=1)
+    minibatch_size: int = knob(64, "answers in one optimizer step, at most", low=1)
     micro_batch_size: int = knob(32, "answers in one forward pass; fewer need less memory", low=1)
     clip: float = knob(0.2, "how far a ratio may move before its gradient stops (0: off)", low=0)
     value_clip: float = knob(0.2, "how far a value may move, in SD of the score (0: off)", low=0)
@@ -131,13 +132,12 @@ def gae(rewards, values, response_mask, gamma, lam):
     return advantages, advantages + values
 
 
-def whiten(x, mask, shift_mean=True):
-    """(x - mean) / sqrt(variance + 1e-8) over real tokens, biased variance; shift_mean=False keeps the mean.
-    x, mask: (B, R). Returns (B, R), 0 on the padding."""
+def whiten(x, mask):
+    """(x - mean) / sqrt(variance + 1e-8) over real tokens, biased variance. x, mask: (B, R). Returns (B, R),
+    0 on the padding."""
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean) ** 2, mask)
-    white = (x - mean) * torch.rsqrt(variance + 1e-8)
-    return (white if shift_mean else white + mean) * mask
+    return (x - mean) * torch.rsqrt(variance + 1e-8) * mask
 
 
 def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip, n_tokens=None):
@@ -181,7 +181,7 @@ def kl_estimates(logprobs, ref_logprobs, mask):
 
 def adapt_kl_coef(kl_coef, kl, target, n, horizon):
     """Adaptive beta, larger while the KL is above the target, n answers since the last call:
-    beta *= 1 + clip(KL / target - 1, -0.2, 0.2) n / horizon. (Ziegler et al. 2019, section 2.2.)"""
+    beta *= 1 + clip(KL / target - 1, -0.2, 0.2) n / horizon. (Ziegler et al. 2019, 2.2, and their code.)"""
     return kl_coef * (1 + min(max(kl / target - 1, -0.2), 0.2) * n / horizon)
 
 
@@ -293,12 +293,12 @@ def ppo_loss(agent, mb, n_tokens, cfg):
 
 
 def update(agent, optimizer, batch, cfg, corpus=None):
-    """5. Clipped updates of policy and critic, in minibatches that torch draws (in the first every ratio is
-    1). corpus: text for --ptx_coef, 16 windows a step, whose gradient is clipped with the rest. Returns a
+    """5. Clipped updates of policy and critic, in equal minibatches that torch draws (in the first every
+    ratio is 1). corpus: text for --ptx_coef, 16 windows a step, whose gradient is clipped, too. Returns a
     dict a step, of floats: ppo_loss's numbers, summed over parts, and the policy's grad_norm, unclipped."""
-    updates = []
+    updates, B = [], len(batch.mask)
     for _ in range(cfg.ppo_epochs):
-        for rows in torch.randperm(len(batch.mask)).split(cfg.minibatch_size):
+        for rows in torch.randperm(B).tensor_split(math.ceil(B / cfg.minibatch_size)):
             optimizer.zero_grad()
             n_tokens, total = batch.mask[rows].sum(), {}
             rows = share(rows)

@@ -3,7 +3,7 @@
     python train_rm.py --config tiny                       what the human ranked: rm.pt
     python train_rm.py --config tiny --aspect helpful      Llama 2's two: rm_helpful.pt
     python train_rm.py --config tiny --aspect safety       and rm_safety.pt
-    python train_rm.py --config tiny --rankings rankings_ai --name rm_ai             an AI's labels
+    python train_rm.py --config tiny --rankings rankings_ai --name rm_of_ai          an AI's labels
     python train_rm.py --config tiny --rankings rankings rankings_human --name mine  two collections
     python train_rm.py --config tiny --start rm --rankings rankings.ppo --name rm.2  a second round
 
@@ -80,7 +80,7 @@ class Config(Common):
     epochs: int = knob(
         2, "passes over the rankings (0: 1 to 8, as many as make about 150 steps)", low=0, heading="Updates")
     batch_size: int = knob(
-        0, "rankings in a step, each with all its answers (0: 16; 32 for an AI's, of fewer answers)", low=0,
+        0, "rankings in a step, each with all its answers (0: 16; 32 of an AI's)", low=0,
         high=10**6)
     lr: float = knob(3e-3, "peak learning rate", low=0)
     warmup: int = knob(20, "steps of linear warm-up before the cosine decay", low=0)
@@ -250,7 +250,7 @@ def demonstrations_about(training, demonstrations):
 
 
 def usual_batch_size(training):
-    """16 rankings, or twice as many where most are an AI's, which have half as many answers."""
+    """16 rankings, or twice as many where most are an AI's: as right there, and sooner done."""
     by_ai = sum(row.get("labeler") == "ai" for row in training)
     return 32 if by_ai > len(training) / 2 else 16
 

@@ -5,11 +5,12 @@
     python docs/alternatives.py --config tiny --method rloo
     python docs/alternatives.py --config tiny --method grpo
 
-DPO learns from the rankings that the reward model learns from, and samples nothing. RLOO and GRPO are paid
-by that reward model for as many answers as PPO samples, several to each prompt: how good the others are
-takes the place of a critic. What is missing is trained first.
+DPO learns from the rankings that the reward model learns from, and samples nothing more. RLOO and GRPO are
+paid by that reward model for as many answers as PPO samples, several to each prompt: how good the others
+are takes the place of a critic. What is missing is trained first.
 """
 # ruff: noqa: E402 (the path to the scripts comes before what is imported from there)
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from beside import beside, report
 import data
 import train_ppo
 import train_rm
+from lab import parallel
 from lab.cli import Common, knob, parse, run_main
 from lab.data_folder import training_prompts
 from lab.measure import check, describe
@@ -37,6 +39,7 @@ from lab.run import Stage, knobs_of
 from lab.scorers import count_from_sft, load_scorer
 from lab.tokens import encode_prompts
 from model import response_hidden, token_logprobs, with_heads
+from world.reward import whiten_scores
 
 # ------------------------------------------------------------------------------------------------
 # Knobs
@@ -75,6 +78,8 @@ RULES = (
     ("the table of all methods is of --config tiny, with default knobs: name a --method to change one",
      lambda c: c.method == "all" and (knobs_of(c) != knobs_of(Config()) or c.run or c.name)),
     ("--out: the picture needs a folder that is there", lambda c: not Path(c.out).resolve().parent.is_dir()),
+    ("these methods train in one process: start them with python, not with torchrun",
+     lambda c: parallel.several()),
 )
 
 # ------------------------------------------------------------------------------------------------
@@ -128,10 +133,11 @@ def grpo_loss(logprobs, old_logprobs, ref_logprobs, advantages, mask, clip, k3_c
     not in the reward: mean over answers of their tokens' mean of -(min(A rho, A clip(rho)) - k3_coef k3).
     (Shao et al. 2024, eqs. 3 and 4.) The mean over its own tokens makes those of a long answer count less.
 
-    logprobs, old_logprobs, ref_logprobs, mask: (B, R); advantages: (B,)
+    logprobs, old_logprobs, ref_logprobs, mask: (B, R); advantages: (B,); clip 0: off
     """
     ratio, A = (logprobs - old_logprobs).exp(), advantages[:, None]
-    gain = torch.min(A * ratio, A * ratio.clamp(1 - clip, 1 + clip))
+    clipped = ratio.clamp(1 - clip, 1 + clip) if clip else ratio
+    gain = torch.min(A * ratio, A * clipped)
     d = logprobs - ref_logprobs
     k3 = torch.exp(-d) - 1 + d
     return (((k3_coef * k3 - gain) * mask).sum(1) / mask.sum(1)).mean()
@@ -153,7 +159,8 @@ def answer_logprobs(model, enc, prompts, responses):
 
 
 def train_dpo(stage, cfg, policy, reference, enc):
-    """From the rankings of the human to a policy, without a reward model and without sampling."""
+    """From the rankings of the human to a policy, without a score and without sampling. (Two in five are of
+    answers of a pilot, which a first reward model has trained.)"""
     paths = [stage.parent(name) for name in train_rm.USUAL["overall"][-1]]
     rows = usable([row for path in paths for row in data.load_rows(path)], "train")
     steps = cfg.epochs * data.steps_per_epoch(len(rows), cfg.batch_size)
@@ -185,7 +192,7 @@ def train_dpo(stage, cfg, policy, reference, enc):
 
 
 class Policy:
-    """A policy without a critic, for PPO's rollout: every value is 0, so an advantage is what is earned."""
+    """A policy without a critic, for PPO's rollout: every value is 0, and nobody uses its advantages."""
 
     def __init__(self, policy):
         self.policy = policy
@@ -213,7 +220,7 @@ def policy_loss(policy, mb, advantages, cfg, ppo):
 def update(policy, optimizer, batch, advantages, cfg, ppo):
     """One pass over the answers of an iteration in minibatches. Returns the mean loss."""
     losses = []
-    for rows in torch.randperm(len(batch.mask)).split(cfg.minibatch_size):
+    for rows in torch.randperm(len(batch.mask)).tensor_split(math.ceil(len(batch.mask) / cfg.minibatch_size)):
         loss = policy_loss(policy, batch.take(rows), advantages[rows], cfg, ppo)
         optimizer.zero_grad()
         loss.backward()
@@ -240,7 +247,8 @@ def train_rl(stage, cfg, policy, reference, enc, scorer, prompts):
         answers = list(zip(batch.texts, batch.ended.tolist(), batch.mask.sum(1).tolist(), strict=True))
         about = describe(asked, answers)
         gold = about["gold"] and sum(about["gold"]) / len(asked)
-        stage.log(step, ("score", "gold", "kl"), score=batch.scores.mean().item(), gold=gold, kl=k1.item(),
+        score = whiten_scores(batch.raw, scorer.mean, scorer.std).mean().item()
+        stage.log(step, ("score", "gold", "kl"), score=score, gold=gold, kl=k1.item(),
                   length=about["length"], loss=loss, lr=lr)
 
 

@@ -97,8 +97,8 @@ OLD_FLAGS = {
                   "collections it learns from",
     "--whitening": "train_ppo.py --score_scale sft or batch says what scores are measured in",
     "--folds": "python docs/experiments.py folds cross-validates a reward model",
-    "--labeler": f"{COLLECT} (python preferences.py --labeler ai); then train_rm.py --rankings rankings_ai, "
-                 "or train_ppo.py --reward rm_ai",
+    "--labeler": f"{COLLECT} (python preferences.py --labeler ai); then train_rm.py --rankings rankings_ai "
+                 "--name NAME, or train_ppo.py --reward rm_ai",
     **dict.fromkeys(("--rankings_per_prompt", "--ai_rankings", "--human_rankings"),
                     f"{COLLECT}, by python preferences.py --questions N"),
     **dict.fromkeys(("--chain_of_thought", "--both_orders", "--noise", "--tie_gap", "--flip_rate",

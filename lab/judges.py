@@ -16,8 +16,8 @@ def judge_rules(wanted):
     """Rules for a script with the knobs of an AI judge. wanted: a function of the config, whether an AI
     labels or rates."""
     return (
-        ("--judge, --judge_url, --judge_model, --judge_timeout and --preamble are about an AI judge: "
-         "they go with preferences.py --labeler ai, or with train_ppo.py --reward ai",
+        ("--judge, --judge_url, --judge_model, --judge_timeout, --preamble and --chain_of_thought are about "
+         "an AI judge: they go with preferences.py --labeler ai, or with train_ppo.py --reward ai",
          lambda cfg: judge_is_asked(cfg) and not wanted(cfg)),
         ("--judge_url: expected http://HOST:PORT/v1",
          lambda cfg: cfg.judge_url and not re.match(r"https?://[^/]+", cfg.judge_url)),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import ranking_to_pairs, sft_batch
+from data import comparisons, sft_batch
 from lab.cli import InvariantError
 from model import log_softmax, response_hidden, token_logprobs
 from world.reward import rows_at_once, score_texts
@@ -185,7 +185,7 @@ def differences(rows, scores):
             (up if row["label"] else down).append(score)
         return [u - d for u in up[:150] for d in down[:150]]  # 22,500 pairs say enough
     return [s[i] - s[j] for row, s in zip(rows, scores, strict=True)
-            for i, j, _ in ranking_to_pairs(row["tiers"])]
+            for i, j, *_ in comparisons(row)]
 
 
 def noise_ceiling(rows, gold_score):

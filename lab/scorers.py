@@ -9,6 +9,7 @@ from lab.records import load_model
 from lab.run import STAGES, run_folder
 from lab.talk import answer
 from lab.terminal import wrapped
+from world.judge import read_preamble
 from world.reward import Scorer
 
 KINDS = {"overall": ("rm",), "helpful": ("rm_helpful",), "safety": ("rm_safety",),
@@ -24,15 +25,17 @@ def reward_models(reward):
 
 def check_reward(cfg):
     """Raises UserError where --reward names nothing that exists in this run or could be trained."""
-    if cfg.reward == "ai" and isinstance(cfg, JudgeKnobs):
+    kinds = [*KINDS, "ai"] if isinstance(cfg, JudgeKnobs) else list(KINDS)
+    if cfg.reward == "ai" and "ai" in kinds:
+        cfg.preamble = read_preamble(cfg.preamble)  # of a file its text is the knob, not its name
         return
     folder = run_folder(cfg)
     there = all((folder / f"{name}.pt").exists() for name in reward_models(cfg.reward))
     trainable = cfg.reward in KINDS or (cfg.reward in STAGES and cfg.reward.startswith("rm"))
     if not (there or trainable):
-        near = difflib.get_close_matches(cfg.reward.partition(".")[0], KINDS, 1)
+        near = difflib.get_close_matches(cfg.reward.partition(".")[0], kinds, 1)
         hint = f": did you mean {near[0]}?" if near else ""
-        raise data.UserError(f"--reward {cfg.reward}: expected {', '.join(KINDS)} or the name of a reward "
+        raise data.UserError(f"--reward {cfg.reward}: expected {', '.join(kinds)} or the name of a reward "
                              f"model of this run{hint}")
 
 
@@ -60,8 +63,7 @@ def count_from_sft(scorer, stage, sft, enc, prompts, cfg):
     """From now on scores count standard deviations from the mean of the SFT model's answers. Both are
     measured once, over 300 answers, and kept with the stage: they stay while the policy moves."""
     if "sft_scale" not in stage.state:
-        spread = prompts[:: max(1, len(prompts) // 300)]
-        some = (spread * 300)[:300]  # fewer than 300 prompts are asked again and again
+        some = [prompts[i * len(prompts) // 300] for i in range(300)]  # spread; of fewer each several times
         answers = answer(sft, enc, some, cfg.max_new_tokens, cfg.temperature)
         scorer.measure_scale(enc, some, [a.text for a in answers])
         stage.state["sft_scale"] = [scorer.mean, scorer.std]

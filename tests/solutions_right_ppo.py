@@ -68,21 +68,19 @@ def gae(rewards, values, response_mask, gamma, lam):
     return advantages, (advantages + values).masked_fill(response_mask == 0, 0.0)
 """),
     Right(8, "the real tokens alone", """
-def whiten(x, mask, shift_mean=True):
+def whiten(x, mask):
     real = x[mask.bool()]
     var, mean = torch.var_mean(real, correction=0)
     white = (x - mean) / torch.sqrt(var + 1e-8)
-    if not shift_mean:
-        white = white + mean
     return torch.where(mask.bool(), white, torch.zeros_like(x))
 """),
     Right(8, "the mean of squares minus the squared mean, in double precision", """
-def whiten(x, mask, shift_mean=True):
+def whiten(x, mask):
     n = mask.sum()
     d = torch.where(mask.bool(), x, 0.0).double()
     mean = d.sum() / n
     var = ((d - mean) ** 2 * mask).sum() / n
-    out = (d - mean) * (var + 1e-8) ** -0.5 + (0 if shift_mean else mean)
+    out = (d - mean) * (var + 1e-8) ** -0.5
     return (out * mask).to(x.dtype)
 """),
     Right(9, "min, turned at the end; floats", """
@@ -187,15 +185,14 @@ def update(agent, optimizer, batch, cfg, corpus=None):
 def update(agent, optimizer, batch, cfg, corpus=None):
     steps = []
     for _ in range(cfg.ppo_epochs):
-        order = torch.rand(len(batch.mask)).argsort().tolist()
-        while order:
-            rows, order = order[: cfg.minibatch_size], order[cfg.minibatch_size :]
+        n = len(batch.mask)
+        for rows in torch.rand(n).argsort().chunk(-(-n // cfg.minibatch_size)):
             n_tokens = float(batch.mask[rows].sum())
             optimizer.zero_grad(set_to_none=True)
             if cfg.ptx_coef:
                 add_ptx_gradient(agent.policy, corpus, cfg.ptx_coef)
             parts = []
-            for micro in torch.tensor(rows).split(cfg.micro_batch_size):
+            for micro in rows.split(cfg.micro_batch_size):
                 loss, numbers = ppo_loss(agent, batch.take(micro), n_tokens, cfg)
                 loss.backward()
                 parts.append(numbers)

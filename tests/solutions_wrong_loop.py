@@ -6,7 +6,7 @@ SHAPE = "kl_shaped_rewards(scores, old_logprobs, ref_logprobs, mask, kl_coef)"
 WHITE = "if cfg.whiten_advantages:\n        advantages = whiten(advantages, mask)"
 POLICY_LOSS = "logprobs, mb.old_logprobs, mb.advantages, mb.mask, cfg.clip, n_tokens)"
 VALUE_LOSS = "value_loss(values, mb.old_values, mb.returns, mb.mask, cfg.value_clip, n_tokens)"
-ORDER = "for rows in torch.randperm(len(batch.mask)).split(cfg.minibatch_size):"
+ORDER = "for rows in torch.randperm(B).tensor_split(math.ceil(B / cfg.minibatch_size)):"
 ZERO = "            optimizer.zero_grad()\n            n_tokens, total"
 TOTAL = "total = {name: total.get(name, 0.0) + float(x) for name, x in numbers.items()}"
 PTX = ("            if cfg.ptx_coef:\n"
@@ -228,22 +228,22 @@ IN_UPDATE = [
     *in_each(12, ORDER, {
         "no random order": ORDER.replace("randperm", "arange"),
         "drawn with replacement":
-            ORDER.replace("randperm(len(batch.mask))", "randint(len(batch.mask), batch.mask.shape[:1])"),
+            ORDER.replace("randperm(B)", "randint(B, (B,))"),
         "one minibatch": ORDER.replace("cfg.minibatch_size", "len(batch.mask)"),
         "minibatches of parts": ORDER.replace("cfg.minibatch_size", "cfg.micro_batch_size"),
-        "the last minibatch is dropped": ORDER.replace(".split(cfg.minibatch_size):",
-                                                       ".split(cfg.minibatch_size)[:-1]:"),
-        "the first minibatch only": ORDER.replace(".split(cfg.minibatch_size):",
-                                                  ".split(cfg.minibatch_size)[:1]:"),
+        "the last minibatch is dropped": ORDER.replace("size)):", "size))[:-1]:"),
+        "the first minibatch only": ORDER.replace("size)):", "size))[:1]:"),
+        "what does not divide is a step of its own":
+            "for rows in torch.randperm(B).split(cfg.minibatch_size):",
         "one answer is forgotten":
-            ORDER.replace("randperm(len(batch.mask))", "randperm(len(batch.mask) - 1)"),
+            ORDER.replace("randperm(B)", "randperm(B - 1)"),
     }),
     Wrong(12, "an order that no seed of torch gives again", [
-        ("    updates = []\n", "    import random\n    updates, B = [], len(batch.mask)\n"),
-        ("torch.randperm(len(batch.mask))", "torch.tensor(random.sample(range(B), B))")]),
+        ("    updates, B =", "    import random\n    updates, B ="),
+        ("torch.randperm(B)", "torch.tensor(random.sample(range(B), B))")]),
     Wrong(12, "one order for all passes", [
-        ("    updates = []\n", "    updates = []\n    order = torch.randperm(len(batch.mask))\n"),
-        ("torch.randperm(len(batch.mask)).split(", "order.split(")]),
+        ("= [], len(batch.mask)\n", "= [], len(batch.mask)\n    order = torch.randperm(B)\n"),
+        ("torch.randperm(B).tensor_split(", "order.tensor_split(")]),
     *in_each(12, ZERO, {
         "gradients are never cleared": ZERO.replace("optimizer.zero_grad()", "pass"),
         "n_tokens of the whole batch": ZERO.replace("n_tokens, total", "batch_tokens, total"),
@@ -255,7 +255,7 @@ IN_UPDATE = [
         ("range(cfg.ppo_epochs):\n", "range(cfg.ppo_epochs):\n        optimizer.zero_grad()\n")]),
     Wrong(12, "gradients are cleared once", [
         ("            optimizer.zero_grad()\n", ""),
-        ("    updates = []\n", "    updates = []\n    optimizer.zero_grad()\n")]),
+        ("= [], len(batch.mask)\n", "= [], len(batch.mask)\n    optimizer.zero_grad()\n")]),
     *in_each(12, "n_tokens, total = batch.mask[rows].sum(), {}", {
         "n_tokens: all answers": "n_tokens, total = batch.mask.sum(), {}",
         "n_tokens: of full answers": "n_tokens, total = batch.mask[rows].numel(), {}",

@@ -215,13 +215,15 @@ def test_the_chat_template(enc):
     assert enc.decode(data.encode_prompt(enc, "A dog is", template=False)).strip() == "A dog is"
 
 
-def test_an_answer_is_decoded_without_special_tokens_and_without_padding(enc):
+def test_an_answer_is_decoded_without_its_end_and_without_padding(enc):
     ids = enc.encode_ordinary("a cat") + [enc.eot_token] + enc.encode_ordinary(" garbage")
     mask = [1.0] * (len(enc.encode_ordinary("a cat")) + 1) + [0.0] * len(enc.encode_ordinary(" garbage"))
     assert data.decode_response(enc, ids, mask) == "a cat"
     assert data.decode_response(enc, torch.tensor(ids[: int(sum(mask))])) == "a cat"
-    zero = data.decode_response(enc, [0, data.special_id(enc, "pad")])
+    zero = data.decode_response(enc, [0, enc.eot_token])
     assert zero == enc.decode([0]).strip(), "token 0 is a token, not a mask"
+    user = enc.encode_ordinary("a") + [data.special_id(enc, "user")]
+    assert data.decode_response(enc, user, [1.0, 1.0]) == "a<|user|>", "nothing hides from the reader"
 
 
 def test_a_prompt_is_shown_to_a_person():
@@ -337,6 +339,8 @@ def test_wins_become_tiers():
     assert data.wins_to_tiers(wins) == [[0, 2], [1]]
     wins = torch.tensor([[nan, 1, nan], [0, nan, 1], [nan, 0, nan]])
     assert data.wins_to_tiers(wins) == [[0, 1], [2]], "not to be compared costs nothing"
+    wins = torch.tensor([[nan, 0.5, 0.6], [0.5, nan, 0.6000002], [0.4, 0.4, nan]])
+    assert data.wins_to_tiers(wins) == [[0, 1], [2]], "probabilities add up but for rounding"
 
 
 def test_what_holds_something_to_learn():

@@ -109,7 +109,7 @@ def test_a_missing_word_has_no_chance_and_without_both_there_is_no_label():
     silent = AI(Told(lambda text: {} if "Who" in text else {"1": 0.9, "2": 0.1}), SILENT)
     wins = silent.label(["What?", "Who?"], [["a", "b"], ["a", "b"]])
     assert wins[1].isnan().all() and silent.silent == 1 and "1 pairs without a verdict" in silent.summary()
-    with pytest.raises(UserError, match="says neither 1 nor 2 to any of 1 comparisons"):
+    with pytest.raises(UserError, match="says neither 1 nor 2 about any of 1 pairs"):
         AI(Told(lambda text: {}), SILENT).label(["What?"], [["a", "b"]])
 
 

@@ -459,6 +459,7 @@ def test_what_a_judge_is_told(few, done, refused):
     assert "shorten the preamble" in refused(few, f"preferences.py {AI} --preamble long.txt --name v99")
     assert "expected none, base" in refused(few, f"preferences.py {AI} --preamble lost.txt --name v99")
     assert "about an AI judge" in refused(few, f"preferences.py {ASK} --judge other --name v99")
+    assert "with --labeler ai" in refused(few, f"preferences.py {ASK} --both_orders false --name v99")
     assert "has not learned from reviews" in refused(few, f"preferences.py {AI} --judge sft --name v99")
     assert not (few / "runs/tiny/v99.jsonl").exists()
 
@@ -484,8 +485,12 @@ def test_an_ai_rates_without_a_reward_model(few, done, refused, monkeypatch):
     said = {(p, flat(visible(t))): r for (p, t), r in told.items()}
     assert (said[prompt, text] - mean) / std == pytest.approx(score, abs=0.006)
     assert not same(run / "direct.pt", run / "ppo.pt")
-    done(few, f"train_ppo.py {THREE} --eval_answers 1 --reward ai --preamble none --name other_taste")
+    (few / "brief.txt").write_text("Please be short.\n")
+    other = f"train_ppo.py {THREE} --eval_answers 1 --reward ai --preamble brief.txt --name other_taste"
+    done(few, other)
     assert not same(run / "direct.pt", run / "other_taste.pt")
+    (few / "brief.txt").write_text("Please be practical.\n")
+    assert "made with other knobs (preamble" in refused(few, other), "what counts is the text of the file"
     everything = ",".join(sorted({p.subject for p in PROMPTS.values()}))
     message = refused(few, f"train_ppo.py {THREE} --name none --leave_out {everything}")
     assert "nothing to train on" in message or "no training prompt" in message

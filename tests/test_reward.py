@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import data
+from lab.scorers import count_from_sft
 from model import GPTConfig
 from world.reward import Scorer, llama2_reward, rows_at_once, score_texts, whiten_scores
 
@@ -111,6 +112,18 @@ def test_the_scale_is_measured_on_given_answers(make_gpt, enc):
     assert scorer.of_texts(enc, PROMPTS, RESPONSES) == pytest.approx(expected, abs=1e-4)
     two = scorer.of_texts(enc, PROMPTS[:2], RESPONSES[:2])
     assert two == pytest.approx(expected[:2], abs=1e-4), "not whitened anew"
+
+
+def test_the_scale_is_that_of_prompts_all_over_the_list(monkeypatch):
+    """Of 450 prompts in order every third is left out, of 100 each is asked three times."""
+    asked = []
+    monkeypatch.setattr("lab.scorers.answer", lambda model, enc, prompts, *rest: asked.append(prompts) or [])
+    scorer = SimpleNamespace(mean=0.0, std=1.0, measure_scale=lambda *args: None)
+    for n in (450, 100):
+        count_from_sft(scorer, SimpleNamespace(state={}), None, None, list(range(n)),
+                       SimpleNamespace(max_new_tokens=1, temperature=1.0))
+    assert asked[0] == [i for i in range(450) if i % 3 != 2]
+    assert asked[1] == [i // 3 for i in range(300)]
 
 
 def test_measuring_again_forgets_the_scale_before(make_gpt, enc):

@@ -112,9 +112,8 @@ class OwnModel:
 
     form = "own"
 
-    def __init__(self, model, enc, name="", batch_size=64):
-        self.model, self.enc, self.name, self.batch_size = model, enc, name, batch_size
-        self.tokens = 0  # read and written
+    def __init__(self, model, enc, batch_size=64):
+        self.model, self.enc, self.batch_size = model, enc, batch_size
 
     def batches(self, texts, room):
         """(indices, tokens (B, T), lengths (B,)) of texts of similar length. Raises UserError for one that
@@ -130,7 +129,6 @@ class OwnModel:
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             tokens, lengths = pad_rows([ids[i] for i in rows], special_id(self.enc, "pad"))
-            self.tokens += int(lengths.sum())
             yield rows, tokens.to(device), lengths.to(device)
 
     @torch.no_grad()
@@ -156,7 +154,6 @@ class OwnModel:
         written = [None] * len(texts)
         for rows, tokens, lengths in self.batches(texts, max_new_tokens):
             responses, mask, _ = generate(self.model, tokens, lengths, max_new_tokens, 0, end, pad)
-            self.tokens += int(mask.sum())
             for i, r, m in zip(rows, responses.tolist(), mask.tolist(), strict=True):
                 written[i] = decode_response(self.enc, r, m)
         return written
@@ -188,7 +185,8 @@ class AI(Labeler):
         return f"{preamble}\n{asked}" if preamble else asked
 
     def does_not_understand(self, what):
-        named = f"the judge {self.model.name}" if self.model.name else "the judge"
+        name = getattr(self.model, "name", "")  # a server's
+        named = f"the judge {name}" if name else "the judge"
         return UserError(f"{named} {what}: it does not understand the question")
 
     def notes(self, prompts, responses, aspect="overall"):
@@ -244,32 +242,30 @@ class AI(Labeler):
         there = self.compare(asked, one, two, aspect)
         back = self.compare(asked, two, one, aspect) if self.both_orders else [math.nan] * len(pairs)
         if pairs and not self.pairs and all(map(math.isnan, there + back)):
-            raise self.does_not_understand(f"says neither 1 nor 2 to any of {len(pairs)} comparisons")
+            raise self.does_not_understand(f"says neither 1 nor 2 about any of {len(pairs)} pairs")
         wins = torch.full((len(prompts), K, K), torch.nan)
         self.details = [{"pairs": []} for _ in prompts]
         for (b, i, j), p_there, p_back in zip(pairs, there, back, strict=True):
-            given = [p for p in (p_there, 1 - p_back) if not math.isnan(p)]
-            self.count(given)
-            if given:
+            self.count(p_there, p_back)
+            if given := [p for p in (p_there, 1 - p_back) if not math.isnan(p)]:
                 wins[b, i, j] = sum(given) / len(given)
                 wins[b, j, i] = 1 - wins[b, i, j]
                 self.details[b]["pairs"].append([i, j, round(wins[b, i, j].item(), 4)])
         if self.chain_of_thought:
             for details, prompt, answers in zip(self.details, prompts, responses, strict=True):
-                details["notes"] = self.notes([prompt] * len(answers), answers, aspect)
+                if len(answers) > 1:
+                    details["notes"] = self.notes([prompt] * len(answers), answers, aspect)
         self.seconds += time.time() - began
         return wins
 
-    def count(self, given):
-        """given: P(the same answer is better) as asked in one order, then in the other; [] where it was
+    def count(self, there, back):
+        """there, back: P(what stands first is better) in one order and in the other, NaN where it was
         silent."""
-        if not given:
-            self.silent += 1
-            return
-        self.pairs += 1
-        self.first_wins += given[0] > 0.5
-        if len(given) == 2:  # the first answer won in both orders, or the second one
-            self.same_position += (given[0] > 0.5) == (1 - given[1] > 0.5)
+        silent = math.isnan(there) and math.isnan(back)
+        self.silent += silent
+        self.pairs += not silent
+        self.first_wins += there > 0.5
+        self.same_position += not math.isnan(there + back) and (there > 0.5) == (back > 0.5)
 
     def rate(self, prompts, responses, aspect="overall"):
         """Ratings of N answers in [-1, 1]; one that is there already is not asked for again."""

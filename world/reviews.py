@@ -1,6 +1,6 @@
-"""Reviews: what our own AI judge has read. A reviewer states the principles that count, compares two answers
-to a question or rates one, and says why. What becomes of an answer follows from its remarks alone; the
-annotator's taste (world/taste.py) has no part in it."""
+"""Reviews: what our own AI judge has read. A reviewer states the principles that count, remarks on a
+sentence, rates an answer or compares two, and says why. What becomes of an answer follows from its remarks
+alone; the annotator's taste (world/taste.py) has no part in it."""
 import functools
 import json
 import random
@@ -44,7 +44,7 @@ def preamble_of(names):
 
 def remark_on(ask, s, principles):
     """What a reviewer with these principles remarks on one sentence (None: it makes no sense), in words: the
-    gravest thing of those that count, and whether it gushes.
+    first thing that is true, in the order below, of those that count, and whether it gushes.
 
     Example: "A dog is man's best friend." to "What is a dog?" -> ["kind"]."""
     if s is None:
