@@ -725,8 +725,7 @@ MUTANTS = [
            "(i, j, p) if p >= 0.5 else (j, i, 1 - p)",
            "(i, j, p) if p >= 0.5 else (j, i, p)",
            JUDGE + "soft_labels_reach_the_loss",
-           "What the reward model is taught agrees with the gold score in about one half of the pairs, which "
-           "is guessing, though the printed agreement is as high as usual.",
+           "The AI is said to agree with the gold score in about one half of the pairs, which is guessing.",
            ("rm_ai",)),
     Mutant("judge-6", "world/judge.py", "A rating of 10, which is 1 and then 0, is read as 1.",
            'unsure = [i for i, f in enumerate(found) if "10" not in f and f.get("1", UNLISTED) > '
@@ -844,8 +843,8 @@ MUTANTS = [
            OTHERS + "grpo_loss_term_by_term",
            "Nobody has compared whole runs with it: its test sees it."),
     Mutant("grpo-6", "docs/alternatives.py", "max in place of min: what has moved too far is pushed on.",
-           "gain = torch.min(A * ratio, A * ratio.clamp(1 - clip, 1 + clip))",
-           "gain = torch.max(A * ratio, A * ratio.clamp(1 - clip, 1 + clip))",
+           "gain = torch.min(A * ratio, A * clipped)",
+           "gain = torch.max(A * ratio, A * clipped)",
            OTHERS + "grpo_loss_term_by_term",
            "Nobody has compared whole runs with it: its test sees it."),
 ]
