@@ -189,13 +189,11 @@ def fresh_rankings(cfg, reward_model, author):
 
 def sample_and_score(policy, enc, scorer, prompts, cfg):
     """K answers to each of N prompts: N lists of K texts, and their scores (N, K). One that was cut off
-    scores -1 at most, as in PPO: it was scored as if it ended there."""
+    counts as if it ended there."""
     K = cfg.answers_per_prompt
     repeated = [prompt for prompt in prompts for _ in range(K)]
-    answers = answer(policy, enc, repeated, cfg.max_new_tokens, cfg.temperature)
-    texts, ended = [a.text for a in answers], torch.tensor([a.ended for a in answers])
+    texts = [a.text for a in answer(policy, enc, repeated, cfg.max_new_tokens, cfg.temperature)]
     scores = torch.tensor(scorer.of_texts(enc, repeated, texts), dtype=torch.float64)
-    scores = scores.where(ended, scores.clamp(max=-1))
     return [texts[i : i + K] for i in range(0, len(texts), K)], scores.view(len(prompts), K)
 
 

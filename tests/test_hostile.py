@@ -17,7 +17,7 @@ from data import (
     UserError,
     decode_response,
     encode,
-    encode_prompt,
+    encode_response,
     load_preferences,
     load_prompts,
     load_rows,
@@ -83,7 +83,7 @@ def test_long_words_and_many_blanks(enc):
     assert enc.decode(encode(enc, blanks)) == blanks
     assert max(encode(enc, "<|user|><|endoftext|>")) < enc.eot_token
     assert encode(enc, "") == [] and encode(enc, "A dog.") == enc.encode_ordinary("A dog.")
-    assert decode_response(enc, encode_prompt(enc, "<|pad|>")) == "<|pad|>"
+    assert decode_response(enc, encode_response(enc, "<|pad|>")) == "<|pad|>"
     assert time.monotonic() - began < 20
 
 

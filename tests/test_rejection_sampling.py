@@ -11,7 +11,6 @@ import rejection_sampling
 from lab.best_of_n import log_probability
 from lab.report import table
 from lab.report_rounds import curve_in_words
-from lab.talk import answer
 from rejection_sampling import (
     Config,
     best_of,
@@ -41,17 +40,6 @@ def test_the_best_answer_is_chosen_for_each_prompt():
     winners = winners_of(["p", "q", "r"], texts, rewards)
     assert [(w["prompt"], w["response"]) for w in winners] == [("p", "b"), ("q", "d"), ("r", "h")]
     assert [w["score"] for w in winners] == pytest.approx([-0.1, 9, 2])
-
-
-def test_an_answer_that_was_cut_off_scores_minus_one_at_most(monkeypatch):
-    """If it won, it would be learned as if it ended there. Two prompts, two answers each."""
-    answers = [SimpleNamespace(text=text, ended=text != "cut") for text in ("cut", "whole", "cut", "bad")]
-    monkeypatch.setattr(rejection_sampling, "answer", lambda *args: answers)
-    scorer = SimpleNamespace(of_texts=lambda enc, prompts, texts: [2.0, 0.5, -1.5, -3.0])
-    cfg = Config(answers_per_prompt=2)
-    texts, scores = rejection_sampling.sample_and_score(None, None, scorer, ["p", "q"], cfg)
-    assert texts == [["cut", "whole"], ["cut", "bad"]]
-    assert scores.tolist() == [[-1.0, 0.5], [-1.5, -3.0]]
 
 
 def test_weights_of_ranks():
@@ -127,7 +115,7 @@ def test_the_probability_of_a_text_is_the_product_over_its_tokens(make_gpt, enc)
 # ------------------------------------------------------------------------------------------------
 
 
-def test_the_curve_begins_with_a_random_answer_and_ends_with_the_best(make_gpt, enc, monkeypatch):
+def test_the_curve_begins_with_a_random_answer_and_ends_with_the_best(make_gpt, enc):
     """Longer answers are better here: what best of n earns can be counted."""
     model = make_gpt(std=0.2, vocab_size=enc.n_vocab, block_size=64)
     asked = []
@@ -138,8 +126,6 @@ def test_the_curve_begins_with_a_random_answer_and_ends_with_the_best(make_gpt, 
 
     cfg = SimpleNamespace(answers_per_prompt=6, max_new_tokens=8, temperature=1.0)
     scorer, prompts = SimpleNamespace(of_texts=of_texts), ["A dog is", "no such prompt"]
-    monkeypatch.setattr("rejection_sampling.answer", lambda *args: [
-        a._replace(ended=True) for a in answer(*args)])  # none is cut off
     curve = best_of_n_curve(model, enc, scorer, prompts, cfg)
     lengths = torch.tensor([float(len(text)) for _, text in asked]).view(2, 6)
     assert [p for p, _ in asked] == ["A dog is"] * 6 + ["no such prompt"] * 6
