@@ -24,10 +24,11 @@ def reward_models(reward):
 
 
 def check_reward(cfg):
-    """Raises UserError where --reward names nothing that exists in this run or could be trained."""
+    """Raises UserError where --reward names nothing that exists in this run or could be trained. Of an AI's
+    preamble in a file the text becomes the knob."""
     kinds = [*KINDS, "ai"] if isinstance(cfg, JudgeKnobs) else list(KINDS)
     if cfg.reward == "ai" and "ai" in kinds:
-        cfg.preamble = read_preamble(cfg.preamble)  # of a file its text is the knob, not its name
+        cfg.preamble = read_preamble(cfg.preamble)
         return
     folder = run_folder(cfg)
     there = all((folder / f"{name}.pt").exists() for name in reward_models(cfg.reward))
