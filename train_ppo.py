@@ -13,7 +13,6 @@ One iteration, as in the loop at the end of this file:
 Final reward = score - beta KL(policy || reference). Token by token: python -m lab.explain CKPT
 """
 import lab.before_torch
-import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -132,12 +131,13 @@ def gae(rewards, values, response_mask, gamma, lam):
     return advantages, advantages + values
 
 
-def whiten(x, mask):
-    """(x - mean) / sqrt(variance + 1e-8) over real tokens, biased variance. x, mask: (B, R). Returns (B, R),
-    0 on the padding."""
+def whiten(x, mask, shift_mean=True):
+    """(x - mean) / sqrt(variance + 1e-8) over real tokens, biased variance; shift_mean=False keeps the mean.
+    x, mask: (B, R). Returns (B, R), 0 on the padding."""
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean) ** 2, mask)
-    return (x - mean) * torch.rsqrt(variance + 1e-8) * mask
+    white = (x - mean) * torch.rsqrt(variance + 1e-8)
+    return (white if shift_mean else white + mean) * mask
 
 
 def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip, n_tokens=None):
@@ -298,7 +298,7 @@ def update(agent, optimizer, batch, cfg, corpus=None):
     dict a step, of floats: ppo_loss's numbers, summed over parts, and the policy's grad_norm, unclipped."""
     updates, B = [], len(batch.mask)
     for _ in range(cfg.ppo_epochs):
-        for rows in torch.randperm(B).tensor_split(math.ceil(B / cfg.minibatch_size)):
+        for rows in torch.randperm(B).tensor_split(-(-B // cfg.minibatch_size)):
             optimizer.zero_grad()
             n_tokens, total = batch.mask[rows].sum(), {}
             rows = share(rows)

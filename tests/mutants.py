@@ -385,8 +385,8 @@ MUTANTS = [
            "explains less of the returns than usual.",
            ("ppo", "value_loss", "explained_variance")),
     Mutant("ppo-17", "train_ppo.py", "Whitening adds the mean back.",
-           "return (x - mean) * torch.rsqrt(variance + 1e-8) * mask",
-           "return ((x - mean) * torch.rsqrt(variance + 1e-8) + mean) * mask",
+           "return (white if shift_mean else white + mean) * mask",
+           "return (white + mean) * mask",
            PPO + "whitening_by_hand",
            "None that would be noticed: score, KL and clip fraction are as usual. Only the test sees it."),
     # --------------------------------------------------------------------------------------------

@@ -68,19 +68,21 @@ def gae(rewards, values, response_mask, gamma, lam):
     return advantages, (advantages + values).masked_fill(response_mask == 0, 0.0)
 """),
     Right(8, "the real tokens alone", """
-def whiten(x, mask):
+def whiten(x, mask, shift_mean=True):
     real = x[mask.bool()]
     var, mean = torch.var_mean(real, correction=0)
     white = (x - mean) / torch.sqrt(var + 1e-8)
+    if not shift_mean:
+        white = white + mean
     return torch.where(mask.bool(), white, torch.zeros_like(x))
 """),
     Right(8, "the mean of squares minus the squared mean, in double precision", """
-def whiten(x, mask):
+def whiten(x, mask, shift_mean=True):
     n = mask.sum()
     d = torch.where(mask.bool(), x, 0.0).double()
     mean = d.sum() / n
     var = ((d - mean) ** 2 * mask).sum() / n
-    out = (d - mean) * (var + 1e-8) ** -0.5
+    out = (d - mean) * (var + 1e-8) ** -0.5 + (0 if shift_mean else mean)
     return (out * mask).to(x.dtype)
 """),
     Right(9, "min, turned at the end; floats", """

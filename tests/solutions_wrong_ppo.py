@@ -133,17 +133,21 @@ WRONG = [
         "the mean distance": "variance = masked_mean((x - mean).abs(), mask) ** 2",
         "the deviation, of which the root is taken": "variance = masked_mean((x - mean) ** 2, mask).sqrt()",
     }),
-    *in_each(8, "(x - mean) * torch.rsqrt(variance + 1e-8) * mask", {
-        "nothing keeps it finite": "(x - mean) * torch.rsqrt(variance) * mask",
-        "divided by the variance": "(x - mean) / (variance + 1e-8) * mask",
-        "not divided": "(x - mean) * mask",
-        "multiplied": "(x - mean) * torch.sqrt(variance + 1e-8) * mask",
-        "cut off": "((x - mean) * torch.rsqrt(variance + 1e-8)).clamp(-1, 1) * mask",
-        "the caller's numbers are changed": "x.sub_(mean).mul_(torch.rsqrt(variance + 1e-8)) * mask",
-        "a large number under the root": "(x - mean) * torch.rsqrt(variance + 0.01) * mask",
-        "the mean is never removed": "((x - mean) * torch.rsqrt(variance + 1e-8) + mean) * mask",
-        "no mask": "(x - mean) * torch.rsqrt(variance + 1e-8)",
-        "the mean is not divided": "(x * torch.rsqrt(variance + 1e-8) - mean) * mask",
+    *in_each(8, "white = (x - mean) * torch.rsqrt(variance + 1e-8)", {
+        "nothing keeps it finite": "white = (x - mean) * torch.rsqrt(variance)",
+        "divided by the variance": "white = (x - mean) / (variance + 1e-8)",
+        "not divided": "white = x - mean",
+        "multiplied": "white = (x - mean) * torch.sqrt(variance + 1e-8)",
+        "cut off": "white = ((x - mean) * torch.rsqrt(variance + 1e-8)).clamp(-1, 1)",
+        "the caller's numbers are changed": "white = x.sub_(mean).mul_(torch.rsqrt(variance + 1e-8))",
+        "a large number under the root": "white = (x - mean) * torch.rsqrt(variance + 0.01)",
+    }),
+    *in_each(8, "(white if shift_mean else white + mean) * mask", {
+        "the mean is always removed": "white * mask",
+        "the mean is never removed": "(white + mean) * mask",
+        "turned round": "(white + mean if shift_mean else white) * mask",
+        "no mask": "white if shift_mean else white + mean",
+        "the mean is divided, too": "(white if shift_mean else x * torch.rsqrt(variance + 1e-8)) * mask",
     }),
     # --------------------------------------------------------------------------------------------
     # The clipped objective

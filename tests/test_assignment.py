@@ -23,7 +23,7 @@ HALF = '''
 import math
 
 
-def whiten(x, mask):
+def whiten(x, mask, shift_mean=True):
     """Another docstring, and a mean that forgets the mask."""
     return (x - x.mean()) / max(x.std(), 1e-8)
 

@@ -35,11 +35,11 @@ def test_our_solutions_pass_the_check_and_change_nothing(file):
 
 
 @pytest.mark.parametrize("code", [
-    "import torch.nn.functional as f\ndef whiten(x, mask):\n    return f.relu(x)",
+    "import torch.nn.functional as f\ndef whiten(x, mask, shift_mean=True):\n    return f.relu(x)",
     "from math import sqrt\nSMALL = 1e-8\ndef shrunk(v): return sqrt(v + SMALL)\n"
-    "def whiten(x, mask):\n    return x * shrunk(masked_mean(x, mask).item())",
-    "def whiten(x, mask):\n    from torch.distributions import Categorical\n    return x",
-    "def whiten(x, mask):\n"
+    "def whiten(x, mask, shift_mean=True):\n    return x * shrunk(masked_mean(x, mask).item())",
+    "def whiten(x, mask, shift_mean=True):\n    from torch.distributions import Categorical\n    return x",
+    "def whiten(x, mask, shift_mean=True):\n"
     "    open = [row[m > 0].type(torch.float64) for row, m in zip(x, mask)]\n"
     "    return torch.einsum('bt->b', x)[:, None] + open[0].mean()",
 ])
@@ -82,7 +82,7 @@ def test_the_namespaces_hold_what_gets_past_the_check(name):
 
 @pytest.mark.skipif("namespaces" not in standing(), reason="no namespaces here")
 def test_signals_to_its_group_reach_no_other_submission():
-    killer = {"train_ppo.py": "def whiten(x, mask):\n    import os\n    import time\n"
+    killer = {"train_ppo.py": "def whiten(x, mask, shift_mean=True):\n    import os\n    import time\n"
                               "    for _ in range(9):\n        time.sleep(0.1)\n        os.kill(0, 9)\n"}
     with ThreadPoolExecutor() as pool:
         attack = pool.submit(grade_one, 8, killer, 30.0, first_wall=False, walls=("namespaces",))
@@ -94,7 +94,7 @@ def test_signals_to_its_group_reach_no_other_submission():
 
 def test_time_has_an_end():
     node = PROBLEMS[7].nodes()[0]
-    text = "def whiten(x, mask):\n    while True:\n        pass\n"
+    text = "def whiten(x, mask, shift_mean=True):\n    while True:\n        pass\n"
     said = run([node], {"train_ppo.py": alone("train_ppo.py", text, 8)}, 1.0)
     assert said == {node: "not done after 1 s"}
 

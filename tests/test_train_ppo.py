@@ -197,28 +197,33 @@ def test_whitening_by_hand():
     """(1, 2, 3): mean 2, biased variance 2/3. The unbiased variance would give (-1, 0, 1)."""
     root = math.sqrt(1.5)
     close(whiten(torch.tensor([[1.0, 2, 3]]), torch.ones(1, 3)), [[-root, 0, root]])
+    close(whiten(torch.tensor([[1.0, 2, 3]]), torch.ones(1, 3), shift_mean=False), [[2 - root, 2, 2 + root]])
 
 
-def test_whitening_removes_the_mean_and_divides_by_the_deviation():
+def test_whitening_removes_the_mean_and_keeps_it_only_when_asked():
     mask, g = ragged()
     x = 5 + 3 * torch.randn(5, 7, generator=g)
-    white = whiten(x, mask)[mask.bool()]
-    assert white.mean().item() == pytest.approx(0, abs=1e-5)
-    assert white.std(unbiased=False).item() == pytest.approx(1, abs=1e-5)
+    mean = ((x * mask).sum() / mask.sum()).item()
+    for shift_mean, expected in ((True, 0.0), (False, mean)):
+        white = whiten(x, mask, shift_mean)[mask.bool()]
+        assert white.mean().item() == pytest.approx(expected, abs=1e-5)
+        assert white.std(unbiased=False).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_whitening_sees_only_real_tokens():
     mask, g = ragged()
     x = torch.randn(5, 7, generator=g)
-    clean, dirty = whiten(x, mask), whiten(x.where(mask.bool(), 1e3), mask)
-    close(clean, dirty, 1e-5)
-    close(dirty * (1 - mask), torch.zeros(5, 7))
-    assert dirty[mask.bool()].std(correction=0).item() == pytest.approx(1, abs=1e-5)
+    for shift in (True, False):
+        clean, dirty = whiten(x, mask, shift), whiten(x.where(mask.bool(), 1e3), mask, shift)
+        close(clean, dirty, 1e-5)
+        close(dirty * (1 - mask), torch.zeros(5, 7))
+        assert dirty[mask.bool()].std(correction=0).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_whitening_equal_advantages_gives_no_infinity():
     equal = torch.full((2, 3), 0.7)
     close(whiten(equal, torch.ones(2, 3)), torch.zeros(2, 3), 1e-2)
+    close(whiten(equal, torch.ones(2, 3), shift_mean=False), equal, 1e-2)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -6,14 +6,14 @@ from typing import NamedTuple
 class Attack(NamedTuple):
     kind: str
     name: str
-    body: str  # of whiten(x, mask)
+    body: str  # of whiten(x, mask, shift_mean=True)
     top: str = ""  # in front of it
 
     def text(self, outside, root, port):
         """The student's file."""
         lines = [f"OUTSIDE, ROOT, PORT = {str(outside)!r}, {str(root)!r}, {port}", *self.body.split("; ")]
         body = "\n".join("    " + line for line in lines)
-        return f"{self.top}\n\ndef whiten(x, mask):\n{body}\n"
+        return f"{self.top}\n\ndef whiten(x, mask, shift_mean=True):\n{body}\n"
 
 
 def of(kind, attacks):

@@ -145,7 +145,7 @@ PROBLEMS = [
         "Whitening", 5, {"train_ppo.py": "whiten"},
         {"train_ppo": """
             *whitening_by_hand
-            whitening_removes_the_mean_and_divides_by_the_deviation
+            whitening_removes_the_mean_and_keeps_it_only_when_asked
             whitening_sees_only_real_tokens
             whitening_equal_advantages_gives_no_infinity
          """},
