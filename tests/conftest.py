@@ -73,7 +73,8 @@ def in_a_process_beside(request, tmp_path_factory):
         beside |= dict.fromkeys(tests, (mark, reports))
     yield
     pool.shutdown(wait=False, cancel_futures=True)
-    for process in active_children():  # who stops before the end does not wait for the rest of it
+    for process in active_children():
+        process.join(5)  # it has nothing left to do, but where somebody stops before the end
         process.kill()
 
 
