@@ -154,6 +154,8 @@ def test_grpo_loss_term_by_term():
         expected -= total / n / 3
     found = grpo_loss(logprobs, old, ref, advantages, mask, 0.2, 0.3)
     assert found.item() == pytest.approx(expected, rel=1e-5)
+    free, wide = (grpo_loss(logprobs, old, ref, advantages, mask, clip, 0.3).item() for clip in (0, 1e6))
+    assert free == pytest.approx(wide, rel=1e-6) and free != pytest.approx(expected, rel=1e-3), "0: no clip"
 
 
 def test_grpo_pulls_towards_the_reference():
@@ -282,6 +284,13 @@ def test_each_method_is_a_stage(copy, monkeypatch):
 # ------------------------------------------------------------------------------------------------
 # Beside each other
 # ------------------------------------------------------------------------------------------------
+
+
+def test_several_processes_are_refused(monkeypatch):
+    """Each would take the whole batch, and the sum of their gradients would be too large."""
+    monkeypatch.setattr(alternatives.parallel, "several", lambda: True)
+    with pytest.raises(UserError, match="start them with python, not with torchrun"):
+        alternatives.main(["--config", "smoke", "--method", "dpo"])
 
 
 def test_the_table_of_all_has_default_knobs():

@@ -113,6 +113,13 @@ def test_a_missing_word_has_no_chance_and_without_both_there_is_no_label():
         AI(Told(lambda text: {}), SILENT).label(["What?"], [["a", "b"]])
 
 
+def test_an_order_in_which_it_was_silent_counts_for_no_position():
+    """Silent where a comes first: the label is that of the other order alone."""
+    judge = AI(Told(lambda text: {} if answers_in(text) == ["a", "b"] else {"1": 0.1, "2": 0.9}), SILENT)
+    assert judge.label(["What?"], [["a", "b"]])[0, 0, 1].item() == pytest.approx(0.9)
+    assert (judge.pairs, judge.silent, judge.first_wins, judge.same_position) == (1, 0, 0, 0)
+
+
 def test_the_preamble_is_part_of_every_question_and_fits_the_aspect():
     judge = AI(Told(longer_wins), {"overall": "Be fair.", "safety": "Be careful."})
     judge.label(["What?"], [["a", "bb"]])
@@ -168,8 +175,8 @@ def test_notes_on_an_answer_are_written_once():
     assert sorted(text for text in judge.model.noted if "Notes:" in text) == sorted(
         f"{text}\nNotes: nothing" for text in ("What? a", "What? aa", "What? aaa", "Who? a", "Who? bb")
     )
-    judge.label(["What?"], [["aa", "a"]])
-    assert len(judge.model.noted) == 5 + 5  # remarks and notes
+    judge.label(["What?", "Why?"], [["aa", "a"], ["alone"]])
+    assert len(judge.model.noted) == 5 + 5, "remarks and notes; an answer alone is compared with nothing"
 
 
 def test_a_question_is_asked_once_at_a_time():

@@ -110,7 +110,7 @@ class OwnModel:
     """One of our GPTs as a language model that is asked: text in, the next token's log-probabilities or a
     line of text out."""
 
-    form = "own"
+    form, name = "own", ""
 
     def __init__(self, model, enc, batch_size=64):
         self.model, self.enc, self.batch_size = model, enc, batch_size
@@ -185,8 +185,7 @@ class AI(Labeler):
         return f"{preamble}\n{asked}" if preamble else asked
 
     def does_not_understand(self, what):
-        name = getattr(self.model, "name", "")  # a server's
-        named = f"the judge {name}" if name else "the judge"
+        named = f"the judge {self.model.name}" if self.model.name else "the judge"
         return UserError(f"{named} {what}: it does not understand the question")
 
     def notes(self, prompts, responses, aspect="overall"):
