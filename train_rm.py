@@ -250,7 +250,7 @@ def demonstrations_about(training, demonstrations):
 
 
 def usual_batch_size(training):
-    """16 rankings, or twice as many where most are an AI's: as right there, and sooner done."""
+    """16 rankings, or twice as many where most are an AI's: as right there, in half the steps."""
     by_ai = sum(row.get("labeler") == "ai" for row in training)
     return 32 if by_ai > len(training) / 2 else 16
 
