@@ -158,9 +158,9 @@ def ppo_loss(agent, mb, n_tokens, cfg):
 def update(agent, optimizer, batch, cfg, corpus=None):
     B, found = len(batch.texts), []
     for epoch in range(cfg.ppo_epochs):
-        order = torch.randperm(B)
-        for start in range(0, B, cfg.minibatch_size):
-            rows = order[start : start + cfg.minibatch_size]
+        order, n = torch.randperm(B), -(-B // cfg.minibatch_size)
+        for first in range(n):
+            rows = order[first::n]
             n_tokens = batch.mask[rows].sum()
             agent.zero_grad()
             step = {}

@@ -163,7 +163,8 @@ TASKS = {
         就把它白化（回报不白化）。所有这些都放进一个 `Batch`。
 
         `update`：5. 学 `cfg.ppo_epochs` 遍，每遍按新的次序分成小批次，
-        次序由 torch 的随机数决定；每个小批次有 `cfg.minibatch_size` 个回答。
+        次序由 torch 的随机数决定；每个小批次最多 `cfg.minibatch_size` 个回答，小批次的个数尽量少，
+        大小最多相差一个（8 个回答，最多 5 个：4 和 4）。
         一个小批次又分成几部分，每部分 `cfg.micro_batch_size` 个回答（`Batch.take`）；各部分的梯度加起来，
         如果 `cfg.ptx_coef` 不为 0，再加上 `add_ptx_gradient` 的梯度；
         然后对 `agent.networks` 里的每个网络单独裁剪梯度，使范数不超过

@@ -222,13 +222,14 @@ PROBLEMS = [
         `cfg.eos_penalty` instead where that is not 0; 3. subtract the price of the KL; 4. advantages,
         whitened if `cfg.whiten_advantages` says so (the returns are not). All of it goes into a `Batch`.
 
-        `update`: 5. `cfg.ppo_epochs` passes over minibatches of `cfg.minibatch_size` answers, each pass in a
-        new order that torch's random numbers decide. A minibatch is taken in parts of `cfg.micro_batch_size`
-        answers (`Batch.take`); their gradients are added up, with that of `add_ptx_gradient` where
-        `cfg.ptx_coef` is not 0; then the gradients of each of `agent.networks` are clipped, by themselves, to
-        the norm `cfg.clip_grad` (0: not at all), and the optimizer takes one step. What is returned is a dict
-        for each step: the numbers of `ppo_loss`, added up over the parts, and `grad_norm`, the norm of the
-        policy's gradient before clipping.
+        `update`: 5. `cfg.ppo_epochs` passes, each in a new order that torch's random numbers decide, over as
+        few minibatches as there can be of at most `cfg.minibatch_size` answers, of the same size or one less
+        (8 answers, at most 5: 4 and 4). A minibatch is taken in parts of `cfg.micro_batch_size` answers
+        (`Batch.take`); their gradients are added up, with that of `add_ptx_gradient` where `cfg.ptx_coef` is
+        not 0; then the gradients of each of `agent.networks` are clipped, by themselves, to the norm
+        `cfg.clip_grad` (0: not at all), and the optimizer takes one step. What is returned is a dict for each
+        step: the numbers of `ppo_loss`, added up over the parts, and `grad_norm`, the norm of the policy's
+        gradient before clipping.
 
         `ppo_loss`: the policy loss of a part plus `agent.value_coef` times its value loss. Use your functions
         from above; `Agent`, `Batch`, `join`, `response_hidden`, `token_logprobs` and the functions of
