@@ -27,10 +27,11 @@ from data import UserError, load_prompts, load_rows, ranking_to_pairs
 from lab import parallel
 from lab.cli import JudgeKnobs, knob, parse, run_main
 from lab.judges import judge_rules, load_judge
+from lab.rankings import is_collection
 from lab.records import load_language_model
 from lab.report_rankings import remarks, shown, summary
 from lab.run import STAGES, Stage
-from lab.talk import answer
+from lab.talk import answer, knows_template
 from lab.terminal import wrapped
 from lab.tokens import encode_prompts
 from world.judge import read_preamble
@@ -175,9 +176,8 @@ def load_policy(path, stage, enc, cfg):
     """A function: prompts -> a sampled answer of the model at `path` to each."""
     model, checkpoint = load_language_model(path, stage.device)
     encode_prompts(enc, [p["prompt"] for p in load_prompts(stage.data)], cfg.max_new_tokens, model)
-    template = checkpoint["stage"] != "pretrain"  # which knows no chat template: it goes on with plain text
     return partial(answer, model, enc, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature,
-                   template=template, batch_size=512)
+                   template=knows_template(checkpoint), batch_size=512)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -285,6 +285,8 @@ def main(argv=None):
     training, held_out = questions_of(load_prompts(stage.data), cfg)
     if not cfg.overwrite:
         check_questions(stage.path, training, held_out)  # before anything is written
+    if is_collection(stage.folder, cfg.answers_of):
+        raise UserError(f"--answers_of {cfg.answers_of}: that is a collection of rankings; name a model")
     path = stage.parent(cfg.answers_of)
     enc = stage.encoding()
     policy = load_policy(path, stage, enc, cfg)

@@ -24,7 +24,7 @@ import torch
 import data
 from lab.best_of_n import best_of_n_log_ratio, log_probability
 from lab.cli import Common, knob, parse, run_main
-from lab.commands import shown_command
+from lab.commands import command_of, shown_command
 from lab.optim import clip_gradients, muon, set_lr
 from lab.parallel import part, share, total
 from lab.records import load_model
@@ -182,6 +182,21 @@ def fresh_rankings(cfg, reward_model, author):
     return name
 
 
+def ppo_on_top(cfg, base):
+    """PPO from the last round's model, paid by the newest reward model. Raises UserError where the one that
+    is there began from another round."""
+    name, last = f"{base}.ppo", f"{base}.{cfg.rounds}"
+    flags = {"name": name, "start": last, "reward": newest_reward(cfg, base, cfg.rounds + 1)}
+    flags |= {key: getattr(cfg, key) for key in ("max_new_tokens", "temperature", "eval_split")}
+    command = " ".join(["train_ppo.py", *(f"--{key} {value}" for key, value in flags.items())])
+    record = record_of(run_folder(cfg), name)
+    if record and record["knobs"]["start"] != last:
+        again = shown_command(command_of(cfg, command))
+        raise data.UserError(f"{name} is there already and began from {record['knobs']['start']}; to make it "
+                             f"anew from {last}: {again} --overwrite")
+    train_if_missing(cfg, name, command)
+
+
 # ------------------------------------------------------------------------------------------------
 # The steps of a round
 # ------------------------------------------------------------------------------------------------
@@ -335,11 +350,7 @@ def main(argv=None):
         report(stage, cfg, enc, rows, {**models, one.name: model}, scorer, curve, before)
 
     if cfg.then_ppo:
-        reward, last = newest_reward(cfg, base, cfg.rounds + 1), f"{base}.{cfg.rounds}"
-        command = f"train_ppo.py --name {base}.ppo --start {last} --reward {reward}"
-        for key in ("max_new_tokens", "temperature", "eval_split"):
-            command += f" --{key} {getattr(cfg, key)}"
-        train_if_missing(cfg, f"{base}.ppo", command)
+        ppo_on_top(cfg, base)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ The first of these commands makes two models. rm_first learns from rankings of t
 answers. A pilot, a policy after a short PPO against it, gives answers like those that PPO will have
 scored; they are ranked, too, and rm goes on from rm_first with both.
 
---start rm is for a policy that has left the answers that its judge knows (Bai et al. 2022, section
-4.5); the new model keeps the knobs of the old one unless a flag says otherwise, and sees some
-earlier rankings again. rejection_sampling.py does so in every round.
+--start rm is for a policy that has left the answers that its judge knows; the new model keeps the
+knobs of the old one unless a flag says otherwise, and sees some earlier rankings again.
+rejection_sampling.py does so in every round.
 """
 import lab.before_torch
 import json
@@ -121,7 +121,8 @@ USUAL = {  # the name of the model for an aspect, where it starts, its collectio
 
 def bradley_terry_loss(chosen, rejected, margin=None, p_chosen=None):
     """-log sigmoid(r_chosen - r_rejected - margin), averaged over the pairs. (Bradley and Terry 1952;
-    InstructGPT eq. 1; the margin: Llama 2, Touvron et al. 2023, eq. 2; soft labels: RLAIF, Lee et al. 2023.)
+    InstructGPT eq. 1, where each ranking counts the same; the margin: Llama 2, Touvron et al. 2023, eq. 2;
+    soft labels: RLAIF, Lee et al. 2023.)
 
     chosen, rejected: (N,) scores of the better and the worse answer of each pair
     margin:           (N,) how much better the annotator found it, or None
@@ -205,7 +206,8 @@ def settle(cfg):
     if cfg.start not in ("", "pretrain", "sft"):
         inherit(cfg)
     elif not cfg.start:
-        is_usual = cfg.name in ("", usual_name) and not cfg.leave_out  # rm_first has seen every subject
+        # rm_first has seen every subject, and every ranking
+        is_usual = cfg.name in ("", usual_name) and not cfg.leave_out and not cfg.limit
         cfg.start = usual_start if is_usual else "pretrain"
     cfg.rankings = cfg.rankings or usual
     other = [name for name, *_ in USUAL.values() if name != usual_name]
@@ -322,7 +324,7 @@ def main(argv=None):
     at_once = batch_size * max(len(row["responses"]) for row in learned)
     stage.describe(model, path, rows=at_once, length=model.config.block_size)
     steps = passes(cfg.epochs, len(learned), batch_size) * data.steps_per_epoch(len(learned), batch_size)
-    watched = (dev or held_out)[:50]  # its accuracy is the curve of the picture
+    watched = (dev or held_out)[:: max(1, len(dev or held_out) // 50)]  # for the curve of the picture
     optimizer = muon(model, cfg.lr, cfg.weight_decay)
     stage.track(model=model, optimizer=optimizer)
     model.train()

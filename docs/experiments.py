@@ -354,11 +354,20 @@ def of_sft_alone(name, *flags, seed=0):
     return reward_model(name, "--rankings", "rankings_sft", *flags, seed=seed), n
 
 
+def first_of_sft(seed):
+    """The name of a model that stands to these rankings as rm_first does to the usual ones: one pass over as
+    many of them as the SFT model's are there."""
+    n = sum(row["split"] == "train" for row in logged(standard("rankings", seed)))
+    rankings("rankings_sft", "--questions", str(n_by_human(seed)), seed=seed)
+    return reward_model("rm_sft_first", "--rankings", "rankings_sft", "--limit", str(n), "--epochs", "1",
+                        seed=seed).name
+
+
 def sources(args):
     """a reward model on rankings of the SFT model's answers alone, or of a pilot's, too, and PPO with each"""
     rows, counts = [], set()
     for seed in range(args.seeds):
-        alone, n = of_sft_alone("rm_sft", "--start", "rm_first", "--replay", "0", seed=seed)
+        alone, n = of_sft_alone("rm_sft", "--start", first_of_sft(seed), "--replay", "0", seed=seed)
         usual = make("ppo", seed=seed)
         cases = (("SFT", alone, make("ppo_sft", "--reward", "rm_sft", seed=seed)),
                  ("SFT and pilot", usual.with_name("rm"), usual))
@@ -477,7 +486,7 @@ def rejection(args):
         for label, path in (("PPO", make("ppo", seed=seed)), ("rs.4, then PPO", run_of(seed) / "rs.ppo")):
             r, n = results(path), len(prompts_of(path.parent))
             gold = r["gold of each answer"]
-            each[label] += shares(gold["PPO"], gold["SFT"], n)
+            each[label].append(shares(gold["PPO"], gold["SFT"], n))
             means[label].append(win_rate(path))
             rows.append([f"{seed}, {label}", means[label][-1], *(r[key]["PPO"] for key in keys), corrected(r),
                          r[DISTINCT]["PPO"]])
@@ -486,11 +495,12 @@ def rejection(args):
          [[name, f"{statistics.fmean(x):.3f}", f"{min(x):.3f} to {max(x):.3f}",
            f"{statistics.stdev(x):.3f}" if len(x) > 1 else None] for name, x in means.items()])
     say("The reward model on its answers: accuracy, chance-corrected.")
-    say(paired(each["PPO"], each["rs.4, then PPO"]))
+    say(paired(*(list(map(statistics.fmean, zip(*each[label], strict=True))) for label in each)))
 
 
 def paired(ours, theirs):
-    """The mean difference of two lists over the same prompts, with its interval, as a sentence."""
+    """The mean difference of two lists over the same prompts, a number each (a mean over seeds), with its
+    interval, as a sentence."""
     difference = [b - a for a, b in zip(ours, theirs, strict=True)]
     mean = statistics.mean(difference)
     half = 1.96 * statistics.stdev(difference) / len(difference) ** 0.5
@@ -737,11 +747,11 @@ def overoptimisation(args):
     for c, name in runs.items():
         make(name, "--reward", "rm_first", "--kl_coef", str(c))
     best, mean, sd = best_of_many(run_of(), K=256)
-    ways = {}
+    start, ways = gold_of_sft(run_of(), "train"), {}  # PPO's log is of training prompts
     for c, name in runs.items():
         steps = logged(run_of() / name)
         ways[c] = {"d": [max(r["kl_full"], 0) ** 0.5 for r in steps], "score": [r["score"] for r in steps],
-                   "gold": [(r["gold"] - mean) / sd for r in steps]}
+                   "gold": [(r["gold"] - start) / sd for r in steps]}
     # Behind more than a nat a token the policy says one thing to everybody.
     steps, way = logged(run_of() / "no_kl"), ways[0]
     far = next((i for i, r in enumerate(steps) if r["kl_full"] > r["length"]), len(steps))
@@ -765,6 +775,14 @@ def overoptimisation(args):
     rows = [[f"KL coefficient {c}", r[KL]["PPO"], r[SCORE]["PPO"], (r[GOLD]["PPO"] - mean) / sd]
             for c, r in ends.items()]
     show(["PPO, test prompts", "KL", "score, SD", "gold, SD"], rows)
+
+
+def gold_of_sft(folder, split, K=4):
+    """Mean gold score of the SFT model's answers, K to each prompt of a split."""
+    prompts = [p for p in prompts_of(folder, split) for _ in range(K)]
+    torch.manual_seed(0)
+    answers = answer(model_of(folder / "sft"), encoding_of(folder), prompts, 48, 1.0)
+    return statistics.fmean(gold_score(p, a.text) for p, a in zip(prompts, answers, strict=True))
 
 
 def best_of_many(folder, K):
@@ -872,6 +890,10 @@ def main():
     parser.add_argument("--data", default="", metavar="FOLDER", help="of folds: your own preferences")
     parser.add_argument("--config", default="tiny", choices=("tiny", "small"), help="of folds [tiny]")
     args = parser.parse_args()
+    if args.experiment in ("all", "write", "check"):
+        alone = parser.parse_args([args.experiment, "--seeds", str(args.seeds)])
+        if args != alone:
+            parser.error(f"{args.experiment} takes no flag but --seeds: give the others to one experiment")
     guesses = {f.__name__: guess for f, guess in EXPERIMENTS.items()}
     if not args.experiment:
         print(about)

@@ -45,7 +45,7 @@ def folds(args):
         found.append((hits, bag, length, n))
         say(f"fold {fold + 1}: reward model {hits:.3f}, {list(rules)[0]} {bag:.3f}, {list(rules)[1]} "
               f"{length:.3f}, {n} pairs")
-    summary(found, len(rows))
+    summary(found, len({json.dumps(row["prompt"]) for row in rows}))
 
 
 def key_of(row):
@@ -82,12 +82,12 @@ def train_fold(base, enc, rows, corpus, cfg, what):
     return model.eval()
 
 
-def summary(found, n_rows):
-    """Show mean accuracies over the folds, weighted by their pairs. The interval counts rankings, for the
-    pairs of one share answers."""
+def summary(found, n_prompts):
+    """Show mean accuracies over the folds, weighted by their pairs. The interval counts prompts, for the
+    pairs about one share answers."""
     total, cells = sum(row[-1] for row in found), []
     for k, name in enumerate(("reward model", "bag of words", "longer or shorter answer wins")):
         mean = sum(row[k] * row[-1] for row in found) / total
-        cells.append([name, *(f"{x:.3f}" for x in (mean, *wilson(mean, n_rows)))])
+        cells.append([name, *(f"{x:.3f}" for x in (mean, *wilson(mean, n_prompts)))])
     show(["cross-validated accuracy", "mean", "low", "high"], cells)
-    say(f"{total:,} pairs of {n_rows:,} rankings; low, high: 95 % interval, counting rankings.")
+    say(f"{total:,} pairs about {n_prompts:,} prompts; low, high: 95 % interval, counting prompts.")

@@ -1,7 +1,9 @@
 """The stages of a run, the commands that make them, and the folder that they share."""
+import importlib
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 from data import UserError
@@ -34,6 +36,7 @@ LEARNED_FROM = {"pretrain": ["pretrain.txt"], "sft": ["sft.jsonl"], "rm": ["pret
                 "ppo": ["prompts.jsonl"], "rloo": ["prompts.jsonl"], "grpo": ["prompts.jsonl"],
                 "rejection_sampling": ["prompts.jsonl"]}  # {stage: its data}
 OWN_TEXT = ("small", "gpt2")  # presets that need --data
+ROUNDS = "rejection_sampling"  # the stage whose results are called rs.1, rs.2 and so on
 COLLECTOR = "preferences.py"  # the script whose stages are collections
 LONGEST = 100  # bytes of a name
 OTHER_FILES = ("preferences", "tokenizer", "judge_calls", "judged", "data")  # names that are no stage's
@@ -68,12 +71,14 @@ def is_name(name):
 
 def recipe_of(name):
     """Script and flags that make a stage of this name, or None. A collection's name with a model's behind a
-    dot is one of that model's answers.
+    dot is one of that model's answers; rs.4 is the fourth round of rejection sampling.
 
     Example: rankings_safety.rs.1 -> preferences.py --aspect safety --answers_of rs.1 --name ..."""
-    if name in STAGES:
-        return STAGES[name]
     kind, dot, model = name.partition(".")
+    if kind == "rs" and model.isdecimal():
+        return f"{STAGES[ROUNDS]} --rounds {int(model)}"
+    if name in STAGES and name != ROUNDS:
+        return STAGES[name]
     recipe = STAGES.get(kind, "")
     if dot and recipe.startswith(COLLECTOR):
         return f"{recipe} --answers_of {model} --name {name}"
@@ -92,6 +97,14 @@ def command_of(cfg, stage):
         elif value and value != "auto":
             words += [f"--{flag}", str(value)]
     return words
+
+
+def main_of(script):
+    """The main() of a script of this project, wherever it lies in it."""
+    folder = str(Path(__file__).resolve().parent.parent / Path(script).parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(Path(script).stem).main
 
 
 def shown_command(words):

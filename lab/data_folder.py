@@ -39,8 +39,13 @@ def fill(cfg, run):
                             "--run NAME")
         convert(cfg.data, folder)
     elif not is_filled(run):
-        sizes = {"n_documents": 1000, "n_demonstrations": 200} if cfg.config == "smoke" else {}
-        write_world(folder, cfg.seed, **sizes)
+        write_data(folder, cfg)
+
+
+def write_data(folder, cfg):
+    """Write the tiny world's data, less of it for --config smoke."""
+    sizes = {"n_documents": 1000, "n_demonstrations": 200} if cfg.config == "smoke" else {}
+    write_world(folder, cfg.seed, **sizes)
 
 
 def training_prompts(folder, leave_out):

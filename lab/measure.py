@@ -280,10 +280,10 @@ def agreement(rows, gold, who="You"):
     if not d:
         return f"No pair that both {who[0].lower() + who[1:]} and the gold score tell apart."
     share = sum(x > 0 for x in d) / len(d)
-    low, high = wilson(share, sum(len(row["tiers"]) > 1 for row in rows))
+    low, high = wilson(share, len({json.dumps(row["prompt"]) for row in rows if len(row["tiers"]) > 1}))
     verb = "agree" if who == "You" else "agrees"
     return (f"{who} {verb} with the gold score on {share:.2f} of {len(d)} pairs that both tell apart "
-            f"(95 % interval {low:.2f} to {high:.2f}).")
+            f"(95 % interval {low:.2f} to {high:.2f}, counting prompts).")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 import json
 import random
 
-from data import UserError, has_pairs, is_thumb, load_rows, of_split
+from data import UserError, has_pairs, is_thumb, load_rows, of_split, say_once
+from lab.commands import COLLECTOR, recipe_of
 from lab.records import fingerprint_of, record_of
 from lab.terminal import wrapped
 from lab.tokens import laid_out
@@ -14,20 +15,22 @@ def rankings_of(stage, cfg, enc=None, block_size=None, names=None, limit=None):
     """The rankings of collections. Returns (rows, others): those of the aspect asked for, of all splits, and
     the training rows about helpfulness that a safety model learns from, too.
 
-    cfg: aspect, rankings, limit, leave_out, helpful_share, data, loss, seed; names, limit: in place of cfg's
+    cfg: aspect, rankings, limit, leave_out, eval_split, helpful_share, data, loss, seed; names, limit: in
+    place of cfg's
     block_size: of the model; rows whose answers it cuts to the same tokens are dropped
-    A held-out row about something that --leave_out names has the split "left_out"; such a training row is
-    dropped. Raises UserError where there are none, or thumbs that do not fit."""
+    A row of eval_split about something that --leave_out names has the split "left_out"; other rows about it
+    are dropped. Raises UserError where there are none, or thumbs that do not fit."""
     names, a_file = names or cfg.rankings, check_names(stage, names or cfg.rankings)
     rows = [row for name in names for row in collected(stage, name)]
     if cfg.data and a_file and "preferences" not in names:
         of_file = load_rows(stage.parent("preferences"), is_ranking)  # a person's labels, to measure with
         rows += [row for row in of_file if row["split"] != "train" and not is_thumb(row)]
-    rows = without_left_out(once_each(rows), leave_out_names(cfg.leave_out))
+    rows = without_left_out(once_each(rows), leave_out_names(cfg.leave_out), cfg.eval_split)
     check_thumbs(rows, names, cfg.loss)
     own, other = of_aspect(rows, cfg.aspect)
     if rows and not own:
         raise UserError(f'{", ".join(names)}: no ranking has "aspect": "{cfg.aspect}"')
+    say_whose_aspect(own, cfg.aspect)
     own = drop_cut(own, enc, block_size)
     own = first_of_training(own, cfg.limit if limit is None else limit)
     training = of_split(own, "train", ", ".join(names))
@@ -53,8 +56,7 @@ def check_names(stage, names):
     a_file = (stage.data / "preferences.jsonl").exists()
     own_data = (stage.data / "source.json").exists()
     for name in names:
-        record = record_of(stage.folder, name)
-        if record and record["stage"] != "preferences":
+        if is_collection(stage.folder, name) is False:
             raise UserError(f"--rankings {name}: that is a model; name collections of rankings")
         if own_data and name != "preferences" and not (stage.folder / f"{name}.jsonl").exists():
             raise UserError(f"there is no {name}: on your own data collect rankings first, with "
@@ -63,6 +65,14 @@ def check_names(stage, names):
         raise UserError("a reward model needs rankings, and there is no preferences file: collect some with "
                         "preferences.py --labeler human (or ai), and name them with --rankings")
     return a_file
+
+
+def is_collection(folder, name):
+    """Whether a name in a run stands for rankings or for a model; None where nothing has it or would."""
+    record, recipe = record_of(folder, name), recipe_of(name)
+    if record:
+        return record["stage"] == "preferences"
+    return recipe.split()[0] == COLLECTOR if recipe else None
 
 
 def key_of(row):
@@ -82,14 +92,14 @@ def once_each(rows, known=()):
     return kept
 
 
-def without_left_out(rows, names):
-    """Rows of which those about one of `names` are gone, or, where they are held out, have the split
-    "left_out"."""
+def without_left_out(rows, names, eval_split):
+    """Rows without those about one of `names`, but for those of eval_split: these have the split "left_out".
+    """
     kept = []
     for row in rows:
         if not left_out(row["prompt"], names):
             kept.append(row)
-        elif row["split"] != "train":
+        elif row["split"] == eval_split:
             kept.append({**row, "split": "left_out"})
     return kept
 
@@ -110,6 +120,14 @@ def of_aspect(rows, aspect):
     safety = [row for row in rows if row.get("aspect") == "safety"]
     helpful = [row for row in rows if row.get("aspect") != "safety"]
     return {"overall": (rows, []), "helpful": (helpful, []), "safety": (safety, helpful)}[aspect]
+
+
+def say_whose_aspect(rows, aspect):
+    """Say how many rows somebody ranked by another aspect than the one that they are learned as."""
+    others = [row["aspect"] for row in rows if row.get("aspect") not in (None, aspect)]
+    if others:
+        say_once(f"{len(others):,} of {len(rows):,} rankings were ranked by another aspect "
+                      f"({', '.join(sorted(set(others)))}); they are learned, and measured, as {aspect}")
 
 
 def drop_cut(rows, enc, block_size):

@@ -53,7 +53,7 @@ def report(stage, cfg, enc, policy, reference, sft, scorer, held_out_text):
     if not cfg.data:
         lines, figures = truth_about(scorer, enc, prompts, found, "PPO", data.load_sft(stage.data), cfg.seed)
     if scorer.judge:
-        lines.append(f"The AI judge rated {scorer.judge.pairs} different answers.")
+        lines.append(f"The AI judge rated {scorer.judge.pairs} different answers since this command began.")
     stage.state["results"] = found.results | figures
     text = "\n".join([found.text, "", *lines])
     print("\n" + text)

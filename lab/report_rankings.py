@@ -11,7 +11,7 @@ def summary(rows, K):
     pairs = [pair for row in rows for pair in comparisons(row, ties=True)]
     ties = sum(p == 0.5 for _, _, p, _ in pairs)
     different = sum(len(row["responses"]) for row in rows)
-    duplicates = sum(K[row["labeler"]] for row in rows) - different
+    duplicates = sum(K.get(row.get("labeler"), len(row["responses"])) for row in rows) - different
     held_out = sum(row["split"] != "train" for row in rows)
     skipped = sum(not row["tiers"] for row in rows)
     skipped = f" ({skipped} without an order)" if skipped else ""
@@ -40,7 +40,7 @@ def shown(rows, gold, n=6):
     lines = [f"Answers in the order of their ranking: {header}"]
     for row in ranked[:: max(1, len(ranked) // n)][:n]:
         prompt = prompt_text(row["prompt"])
-        lines += ["", wrapped(f"prompt ({row['split']}, ranked by {row['labeler']}): {prompt}")]
+        lines += ["", wrapped(f"prompt ({row['split']}, ranked by {row.get('labeler', 'a file')}): {prompt}")]
         for place, tied in enumerate(row["tiers"], 1):
             for i in tied:
                 text = row["responses"][i]

@@ -5,7 +5,6 @@ A stage is a script, a run is a folder. A stage S that trains a model writes S.p
 writes S.jsonl (the rankings), S.json (the record: what it was made with) and S.samples.txt.
 """
 import contextlib
-import importlib
 import json
 import math
 import signal
@@ -26,6 +25,7 @@ from lab.commands import (
     again,
     command_of,
     is_name,
+    main_of,
     recipe_of,
     run_folder,
     short,
@@ -107,8 +107,7 @@ def train_if_missing(cfg, name, command=None):
     print(f"\n{path} {missing}; first:\n{shown_command(words)}\n", flush=True)
     state = machine.random_state()
     try:
-        main = importlib.import_module(Path(words[0]).stem).main
-        parallel.call(main, words[1:], first_alone=words[0] == COLLECTOR)
+        parallel.call(main_of(words[0]), words[1:], first_alone=words[0] == COLLECTOR)
     except OfAParent:
         raise
     except UserError as error:

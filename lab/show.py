@@ -27,13 +27,13 @@ from data import (
 )
 from lab.cli import Which, parse
 from lab.commands import run_folder
+from lab.data_folder import write_data
 from lab.formats import convert
 from lab.hub_tokens import gpt2_encoding
 from lab.records import record_of
 from lab.source import check_unchanged
 from lab.terminal import terminal_width, wrapped
 from lab.tokens import encoding_of
-from world.tiny import write_world
 
 MARGIN = 12  # columns in front of every text
 
@@ -211,7 +211,7 @@ def data_folder(cfg, run, temporary):
     if cfg.data:
         convert(cfg.data, temporary)
     else:
-        write_world(temporary, cfg.seed)
+        write_data(temporary, cfg)
     return temporary
 
 

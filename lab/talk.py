@@ -137,8 +137,12 @@ class Speaker:
 
     @property
     def template(self):
-        """Pretrained models and the AI judge have only read plain text."""
-        return self.checkpoint["stage"] != "pretrain" and not self.checkpoint["knobs"].get("reviews")
+        return knows_template(self.checkpoint)
+
+
+def knows_template(checkpoint):
+    """Whether a model knows the chat template: pretrained models and the AI judge have read plain text."""
+    return checkpoint["stage"] != "pretrain" and not checkpoint["knobs"].get("reviews")
 
 
 def speaker(path, device, label):

@@ -294,7 +294,8 @@ def test_several_processes_are_refused(monkeypatch):
 
 
 def test_the_table_of_all_has_default_knobs():
-    for flags in ("--beta 1", "--seed 1", "--config smoke", "--eval_split dev", "--name other", "--run a"):
+    for flags in ("--beta 1", "--seed 1", "--config smoke", "--eval_split dev", "--name other", "--run a",
+                  "--threads 1", "--overwrite"):
         with pytest.raises(UserError, match="name a --method"):
             alternatives.main(flags.split())
     with pytest.raises(UserError, match="a folder that is there"):
@@ -348,8 +349,9 @@ def test_what_it_took_is_that_of_all_stages_of_a_method(copy, monkeypatch):
     assert found[beside.SECONDS] == sum(each) > max(each) > 0 and found[beside.WIN] == 0.5
 
 
-def test_what_is_missing_is_made_by_commands_that_their_scripts_take(monkeypatch):
+def test_what_is_missing_is_made_by_commands_that_their_scripts_take(monkeypatch, tmp_path):
     """All with default knobs, but for --method, --name and the seed."""
+    monkeypatch.chdir(tmp_path)  # where it notes how long they took
     asked = []
     monkeypatch.setattr("runs.command", lambda *words: asked.append([str(word) for word in words]))
     monkeypatch.setattr(beside, "of_stage", lambda path, who, stages: (path.as_posix(), who, stages))

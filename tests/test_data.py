@@ -338,7 +338,11 @@ def test_wins_become_tiers():
     wins = torch.tensor([[nan, 1, 0.5, nan], [0, nan, 0, nan], [0.5, 1, nan, nan], [nan] * 4])
     assert data.wins_to_tiers(wins) == [[0, 2], [1]]
     wins = torch.tensor([[nan, 1, nan], [0, nan, 1], [nan, 0, nan]])
-    assert data.wins_to_tiers(wins) == [[0, 1], [2]], "not to be compared costs nothing"
+    assert data.wins_to_tiers(wins) == [[0], [1], [2]], "not to be compared costs nothing"
+    wins = torch.full((4, 4), nan)
+    wins[0, 1], wins[1] = 0.9, torch.tensor([0.1, nan, 0.6, 0.6])
+    wins[2, 1] = wins[3, 1] = 0.4
+    assert data.wins_to_tiers(wins) == [[0], [1], [2, 3]], "the share of the games, not their sum"
     wins = torch.tensor([[nan, 0.5, 0.6], [0.5, nan, 0.6000002], [0.4, 0.4, nan]])
     assert data.wins_to_tiers(wins) == [[0, 1], [2]], "probabilities add up but for rounding"
 

@@ -322,6 +322,7 @@ def test_agreement_counts_the_pairs_that_both_tell_apart():
     assert agreement(rows, lambda p, r: float(r), "The AI").startswith("The AI agrees with")
     by_ai = [{**rows[0], "pairs": [[0, 3, 0.9], [1, 3, 0.2], [2, 3, 0.5]]}]
     assert "0.50 of 2 pairs" in agreement(by_ai, lambda p, r: float(r)), "its own labels, not their order"
+    assert agreement(rows * 3, lambda p, r: float(r)).endswith(said.partition(" pairs")[2]), "one prompt's"
     unranked = [{**rows[0], "tiers": []}]
     assert agreement(unranked, lambda p, r: 0.0, "The AI").startswith("No pair that both the AI")
 

@@ -397,6 +397,8 @@ def test_ppo_goes_on_from_rejection_sampling(few, done, refused, monkeypatch):
     before = files_of(few / "runs")
     assert "warm.2 is finished" in done(few, line) and files_of(few / "runs") == before
     assert "leave --overwrite out" in refused(few, f"{line} --overwrite")
+    of_another = refused(few, line.replace("--rounds 2", "--rounds 1"))
+    assert "warm.ppo is there already and began from warm.2" in of_another and "--start warm.1" in of_another
 
 
 def test_models_of_one_run_see_equally_long_contexts(few, done, refused):

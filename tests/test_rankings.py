@@ -47,7 +47,7 @@ from pipeline import (
 import data
 import world.judge
 from lab.measure import calibration_slope, differences, scores_of
-from lab.rankings import once_each
+from lab.rankings import once_each, say_whose_aspect, without_left_out
 from lab.records import load_checkpoint, load_model, record_of
 from lab.terminal import visible
 from train_rm import USUAL
@@ -274,10 +274,33 @@ def test_what_is_left_out_is_not_trained_on_and_measured_apart(copy, done, refus
     assert "subjects left out" in out and "topics left out" in out
     about = {name.strip(): r["rankings"] for name, r in found.items() if "left out" in name}
     held_out = [PROMPTS[row["prompt"]] for row in rows_of(copy / "runs/tiny/rankings.jsonl")
-                if row["split"] in ("dev", "test") and data.has_pairs(row)]
+                if row["split"] == "dev" and data.has_pairs(row)]
     assert about["subjects left out"] == sum(p.subject == "cake" for p in held_out) > 0
     assert about["topics left out"] == sum(p.topic == "why" for p in held_out) > 0
     assert "pie" in refused(copy, f"train_rm.py {RM} --leave_out pie --name pie")
+
+
+def test_only_the_held_out_rows_of_the_split_asked_for_are_left_out():
+    rows = [{"prompt": prompt, "split": split} for prompt in ("What is a cake?", "What is a dog?")
+            for split in ("train", "dev", "test")]
+    cake, *_ = without_left_out(rows, ["cake"], "dev")
+    assert cake == {"prompt": "What is a cake?", "split": "left_out"}
+    assert without_left_out(rows, ["cake"], "dev")[1:] == rows[3:]
+
+
+def test_who_learns_by_another_aspect_than_was_asked_for_is_told(capsys):
+    rows = [{"aspect": "safety"}, {"aspect": "safety"}, {"aspect": "overall"}, {}]
+    say_whose_aspect(rows, "overall")
+    assert "2 of 4 rankings were ranked by another aspect (safety)" in capsys.readouterr().out
+    say_whose_aspect(rows[2:], "overall")
+    assert not capsys.readouterr().out
+
+
+def test_models_and_collections_are_told_apart_before_they_are_made(tmp_path, refused):
+    assert "rm: that is a model" in refused(tmp_path, "train_rm.py --config smoke --rankings rm --name x")
+    for name in ("rankings", "rankings_ai.rs.1"):
+        line = f"preferences.py --config smoke --answers_of {name} --name x"
+        assert f"{name}: that is a collection" in refused(tmp_path, line)
 
 
 def test_two_reward_models_and_llama2s_combination(two_models):

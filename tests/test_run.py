@@ -1,6 +1,7 @@
 """Run folder, checkpoints, going on after a stop, parents, collections."""
 import atexit
 import contextlib
+import inspect
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import lab.run
 from data import UserError, encode_prompt
 from lab.checks import NoInit
 from lab.cli import Common, knob, parse
-from lab.commands import STAGES, command_of, recipe_of
+from lab.commands import STAGES, command_of, main_of, recipe_of
 from lab.machine import memory_bill, pick_device, pick_dtype, random_state, set_random_state
 from lab.optim import muon, set_lr
 from lab.records import load_language_model, load_model, record_in
@@ -182,7 +183,8 @@ def test_a_collection_of_another_models_answers_has_a_command_by_its_name():
     assert recipe_of("rankings.ppo") == "preferences.py --answers_of ppo --name rankings.ppo"
     assert recipe_of("rankings_safety.rs.1") == (
         "preferences.py --aspect safety --answers_of rs.1 --name rankings_safety.rs.1")
-    assert recipe_of("rm.rs.1") is None
+    assert recipe_of("rs.4") == "rejection_sampling.py --rounds 4"
+    assert recipe_of("rm.rs.1") is recipe_of("rs.x") is recipe_of("rejection_sampling") is None
 
 
 def test_commands_say_only_what_is_not_usual():
@@ -626,7 +628,8 @@ def test_a_stage_without_a_recipe_can_be_given_one(here, monkeypatch):
 
 def test_every_stage_of_the_table_is_a_script_of_this_repository():
     root = Path(lab.run.__file__).parent.parent
-    assert all((root / command.split()[0]).exists() for command in STAGES.values())
+    for script in {command.split()[0] for command in STAGES.values()}:
+        assert Path(inspect.getfile(main_of(script))) == root / script, "docs/, too"
 
 
 # ------------------------------------------------------------------------------------------------

@@ -546,6 +546,16 @@ def test_usual_names(flags, name, rankings):
     assert (cfg.name, cfg.rankings) == (name, rankings)
 
 
+@pytest.mark.parametrize("flags, start", [
+    ({}, "rm_first"), ({"limit": 9}, "pretrain"), ({"leave_out": "dog"}, "pretrain"),
+    ({"data": "x"}, "pretrain"), ({"aspect": "safety"}, "pretrain"), ({"limit": 9, "start": "sft"}, "sft")])
+def test_usual_starts(flags, start):
+    """Where some rankings are left out, the model does not begin with one that has seen them."""
+    cfg = Config(**flags)
+    settle(cfg)
+    assert cfg.start == start
+
+
 @pytest.mark.parametrize("flags, words", [
     ({"rankings": ("rankings_ai",)}, "a name of its own with --name"),
     ({"rankings": ("rankings_ai",), "name": "rm"}, "another reward model"),

@@ -303,8 +303,8 @@ class AI(Labeler):
         if self.both_orders:
             orders = f"the same position won in both orders in {self.same_position / n:.2f} of them"
         silent = f"; {self.silent} pairs without a verdict" if self.silent else ""
-        return (f"{self.pairs} pairs labelled by the AI in {self.seconds:.0f} s; {orders}, "
-                f"the first answer in {self.first_wins / n:.2f} of the first questions{silent}")
+        return (f"{self.pairs} pairs labelled by the AI since this command began, in {self.seconds:.0f} s; "
+                f"{orders}, the first answer in {self.first_wins / n:.2f} of the first questions{silent}")
 
 
 def keys_of(prompts, responses, aspect):
