@@ -135,12 +135,12 @@ def drawn(path, draw):
         print(wrapped(f"no picture ({type(error).__name__}: {error}); everything else is saved"))
 
 
-def new_figure(size):
+def new_figure(size, layout="constrained"):
     """An empty picture of so many inches, that needs no screen."""
     os.environ["MPLBACKEND"] = "Agg"  # a notebook names one that only it has
     from matplotlib.figure import Figure
 
-    return Figure(figsize=size, layout="constrained")
+    return Figure(figsize=size, layout=layout)
 
 
 def write_figure(figure, path, **options):
@@ -168,14 +168,29 @@ def picture(path, rows, panels, caption=""):
     """
     columns = len(panels) if len(panels) <= 3 else 2
     lines = math.ceil(len(panels) / columns)
-    figure = new_figure((9.6, 2.7 * lines + 0.5))  # letters stay legible at 800 pixels
-    grid = figure.add_gridspec(lines, columns)
+    size = 9.6, 2.7 * lines + 0.5  # inches: letters stay legible at 800 pixels
+    caption = textwrap.fill(caption, 130)
+    two_axes = any("right" in part for panel in panels for part in panel if isinstance(part, dict))
+    figure = new_figure(size, layout=None)  # "constrained" takes as long as all the drawing
+    grid = figure.add_gridspec(lines, columns, **room(size, lines, columns, caption.count("\n"), two_axes))
     for i, panel in enumerate(panels):
         line, column = divmod(i, columns)
         last = i + 1 == len(panels)  # it takes what is left of its line
         draw_panel(figure.add_subplot(grid[line, column:] if last else grid[line, column]), rows, *panel)
-    figure.suptitle(textwrap.fill(caption, 130), fontsize=9, x=0.01, ha="left")
+    figure.suptitle(caption, fontsize=9, x=0.01, y=1 - 0.08 / size[1], ha="left", va="top")
     write_figure(figure, path)
+
+
+def room(size, lines, columns, breaks, two_axes):
+    """The place of the panels in a picture of so many inches, for add_gridspec. breaks: lines of the caption
+    but one; two_axes: whether a panel has an axis on the right."""
+    (width, height), top, above = size, 0.6 + 0.15 * breaks, 0.85
+    right, between = (0.7, 1.4) if two_axes else (0.15, 0.8)
+    left, bottom = 0.65, 0.45
+    wide = (width - left - right - between * (columns - 1)) / columns
+    high = (height - top - bottom - above * (lines - 1)) / lines
+    return {"left": left / width, "right": 1 - right / width, "wspace": between / wide,
+            "bottom": bottom / height, "top": 1 - top / height, "hspace": above / high}
 
 
 def draw_panel(axis, rows, title, curves, unit, x="step", options=None):
