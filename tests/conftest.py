@@ -223,13 +223,16 @@ def completion(top, text=" 1"):
     return 200, {"choices": [{"text": text, "logprobs": {"top_logprobs": [top]}}]}, {}
 
 
-def run_lines(folder, lines, pictures=False):
+def run_lines(folder, lines, pictures=False, reports=True):
     """For the process beside: the main() of scripts in that folder, a command line each; drawing takes
-    longest and is left out unless pictures are wanted. Returns [(exit code or message, what it printed)]."""
+    longest and is left out unless pictures are wanted; without reports nothing is measured at the end, but by
+    pretraining and SFT. Returns [(exit code or message, what it printed)]."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         if not pictures:
             patch.setattr(lab.run, "picture", lambda file, *rest: file.write(b"no picture"))
+        for script in () if reports else ("train_rm", "train_ppo", "rejection_sampling"):
+            patch.setattr(f"{script}.report", lambda stage, *rest: stage.finish("", []))
         return [run_line(patch, line.split()) for line in lines]
 
 

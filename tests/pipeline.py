@@ -288,11 +288,12 @@ def train_mine(folder):
 
 
 def try_knobs(folder, prompts, line, knobs, before=()):
-    """In a copy of runs/tiny with fewer prompts: a command with each of the knobs, as v0, v1 and so on."""
+    """In a copy of runs/tiny with fewer prompts: a command with each of the knobs, as v0, v1 and so on. What
+    they end with is looked at, no report."""
     shutil.copytree(folder.parent / "tiny", folder, dirs_exist_ok=True)
     fewer_prompts(folder, prompts)
     lines = [*before, *(f"{line} {knob} --name v{i}" for i, knob in enumerate(knobs))]
-    results = run_lines(folder, lines)[len(before) :]
+    results = run_lines(folder, lines, reports=False)[len(before) :]
     (folder / "results.json").write_text(json.dumps(results))
 
 

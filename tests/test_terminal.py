@@ -81,7 +81,7 @@ def test_a_closed_stream_stops_nothing(closed, tmp_path):
 
 
 def test_a_reader_of_a_command_may_go_away(tmp_path):
-    line = f'"{sys.executable}" "{ROOT}/data.py" | head -1'
+    line = f'"{sys.executable}" "{ROOT}/data.py" --config smoke | head -1'
     ended = subprocess.run(line, shell=True, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert ended.returncode == 0 and "Error" not in ended.stderr and "Traceback" not in ended.stderr
 
