@@ -326,7 +326,7 @@ def add_ptx_gradient(policy, corpus, ptx_coef):
 
 def make_agent(cfg, reference, scorer):
     """The policy, a copy of the reference, and its critic, dropout off: a ratio compares two policies, not
-    two dropout masks. A separate critic has the first reward model's trunk and a new head: V begins at 0."""
+    two dropout masks. A separate critic has the first reward model's trunk. A new head says 0 at first."""
     if cfg.critic == "shared":
         policy = with_heads(reference, value_head=True)
         return Agent(policy, policy, cfg.value_coef).eval()

@@ -31,6 +31,7 @@ from lab.records import load_language_model
 from lab.report import compare
 from lab.run import Stage
 from lab.school import by_length, report_on_reviews, reviews_of, with_context
+from lab.talk import knows_template
 from lab.tokens import laid_out, room_for_prompts
 
 # ------------------------------------------------------------------------------------------------
@@ -201,11 +202,12 @@ PANELS = [
 
 
 def report(stage, cfg, enc, model):
-    """Pretrained against SFT on held-out prompts."""
-    pretrained, _ = load_language_model(stage.parent("pretrain"), stage.device)
+    """The model that it started from against SFT, on held-out prompts."""
+    before, checkpoint = load_language_model(stage.parent(cfg.start), stage.device)
+    name = "pretrained" if cfg.start == "pretrain" else cfg.start
     prompts = of_split(load_prompts(stage.data), cfg.eval_split, stage.data / "prompts.jsonl")[:300]
-    found = compare({"pretrained": pretrained, "SFT": model}, enc, prompts, cfg.max_new_tokens,
-                    baseline="pretrained", templates={"pretrained": False}, seed=cfg.seed)
+    found = compare({name: before, "SFT": model}, enc, prompts, cfg.max_new_tokens, baseline=name,
+                    templates={name: knows_template(checkpoint)}, seed=cfg.seed)
     print("\n" + found.text)
     stage.state["results"] = found.results
     stage.finish(found.text, PANELS, "SFT. Look for: a held-out loss that rises again (too many epochs)")

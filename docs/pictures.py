@@ -2,14 +2,7 @@
 import math
 import textwrap
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import MaxNLocator
-
-from lab.report import COLORS
+from lab.report import COLORS, new_figure
 
 
 def tidy(axis, title, x, y):
@@ -22,9 +15,8 @@ def tidy(axis, title, x, y):
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def save(figure, path, color="white"):
-    figure.savefig(path, dpi=110, facecolor=color)
-    plt.close(figure)
+def save(figure, path, dpi=110, color="white"):
+    figure.savefig(path, dpi=dpi, facecolor=color)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -34,7 +26,8 @@ def save(figure, path, color="white"):
 
 def draw_hacking(path, logs):
     """Score and gold against the KL, an iteration a dot. logs: {label: rows of metrics}."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure = new_figure((9, 3.4))
+    axes = figure.subplots(1, 2)
     for (label, rows), color in zip(logs.items(), COLORS, strict=False):
         kl = [row["kl_full"] for row in rows]
         for axis, key in zip(axes, ("score", "gold"), strict=True):
@@ -50,7 +43,8 @@ def draw_hacking(path, logs):
 
 def draw_ai_labels(path, curve, human, human_label):
     """Reward models on more and more AI labels. curve: [(pairs, accuracy)]; human: that of human labels."""
-    figure, axis = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
+    figure = new_figure((5.2, 3.4))
+    axis = figure.subplots()
     axis.plot(*zip(*curve, strict=True), color=COLORS[0], marker="o", label="AI labels")
     axis.axhline(human, color=COLORS[1], linewidth=1, linestyle="--", label=human_label)
     tidy(axis, "Reward model on the human's held-out rankings", "pairs labelled by the AI",
@@ -72,7 +66,8 @@ def draw_overoptimisation(path, best, ways, fits):
 
     best: {"d", "score", "gold"}, lists over n; ways: {KL coefficient: the same, lists over iterations}
     fits: (of best-of-n, of PPO): (alpha, beta, curve, peak, d up to which it is drawn)"""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure = new_figure((10, 3.8))
+    axes = figure.subplots(1, 2)
     for key, color in zip(("score", "gold"), COLORS, strict=False):
         axes[0].plot(best["d"], best[key], "o", color=color, markersize=4, label=key)
     for (c, way), color in zip(ways.items(), COLORS, strict=False):
@@ -111,7 +106,8 @@ def draw_fit(axis, alpha, beta, curve, peak, end, name):
 def draw_alternatives(path, curves, points):
     """Gold score against d = sqrt(KL). curves: {method: [(KL, gold score), ...]}, of its training; points:
     {method, "best of n" or round: (KL, gold score)}, on test prompts, larger where a curve ends there."""
-    figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    figure = new_figure((8, 4.2))
+    axis = figure.subplots()
     colors = dict(zip([*curves, "DPO"], COLORS, strict=True))
     for name, line in curves.items():
         d, gold = [max(kl, 0) ** 0.5 for kl, _ in line], [gold for _, gold in line]
@@ -141,7 +137,7 @@ def draw_first(path, prompt, boxes, rows):
     """800 pixels: left the four stages and what each answers, right score and gold over PPO's iterations.
 
     boxes: [(stage, what it learned from, answer)]; rows: metrics of PPO, a row an iteration."""
-    figure = plt.figure(figsize=(8, 4.2), facecolor=PAPER)
+    figure = new_figure((8, 4.2), layout=None)
     left = figure.add_axes((0.0, 0.0, 0.6, 1.0))
     left.axis("off")
     left.set(xlim=(0, 1), ylim=(0, 1))
@@ -154,12 +150,13 @@ def draw_first(path, prompt, boxes, rows):
             left.annotate("", (0.5, top - height - gap), (0.5, top - height), color=INK,
                           arrowprops={"arrowstyle": "-|>", "color": FAINT, "shrinkA": 0, "shrinkB": 0})
     draw_race(figure, rows)
-    figure.savefig(path, dpi=100, facecolor=PAPER)
-    plt.close(figure)
+    save(figure, path, dpi=100, color=PAPER)
 
 
 def draw_box(axis, top, height, stage, learned, said, color):
     """A stage: its name, what it learned from, and what it says, in two lines at most."""
+    from matplotlib.patches import FancyBboxPatch
+
     shape = FancyBboxPatch((0.03, top - height), 0.94, height, boxstyle="round,pad=0,rounding_size=0.02",
                            facecolor="white", edgecolor=color, linewidth=1.6)
     axis.add_patch(shape)
@@ -185,7 +182,7 @@ def draw_race(figure, rows):
         side.spines["top"].set_visible(False)
         for name in ("left", "right", "bottom"):
             side.spines[name].set_color(FAINT)
-    axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axis.yaxis.get_major_locator().set_params(nbins=6, steps=[1, 2, 5, 10])
     figure.text(0.625, 0.965, "PPO learns", fontsize=10.5, weight="bold", color=INK, va="top")
     figure.text(0.625, 0.84, "reward model's\nscore, SD", fontsize=8.5, color=COLORS[0], va="center")
     figure.text(0.985, 0.84, "gold score (the\ntruth), points", fontsize=8.5, color=COLORS[1], va="center",

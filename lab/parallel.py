@@ -2,8 +2,9 @@
 
 All hold the same weights, draw the same random numbers and take the same steps. Of every batch each process
 computes a share; gradients are added up, scores and sampled answers gathered. So a step is that of one
-process, but for rounding; only sampling has random numbers of its own in each. The first process alone
-writes, prints and has answers ranked. Without torchrun there is one process, and nothing here does anything.
+process, but for rounding; sampling alone has random numbers of its own in each. (Dropout draws as many as
+its share has rows: with it processes see other masks, and maybe other texts.) The first process alone writes,
+prints and has answers ranked. Without torchrun there is one process, and nothing here does anything.
 """
 import contextlib
 import os

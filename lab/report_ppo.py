@@ -59,7 +59,7 @@ def report(stage, cfg, enc, policy, reference, sft, scorer, held_out_text):
     print("\n" + text)
     who = "AI judge" if scorer.judge else "reward model"
     gold = {"right": ({"gold score": "gold"}, "gold score, points")} if found.gold["PPO"] else {}
-    moved = {"right": ({"KL of one iteration": "approx_kl"}, "nats a token")}
+    moved = {"right": ({"KL to the sampling policy": "approx_kl"}, "nats a token")}
     stage.finish(text, [
         ("Score and truth should rise together", {f"{who}'s score": "score"}, "score, SD", "iteration", gold),
         ("KL to the reference should level off", {"sampled (k1)": "kl", "exact, whole vocabulary": "kl_full"},

@@ -34,6 +34,7 @@ from lab.commands import (
 from lab.data_folder import fill_once
 from lab.records import (
     append_row,
+    check_descent,
     check_parents,
     fingerprint,
     fingerprint_of,
@@ -89,8 +90,7 @@ def train_if_missing(cfg, name, command=None):
     """Path of what the stage `name` has made in the run that cfg belongs to. Where it is not finished, its
     own command makes it, in this process, for starting Python takes seconds.
 
-    command: script and flags of a stage that STAGES does not have. Raises UserError for a name that stands
-    for nothing."""
+    command: script and flags of a stage that STAGES lacks. Raises UserError for a name that means nothing."""
     there = finished(cfg, name)
     if there:
         return there
@@ -261,17 +261,19 @@ class Stage:
         self.write_record(finished=False)
 
     def parent(self, name):
-        """Path of what a parent stage has made, a checkpoint or rankings; it is made first if it is missing.
-        "preferences" is the user's file of preferences."""
+        """Path of what a parent stage has made, made first if it is missing; "preferences": a user's file."""
         if name == "preferences":
             path = self.data / "preferences.jsonl"
             if not path.exists():
                 raise UserError(f"{path}: no such file; this run has no preferences of yours (--data)")
         else:
+            if name == self.name:
+                raise UserError(f"{name} cannot be made from itself: give the new one a --name of its own")
             path = finished(self.cfg, name)
             if path is None:
                 path = train_if_missing(self.cfg, name)
                 self.clock = time.time()  # what a parent took is not this stage's time
+            check_descent(path, self.path)
         self.note(path)
         return path
 

@@ -592,6 +592,19 @@ def test_a_parent_that_nobody_makes_is_told(here):
         new_stage("--run", "other", stage="rm").parent("../tiny/pretrain")
 
 
+def test_nothing_takes_the_place_of_what_it_was_made_from(here):
+    """Neither of itself nor of an ancestor: what is in between could no longer be used, nor the new one."""
+    saved(new_stage())
+    for name, start in (("one", "pretrain"), ("two", "one")):
+        stage = new_stage("--name", name, stage="sft")
+        stage.parent(start)
+        saved(stage)
+    for start in ("one", "two"):
+        with pytest.raises(UserError, match="give the new one a --name of its own"):
+            new_stage("--name", "one", "--overwrite", stage="sft").parent(start)
+    assert new_stage("--name", "two", "--overwrite", stage="sft").parent("one") == Path("runs/tiny/one.pt")
+
+
 def test_a_finished_stage_of_earlier_parents_is_told_whoever_asks(here):
     saved(new_stage())
     child = new_stage(stage="sft")

@@ -25,9 +25,9 @@ functions of the program are written, `python -m pytest` and `python train_ppo.p
 
 **Hints, questions, experiments.** Hints are folded away: try twenty minutes without. Questions are answered
 in words; they bring none of the points here. Experiments come last, for their commands train whatever is
-missing: those of pretraining, SFT and talking to a model need problems 1 to 3, a reward model 4 as well,
-rejection sampling that and 11, and PPO all but 5 and 11. What is not written yet ends a command with
-`NotImplementedError` and the number of its problem.
+missing: those of pretraining, SFT and talking to a model need problems 1 to 3, a reward model of `--rankings
+rankings` 4 as well, PPO and the usual reward model all but 5 and 11, and rejection sampling 11, too. What is
+not written yet ends a command with `NotImplementedError` and the number of its problem.
 
 **How to hand in.** This whole folder. Only the files that the table below names are read, and of these only
 the functions asked for, with the functions, constants and imports of your own that they use, each in the same
