@@ -77,7 +77,7 @@ class Config(JudgeKnobs):
 
 PRESETS = {
     "tiny": {},
-    "smoke": dict(steps=3, batch_size=16, max_new_tokens=12),
+    "smoke": dict(steps=3, batch_size=16, max_new_tokens=12, eval_answers=1),
     "small": dict(steps=40, batch_size=32, minibatch_size=16, micro_batch_size=8, max_new_tokens=128,
                   lr=5e-5, critic_lr=1e-4, eval_answers=1),
     "gpt2": dict(steps=40, batch_size=16, minibatch_size=8, micro_batch_size=4, max_new_tokens=96,

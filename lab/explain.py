@@ -259,8 +259,10 @@ def parts_of_score(scorer, enc, prompt, batch):
     """{what gave the first answer its score: (1,)}: reward models by their names, or the AI that rates."""
     if scorer.judge:
         return {"rating by the AI, from -1 to 1:": batch.raw[:1]}
-    parts = scorer.parts(enc, [prompt], batch.texts[:1])
-    return dict(zip(reward_models(scorer.kind), parts, strict=True))
+    names = reward_models(scorer.kind)
+    if len(names) == 1:
+        return {names[0]: batch.raw[:1]}
+    return dict(zip(names, scorer.parts(enc, [prompt], batch.texts[:1]), strict=True))
 
 
 def free_path(path, suffix):

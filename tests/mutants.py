@@ -949,7 +949,7 @@ def prove(mutants, jobs):
     can_fork = "forkserver" in multiprocessing.get_all_start_methods()
     starts = multiprocessing.get_context("forkserver" if can_fork else "spawn")
     if can_fork:
-        starts.set_forkserver_preload(["pytest", "tiktoken", "torch"])
+        starts.set_forkserver_preload(["pytest", "tiktoken", "torch", "torch._dynamo", "matplotlib.pyplot"])
     began, killed, tests = time.time(), 0, sorted({mutant.test for mutant in mutants})
     pool = ProcessPoolExecutor(jobs, starts, max_tasks_per_child=1)
     with tempfile.TemporaryDirectory() as folder, pool:
