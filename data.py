@@ -294,8 +294,8 @@ def batch_pairs(batch, ties="drop"):
 
 def wins_to_tiers(wins):
     """A labeler's (K, K) for one prompt -> tiers, best first, by the share of wins (a tie is half a win)."""
-    share = [round(x, 4) for x in wins.nanmean(1).tolist()]  # in any order the same sum; NaN: never compared
-    ranked = [i for i in range(len(share)) if share[i] == share[i]]
+    share = [round(x, 4) for x in wins.nanmean(1).tolist()]  # in any order the same sum
+    ranked = [i for i in range(len(share)) if not wins[i].isnan().all()]
     levels = sorted({share[i] for i in ranked}, reverse=True)
     return [[i for i in ranked if share[i] == level] for level in levels]
 

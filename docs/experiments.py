@@ -495,7 +495,9 @@ def rejection(args):
          [[name, f"{statistics.fmean(x):.3f}", f"{min(x):.3f} to {max(x):.3f}",
            f"{statistics.stdev(x):.3f}" if len(x) > 1 else None] for name, x in means.items()])
     say("The reward model on its answers: accuracy, chance-corrected.")
-    say(paired(*(list(map(statistics.fmean, zip(*each[label], strict=True))) for label in each)))
+    ppo, both = ([statistics.fmean(of_prompt) for of_prompt in zip(*of_seeds, strict=True)]
+                 for of_seeds in each.values())
+    say(paired(ppo, both))
 
 
 def paired(ours, theirs):

@@ -127,7 +127,7 @@ def say_whose_aspect(rows, aspect):
     others = [row["aspect"] for row in rows if row.get("aspect") not in (None, aspect)]
     if others:
         say_once(f"{len(others):,} of {len(rows):,} rankings were ranked by another aspect "
-                      f"({', '.join(sorted(set(others)))}); they are learned, and measured, as {aspect}")
+                 f"({', '.join(sorted(set(others)))}); they are learned, and measured, as {aspect}")
 
 
 def drop_cut(rows, enc, block_size):

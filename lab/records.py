@@ -227,16 +227,16 @@ def check_parents(path, record, checked=None):
 def check_descent(path, of):
     """Raises UserError where `path` was made from the file `of`, its parents from it, and so on: what is made
     from `path` cannot take the place of `of`."""
-    open_, seen = [path] if of.exists() else [], set()
-    while open_:
-        child = open_.pop()
+    to_see, seen = [path] if of.exists() else [], set()
+    while to_see:
+        child = to_see.pop()
         record = record_of(child.parent, child.stem) if child not in seen else None
         seen.add(child)
         for parent in [child.parent / file for file in record["parents"]] if record else []:
             if parent == of:
                 raise UserError(f"{path} descends from {of}, which it would take the place of: give the new "
                                 "one a --name of its own")
-            open_.append(parent)
+            to_see.append(parent)
 
 
 def rows_until(path, step):

@@ -39,6 +39,7 @@ from conftest import ROOMS, ROOT, completion, run_lines
 from pipeline import ASK, PPO, PRETRAIN, RM, ROUNDS, SFT, SMALL, fewer_prompts
 from test_layouts import DEMONSTRATIONS, PREFERENCES
 
+import lab.data_folder
 import lab.explain
 import lab.files
 import lab.formats
@@ -493,7 +494,7 @@ def main():
     lab.explain.drawn = lambda *_: None
     lab.files.MOST = 2**21
     world = {path.name: raw for path, raw in clean.items() if path.parts[:3] == ("runs", "tiny", "data")}
-    lab.run.write_world = lab.show.write_world = lambda folder, seed: put_world(folder, world)
+    lab.data_folder.write_world = lambda folder, seed, **sizes: put_world(folder, world)
     signal.signal(signal.SIGALRM, ring)
     memory = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + 2**32
     resource.setrlimit(resource.RLIMIT_AS, (memory, resource.RLIM_INFINITY))

@@ -17,6 +17,7 @@ import data
 import lab.data_folder
 import lab.lock
 import lab.run
+import lab.show
 from data import UserError, encode_prompt
 from lab.checks import NoInit
 from lab.cli import Common, knob, parse
@@ -185,6 +186,18 @@ def test_a_collection_of_another_models_answers_has_a_command_by_its_name():
         "preferences.py --aspect safety --answers_of rs.1 --name rankings_safety.rs.1")
     assert recipe_of("rs.4") == "rejection_sampling.py --rounds 4"
     assert recipe_of("rm.rs.1") is recipe_of("rs.x") is recipe_of("rejection_sampling") is None
+
+
+@pytest.mark.parametrize("config", ["tiny", "smoke"])
+def test_the_data_that_are_shown_are_those_that_a_run_gets(here, monkeypatch, config):
+    def write_world(folder, seed, **sizes):
+        asked.append((seed, sizes))
+
+    asked, cfg = [], types.SimpleNamespace(config=config, seed=0, data="")
+    monkeypatch.setattr(lab.data_folder, "write_world", write_world)
+    lab.show.data_folder(cfg, Path("runs/shown"), Path("shown"))
+    lab.data_folder.fill(cfg, Path("runs/written"))
+    assert len(asked) == 2 and asked[0] == asked[1] and bool(asked[0][1]) == (config == "smoke")
 
 
 def test_commands_say_only_what_is_not_usual():
