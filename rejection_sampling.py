@@ -52,7 +52,7 @@ class Config(Common):
     then_ppo: bool = knob(False, "PPO on top of the last round, with the newest reward model: NAME.ppo",
                           learned=False)
 
-    answers_per_prompt: int = knob(16, "K answers a prompt, the best is kept", low=2, high=10**4,
+    answers_per_prompt: int = knob(16, "K answers a prompt, the best is kept", low=2, high=1000,
                                    heading="Sampling")
     temperature: float = knob(1.0, "the more answers, the warmer may it be", low=0.01)
     max_new_tokens: int = knob(48, "longest answer", low=1)

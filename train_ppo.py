@@ -51,7 +51,7 @@ class Config(JudgeKnobs):
                             choices=("sft", "batch"), heading="The reward")
     kl_coef: float = knob(0.15, "beta: what a nat of KL costs; 0 invites hacking", low=0)
     kl_target: float = knob(0.0, "adapt beta until the KL is this many nats (0: beta stays)", low=0)
-    kl_horizon: int = knob(5000, "answers in which the adaptive beta moves by about 20 %", low=1)
+    kl_horizon: int = knob(5000, "answers in which the adaptive beta moves by 20 % at most", low=1)
     eos_penalty: float = knob(1.0, "an answer without EOS scores minus this (0: off)", low=0)
 
     gamma: float = knob(1.0, "discount of later rewards", low=0, high=1, heading="Advantages")

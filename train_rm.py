@@ -281,12 +281,13 @@ def text_loss(model, corpus, lm_coef):
 
 def calibrate(model, enc, demonstrations, dev, cfg):
     """Scores of a known scale: demonstrations at 0 on average (InstructGPT), differences log-odds. With
-    Bradley-Terry they are that already; regression's are made so by the slope that dev rankings ask for. Gain
-    and bias are kept in the model (GPT.set_scale), so whoever loads it gets such scores."""
+    Bradley-Terry they are that already (--margin makes them larger); regression's are made so by the slope
+    that dev rankings ask for, where there are 30. Gain and bias are kept in the model (GPT.set_scale), so
+    whoever loads it gets such scores."""
     gain = 1.0
     if cfg.loss == "regression" and len(dev) >= 30:
         d = differences(dev, scores_of(model, enc, dev))
-        gain = min(max(calibration_slope(d), 0.2), 5.0) if d else 1.0
+        gain = min(max(calibration_slope(d), 0.05), 20.0) if d else 1.0
     some = demonstrations[:: max(1, len(demonstrations) // 300)]
     scores = score_texts(model, enc, [d["prompt"] for d in some], [d["response"] for d in some])
     model.set_scale(gain, -gain * sum(scores) / max(1, len(scores)))

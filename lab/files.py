@@ -27,6 +27,7 @@ NO_TEXT_COLUMNS = {  # whose cells in a table are lists or objects
     "answers", "completions", "responses", "ranks", "scores", "tiers", "instances", "summaries", "info",
     "question", "answer_0", "answer_1", "conversation_a", "conversation_b", "history",
 }
+ANSWERS = {"response", "completion", "output", "answer"}
 MOST = 2**29  # bytes of a file, unpacked
 EXPECTED = "pretrain.txt, sft.jsonl, preferences.jsonl or prompts.jsonl"
 csv.field_size_limit(2**31 - 1)  # a cell may hold a whole book
@@ -201,8 +202,8 @@ def read_rows(path):
         rows = READERS[ending_of(path)](path, read_file(path))
     table = ending_of(path) in (".csv", ".tsv")
     for where, row in rows:
-        row = check_text(where, row)
-        yield where, Row(where, unpacked(where, row, table)) if isinstance(row, dict) else row
+        row = check_text(where, unpacked(where, row, table) if isinstance(row, dict) else row)
+        yield where, Row(where, row) if isinstance(row, dict) else row
 
 
 def text_lines(path, text):
@@ -221,7 +222,7 @@ def table_rows(path, text):
     mark = max(marks, key=lambda mark: len(next(csv.reader([header], delimiter=mark))))
     rows, i = csv.DictReader(io.StringIO(text), delimiter=mark, strict=True), 0  # i: the last row read
     try:
-        names, i = [name for name in rows.fieldnames if name.strip()], 1
+        names, i = [name for name in rows.fieldnames or [] if name.strip()], 1
         if len(set(names)) < len(names):
             raise UserError(f"{path}: its header has a column twice: {', '.join(names)[:100]}")
         for i, row in enumerate(rows, 2):
@@ -236,9 +237,11 @@ def table_rows(path, text):
 
 def unpacked(where, row, table):
     """A row whose messages are lists, also where they are written as text, in JSON or as Python does; in the
-    columns of a table that hold no text, any list. Raises UserError for messages that nobody can read."""
+    columns of a table that hold no text, any list. An answer that looks like messages is text, but in a
+    table, which has no lists. Raises UserError for messages that nobody can read."""
     for name, text in row.items():
-        messages = isinstance(text, str) and like_messages(text)
+        may_be = table or name.strip().lower() not in ANSWERS
+        messages = may_be and isinstance(text, str) and like_messages(text)
         if messages or table and text and name.strip().lower() in NO_TEXT_COLUMNS:
             value = written_list(text)
             if messages and value is None:
@@ -306,7 +309,7 @@ def parquet_rows(path):
     try:
         batches = parquet.ParquetFile(path).iter_batches()
         rows = [row for batch in batches for row in batch.to_pylist()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: cannot be read as parquet ({str(error)[:100]})") from None
     for i, row in enumerate(rows, 1):
         yield f"{path}, row {i}", row

@@ -228,6 +228,8 @@ def chosen_answers(rows):
             beaten |= {(row["key"], same_text(row["responses"][i])) for i in tier}
         for i in best:
             answer = row["responses"][i]
+            if not answer.strip():
+                continue
             chosen.setdefault((row["key"], same_text(answer)), []).append({**row, "response": answer})
     good = [same for key, same in chosen.items() if key not in beaten]
     return [row for same in good for row in same], len(chosen) - len(good)
@@ -303,11 +305,13 @@ def convert(source, folder):
     if moved:
         remarks.append(f"{moved} rows that say train are held out, for another row holds their prompt out")
     found["preferences"], said = merge_votes(found["preferences"])
+    found["prompts"] = each_once(found["prompts"])
+    rows = found["preferences"] + found["sft"]
     remarks += [f"{named(files['preferences'])}: {remark}" for remark in said]
     first = [f"{named(files[kind])}: {counted(found[kind], kind, layout)}"
              for kind, layout in layouts.items()]
-    remarks = first + remarks + derive(source, files, found)
-    texts, said = texts_of(source, files.get("pretrain"), found["preferences"] or found["sft"])
+    remarks = first + remarks + derive(source, files, found, rows)
+    texts, said = texts_of(source, files.get("pretrain"), rows)
     if "pretrain" in files:
         remarks = [f"{named(files['pretrain'])}: {len(texts[0]):,} characters, {len(texts[1]):,} more held "
                    "out", *said[1:], *remarks]
@@ -340,10 +344,10 @@ def counted(rows, kind, layout):
     return (f"{len(rows):,} {what}{name} (" + ", ".join(f"{split} {n[split]:,}" for split in SPLITS) + ")")
 
 
-def derive(source, files, found):
-    """Fill in the kinds that have no file, from the rows of the others. Returns remarks on it."""
+def derive(source, files, found, others):
+    """Fill in the kinds that have no file, from `others`, the rows of preferences and demonstrations. Returns
+    remarks on it."""
     remarks = []
-    others = found["preferences"] or found["sft"]
     if "sft" not in files and others:
         found["sft"], n = chosen_answers(found["preferences"])
         left_out = f", without {n} that another row found worse" if n else ""
@@ -361,7 +365,7 @@ def derive(source, files, found):
     if "pretrain" not in files:
         remarks.append(f"no pretrain file; the text of its {len(others)} other rows is used, without those "
                        "of the held-out splits")
-    found["prompts"] = each_once(found["prompts"] or others)
+    found["prompts"] = found["prompts"] or each_once(others)
     return remarks
 
 

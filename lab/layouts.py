@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from data import UserError
 from lab.rows import (
+    NO,
+    ROLES,
+    YES,
     Dropped,
     Row,
     answered,
@@ -28,6 +31,7 @@ from lab.rows import (
 )
 from lab.verdicts import (
     DECISIVE,
+    THUMBS,
     arena,
     arena_table,
     by_id,
@@ -56,6 +60,8 @@ def demonstration(where, row):
     if not value:
         raise Dropped("with an empty answer")
     names = ("prompt", "question", "instruction", "query", "input", "history")
+    if "output" in row and "instruction" in row:  # a "prompt" beside them holds both, and the output too
+        names = ("instruction", *names)
     return [learned(where, *answered(where, question(where, row, names), value))]
 
 
@@ -94,12 +100,17 @@ def dialogue(where, row):
 
 def instances(where, row):
     """Self-instruct: an instruction, and inputs with their outputs."""
-    found = []
+    found, notes = [], {}
     for instance in field(where, row, "instances", kind=list):
         check_object(where, instance)
         one = Row(where, {"instruction": field(where, row, "instruction"), **instance})
-        found += demonstration(where, one)
-    return found
+        try:
+            found += demonstration(where, one)
+        except Dropped as reason:
+            notes = {"notes": [f"have instances that are left out: {reason}"]}
+    if not found:
+        raise Dropped("without an instance that has an output")
+    return [found[0] | notes, *found[1:]]
 
 
 def prompt_alone(where, row):
@@ -154,8 +165,9 @@ def branches(where, row):
         for reply in replies:
             check_object(where, reply)
         replies = [reply for reply in replies if str(reply.get("deleted") or "").lower() in ("", "false")]
-        if chat[-1]["role"] == "user" and replies:
-            yield chat, replies
+        answers = [reply for reply in replies if ROLES.get(reply.get("role")) == "assistant"]
+        if chat[-1]["role"] == "user" and answers:
+            yield chat, answers
         left += [(reply, chat) for reply in replies]
 
 
@@ -226,6 +238,12 @@ def holds(name, kind):
     return lambda row: isinstance(dict.get(row, name), kind)
 
 
+def has_thumb(row):
+    """Whether the label of a row says thumbs up or down, or nothing."""
+    label = dict.get(row, "label")
+    return is_absent(label) or str(label).strip().lower() in {*YES, *NO, *THUMBS["words"]}
+
+
 LAYOUTS = [
     Layout("preferences", "Anthropic transcripts", "chosen rejected", chosen_and_rejected,
            lambda row: is_transcript(dict.get(row, "chosen"))),
@@ -250,13 +268,16 @@ LAYOUTS = [
     Layout("preferences", "UltraFeedback", "instruction completions", several_answers),
     Layout("preferences", "Nectar", "prompt answers", several_answers),
     Layout("preferences", "rankings of this program", "prompt responses tiers", own_ranking),
-    Layout("preferences", "ranked answers", "prompt responses "
+    Layout("preferences", "ranked answers", "prompt|question|instruction|query|input|history responses "
            "ranks|rank|ranking|scores|score|ratings|rating|rewards", several_answers),
     Layout("preferences", "LLMBar, AlpacaFarm", "input|instruction output_1 output_2 label|preference",
            two_answers),
     Layout("preferences", "HelpSteer scores", "prompt response helpfulness", several_answers,
            gather=scored_answers),
-    Layout("preferences", "thumbs up and down", "prompt response|completion|answer label", thumb),
+    Layout("preferences", "thumbs up and down", "prompt|question|instruction|query|input|history|"
+           "conversations|messages response|completion|answer|output label", thumb,
+           lambda row: "prompt" in row or has_thumb(row)),
+    Layout("preferences", "thumbs up and down", "messages|conversations label", thumb, has_thumb),
     Layout("preferences", "a table of two answers", "prompt response_a response_b preferred", two_answers,
            instead=is_two_answers),
     Layout("sft", "chat messages", "messages", dialogue),
@@ -280,10 +301,12 @@ def layout_of(where, row, kind=None):
     """The first layout (of a kind) that a row has. Raises UserError, which names its keys, what they might
     be and what is known."""
     check_object(where, row)
-    for layout in LAYOUTS:
-        if kind in (None, layout.kind) and layout.matches(row):
-            return layout
-    raise UserError(f"{where}: {unknown(row, kind)}")
+    found = [layout for layout in LAYOUTS if kind in (None, layout.kind) and layout.matches(row)]
+    if not found:
+        raise UserError(f"{where}: {unknown(row, kind)}")
+    full = {key: value for key, value in row.items() if value is not None}  # of a table of several layouts
+    filled = [layout for layout in found if layout.kind == found[0].kind and layout.matches(full)]
+    return [*filled, *found][0]
 
 
 def unknown(row, kind):
@@ -291,7 +314,8 @@ def unknown(row, kind):
     there = f"its keys ({keys_of(row)})"
     other = next((layout for layout in LAYOUTS if layout.matches(row)), None)
     near = nearest(row, kind)
-    if other and (other.kind != "prompts" or not near):
+    may_have = {*LAYOUTS[-1].keys.split("|"), "split", "unsafe", "id"}  # a prompt alone
+    if other and (other.kind != "prompts" or not near and row.keys() <= may_have):
         return (f"{there} are those of {WHAT[other.kind]} ({other.name}), and these should be {WHAT[kind]}: "
                 f"should the file be called {other.kind}?")
     if near:
@@ -327,15 +351,19 @@ def read_row(where, row, layout):
     if layout.kind == "preferences":
         for name in sorted(DECISIVE & row.keys() - row.asked):
             if not is_absent(dict.get(row, name)):
-                raise UserError(f'{where}: "{name}" says something about the answers, and a row of the '
-                                f"layout {layout.name} has no such key; take it out, or write a margin of 0 "
-                                "to 3")
+                raise UserError(f'{where}: "{name}" says something about the answers, and the layout '
+                                f"{layout.name} reads other columns; take it out, or write a margin of 0 to "
+                                "3")
+    label = dict.get(row, "label") if layout.kind == "sft" else None
+    if not is_absent(label) and has_thumb(row):
+        raise UserError(f'{where}: "label" {shown(label)} reads like thumbs up or down: call the file '
+                        "preferences, or take the column out")
     return rows
 
 
 def aspect_and_margin(where, row):
     """{"aspect": helpful, safety or None} and, where a row says how much better it is, "margin", 0 to 3."""
-    aspect = None if row.get("aspect") in ("", "overall") else row.get("aspect")
+    aspect = None if is_absent(row.get("aspect")) or row["aspect"] == "overall" else row["aspect"]
     if aspect not in (None, "helpful", "safety"):
         raise UserError(f'{where}: "aspect" must be helpful or safety, found {shown(aspect)}')
     if is_absent(row.get("margin")):

@@ -18,6 +18,8 @@ from world.reward import rows_at_once, score_texts
 from world.taste import declines, gold_score, safety
 from world.tiny import PROMPTS, read_answer
 
+MOST_THUMBS = 150  # up, and as many down: 22,500 pairs say enough
+
 # ------------------------------------------------------------------------------------------------
 # Shares and orders
 # ------------------------------------------------------------------------------------------------
@@ -183,24 +185,30 @@ def differences(rows, scores):
         up, down = [], []
         for row, (score,) in zip(rows, scores, strict=True):
             (up if row["label"] else down).append(score)
-        return [u - d for u in up[:150] for d in down[:150]]  # 22,500 pairs say enough
+        some, others = (scores[:: math.ceil(len(scores) / MOST_THUMBS) or 1] for scores in (up, down))
+        return [u - d for u in some for d in others]
     return [s[i] - s[j] for row, s in zip(rows, scores, strict=True)
             for i, j, *_ in comparisons(row)]
+
+
+def hit(difference):
+    """1 where the better answer has the higher score, 0.5 where both have the same."""
+    return 0.5 if difference == 0 else float(difference > 0)
 
 
 def noise_ceiling(rows, gold_score):
     """The accuracy of somebody who knows the true taste, on labels that carry the annotator's noise.
 
     rows: rankings; gold_score(prompt, response). A pair of equal gold counts half. 0 without pairs."""
-    hits = [0.5 if d == 0 else float(d > 0) for d in differences(rows, gold_of(rows, gold_score))]
+    hits = [hit(d) for d in differences(rows, gold_of(rows, gold_score))]
     return sum(hits) / max(1, len(hits))
 
 
 def accuracy(model, enc, rows):
     """(share of the pairs in which the better answer gets the higher score, number of pairs). Equal scores
-    are no hit."""
+    are half a hit: 0.5 is guessing."""
     d = differences(rows, scores_of(model, enc, rows))
-    return sum(x > 0 for x in d) / max(1, len(d)), len(d)
+    return sum(map(hit, d)) / max(1, len(d)), len(d)
 
 
 def evaluate(model, enc, rows, gold=None):
@@ -226,9 +234,21 @@ def evaluate(model, enc, rows, gold=None):
 
 def hits_of(rows, d):
     """How many of the differences d of the pairs of rankings are right: accuracy, pairs, rankings, and the
-    interval, which counts prompts, for pairs of one ranking share answers."""
-    hits, prompts = sum(x > 0 for x in d) / len(d), {json.dumps(row["prompt"]) for row in rows}
-    return {"accuracy": hits, "interval": wilson(hits, len(prompts)), "pairs": len(d), "rankings": len(rows)}
+    interval, for which see `independent`."""
+    hits = sum(map(hit, d)) / len(d)
+    return {"accuracy": hits, "interval": wilson(hits, independent(rows)), "pairs": len(d),
+            "rankings": len(rows)}
+
+
+def independent(rows):
+    """As how many observations an interval counts the pairs of some rows, for pairs share answers: as many
+    as there are prompts. Of thumbs each up is compared with each down: twice the harmonic mean of the
+    numbers of both, so that one thumb down says little, however many are up."""
+    if rows and "label" in rows[0]:
+        up = sum(row["label"] for row in rows)
+        used = [n / (math.ceil(n / MOST_THUMBS) or 1) for n in (up, len(rows) - up)]
+        return max(1, 2 / sum(1 / n for n in used)) if all(used) else 1
+    return len({json.dumps(row["prompt"]) for row in rows})
 
 
 def calibration_curve(differences, parts=8):
@@ -248,10 +268,9 @@ def by_gap(differences, gold_differences):
     """{gold gap, rounded up, at most 5: (accuracy, ceiling, pairs)}: easy pairs and hard ones apart."""
     gaps = {}
     for d, true in zip(differences, gold_differences, strict=True):
-        hit, ideal = d > 0, 0.5 if true == 0 else float(true > 0)
-        gaps.setdefault(min(5, math.ceil(abs(true))), []).append((hit, ideal))
-    return {gap: (sum(hit for hit, _ in pairs) / len(pairs), sum(ideal for _, ideal in pairs) / len(pairs),
-                  len(pairs)) for gap, pairs in sorted(gaps.items())}
+        gaps.setdefault(min(5, math.ceil(abs(true))), []).append((hit(d), hit(true)))
+    return {gap: (*(sum(hits) / len(pairs) for hits in zip(*pairs, strict=True)), len(pairs))
+            for gap, pairs in sorted(gaps.items())}
 
 
 def threshold(model, enc, rows, at=0.15):
@@ -280,7 +299,8 @@ def agreement(rows, gold, who="You"):
     if not d:
         return f"No pair that both {who[0].lower() + who[1:]} and the gold score tell apart."
     share = sum(x > 0 for x in d) / len(d)
-    low, high = wilson(share, len({json.dumps(row["prompt"]) for row in rows if len(row["tiers"]) > 1}))
+    telling = [row for row in rows if any(differences([row], gold_of([row], gold)))] or rows
+    low, high = wilson(share, independent(telling))
     verb = "agree" if who == "You" else "agrees"
     return (f"{who} {verb} with the gold score on {share:.2f} of {len(d)} pairs that both tell apart "
             f"(95 % interval {low:.2f} to {high:.2f}, counting prompts).")
@@ -305,8 +325,8 @@ def full_kl_and_entropy(logits, ref_logits, mask, temperature=1.0):
 
 
 def explained_variance(values, returns, mask):
-    """1 - Var(returns - values) / Var(returns) over the real tokens: 1 a perfect critic, 0 one that knows
-    only the mean. values, returns, mask: (B, R)."""
+    """1 - Var(returns - values) / Var(returns) over the real tokens: 1 a critic that is perfect but for a
+    constant, 0 one that says the same of everything. values, returns, mask: (B, R)."""
     def variance(x):
         mean = (x * mask).sum() / mask.sum()
         return ((x - mean) ** 2 * mask).sum() / mask.sum()

@@ -17,6 +17,7 @@ from lab.measure import (
     describe,
     differences,
     held_out_loss,
+    hit,
     noise_ceiling,
     split_like,
     text_windows,
@@ -366,7 +367,7 @@ def on_own_answers(scorer, enc, prompts, answers, seed):
     flat = [(row["prompt"], text) for row in rows for text in row["responses"]]
     scores = scorer.of_texts(enc, [p for p, _ in flat], [text for _, text in flat])
     d = differences(rows, split_like(rows, scores))
-    return sum(x > 0 for x in d) / max(1, len(d)), noise_ceiling(rows, gold_score), len(d)
+    return sum(map(hit, d)) / max(1, len(d)), noise_ceiling(rows, gold_score), len(d)
 
 
 def truth_about(scorer, enc, prompts, comparison, name, demonstrations, seed):

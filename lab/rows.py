@@ -314,11 +314,13 @@ def question(where, row, names=QUESTIONS):
             chat = [{"role": "system", "content": value}, *chat]
     if name != "history":
         chat = earlier_turns(where, row) + chat
-    for more in ("system", "system_prompt", "system_message"):
-        system = {"role": "system", "content": optional(where, row, more) or ""}
-        if system["content"] and system not in chat:
-            chat = [system, *chat]
-    return chat
+    return [system for system in systems_of(where, row) if system not in chat] + chat
+
+
+def systems_of(where, row):
+    """The system messages that stand beside a prompt."""
+    texts = (optional(where, row, name) for name in ("system", "system_prompt", "system_message"))
+    return [{"role": "system", "content": text} for text in texts if text]
 
 
 def earlier_turns(where, row):
@@ -336,9 +338,10 @@ def earlier_turns(where, row):
 def answered(where, given, value):
     """A prompt's chat and an answer, as text or as messages, which may begin with (a part of) the prompt ->
     (chat before the answer, answer)."""
-    if isinstance(value, str) and not (is_transcript(value) and len(transcript(value)) > 1):
+    chat = transcript(value) if is_transcript(value) else []
+    if isinstance(value, str) and (not chat or [m["role"] for m in chat] == ["user"]):
         return given, value
-    chat = transcript(value) if isinstance(value, str) else read_chat(where, value)
+    chat = chat or read_chat(where, value)
     if not chat or chat[-1]["role"] != "assistant":
         raise Dropped("that do not end with an answer of the assistant")
     return agreed(given, chat[:-1]), chat[-1]["content"]

@@ -4,6 +4,7 @@ Whoever says which answer is better, that it is a tie, or how clear it is, is he
 understood ends in a sentence. Of two answers the better one comes first. Each reader takes (where, row) and
 returns a list of rows, or raises Dropped where there is nothing to compare.
 """
+import json
 import os
 import re
 from collections import defaultdict
@@ -15,6 +16,7 @@ from lab.rows import (
     Row,
     answered,
     chat_of,
+    check_text,
     field,
     is_absent,
     is_transcript,
@@ -25,6 +27,7 @@ from lab.rows import (
     read_chat,
     same_text,
     shown,
+    systems_of,
     with_systems,
     written_list,
     yes_or_no,
@@ -46,6 +49,7 @@ DECISIVE = {  # columns that may be left unread by no layout
     "winner", "preferred", "preference", "better", "verdict", "vote", "choice", "tie", "is_tie", "strength",
     "preference_strength", "overall_preference", "better_response_id", "ranks", "tiers",
 }
+THUMBS = {"wanted": "true (thumbs up) or false (thumbs down)", "words": ("up", "down")}
 
 # ------------------------------------------------------------------------------------------------
 # What all of them end in
@@ -104,12 +108,13 @@ def chosen_and_rejected(where, row):
     if not all(values):
         raise Dropped("with an empty answer")
     asked = [name for name in (*QUESTIONS, "conversations") if not is_absent(dict.get(row, name))]
-    given = question(where, row, asked) if asked else []
+    given = question(where, row, asked) if asked else systems_of(where, row)
     notes = []
     if not asked and isinstance(values[0], str) and not all(map(is_transcript, values)):
         if any(name in row for name in QUESTIONS):
             raise Dropped("with an empty prompt")
-        given, values = common_beginning(where, values)
+        beginning, values = common_beginning(where, values)
+        given = given + beginning
         notes = ["have no prompt: what both answers begin with is taken for it"]
     sides = [answered(where, given, value) for value in values]
     before = [with_systems(where, chat) for chat, _ in sides]
@@ -142,13 +147,15 @@ def said_of_pair(where, row):
     for name in ("tie", "is_tie"):
         if yes_or_no(where, row, name):
             return None
-    for name in ("winner", "preferred", "preference", "better", "label"):
+    for name in ("winner", "preferred", "preference", "better", "label", "status", "outcome", "result"):
         word = str(dict.get(row, name, "")).strip().lower()
         if word in TIES:
             row.get(name)
             return None
         if word in ("chosen", "true", "1", "1.0"):
             row.get(name)
+        elif name in ("status", "outcome", "result"):
+            continue  # says anything, but of a tie
         elif word in ("rejected", "false", "0", "0.0") or name != "label" and word not in ("", "none", "nan"):
             raise UserError(f'{where}: "{name}" says {shown(word)} beside "chosen" and "rejected": which is '
                             "better?")
@@ -174,6 +181,10 @@ def is_two_answers(row):
 def two_answers(where, row):
     """Two answers, and a column that names the better one or a tie."""
     names = two_names(row)
+    third = names[0][:-1] + {"a": "c", "1": "3", "0": "2"}[names[0][-1]]
+    if not is_absent(dict.get(row, third)):
+        raise UserError(f'{where}: has a third answer, "{third}": write all of them as a list, "responses", '
+                        'and beside it "ranks"')
     column = next((name for name in WINNERS if not is_absent(dict.get(row, name))), None)
     if column is None:
         raise Dropped("that do not say which answer is better")
@@ -192,7 +203,7 @@ def winner_in(where, row, column, names, texts):
     ends = [name.split("_")[-1] for name in names]
     alike = [value == text or not is_absent(dict.get(row, f"model_{end}")) and value == row[f"model_{end}"]
              for text, end in zip(texts, ends, strict=True)]
-    half = column == "preference" and ends == ["1", "2"] and word in ("0", "1 5")  # as AlpacaEval writes it
+    half = column == "preference" and names[0] == "output_1" and word in ("0", "1 5")  # AlpacaEval's
     if word in TIES or short in TIES or half:
         return None
     for i in (0, 1):
@@ -202,16 +213,26 @@ def winner_in(where, row, column, names, texts):
                     f"{shown(value)}")
 
 
+def zero_or_one(where, row, name):
+    """The whole number of a column that is either 0 or 1."""
+    found = number(where, row, name, 0, 1)
+    if found not in (0, 1):
+        raise UserError(f'{where}: "{name}" must be 0 or 1, found {shown(row[name])}')
+    return int(found)
+
+
 def by_id(*columns):
-    """A reader of two answers that are numbered 0 and 1; columns: (its name, the aspect that it is about)."""
+    """A reader of response_0 and response_1; columns: (its name, the aspect that it is about)."""
     def read(where, row):
-        names = two_names(row)
+        names = ("response_0", "response_1")
         texts = [field(where, row, name) for name in names]
         chat, found = question(where, row), []
         for column, aspect in columns:
             if not is_absent(row.get(column)):
-                winner = int(number(where, row, column, 0, 1))
+                winner = zero_or_one(where, row, column)
                 found.append(compared(where, chat, texts, winner) | {"aspect": aspect})
+        if not found:
+            raise Dropped("that do not say which answer is better")
         safe = [yes_or_no(where, row, f"is_{name}_safe") for name in names]
         if any(row["aspect"] == "safety" and safe == ([False, True] if row["responses"][0] == texts[0]
                                                       else [True, False]) for row in found):
@@ -226,7 +247,7 @@ def by_strength(where, row):
     if is_absent(row.get(column)):
         raise Dropped("that do not say which answer is better")
     strength = number(where, row, column, -3, 3)
-    texts = [field(where, row, name) for name in two_names(row)]
+    texts = [field(where, row, name) for name in ("response_1", "response_2")]
     winner = None if strength == 0 else int(strength > 0)
     return [compared(where, question(where, row, ("prompt", "context")), texts, winner, abs(strength))]
 
@@ -234,8 +255,8 @@ def by_strength(where, row):
 def shp(where, row):
     """Stanford Human Preferences: labels is 1 where answer A is better, 0 where B is."""
     texts = [field(where, row, f"human_ref_{x}") for x in "ab"]
-    label = number(where, row, "labels", 0, 1)
-    return [compared(where, question(where, row, ("history",)), texts, 1 - int(label))]
+    winner = 1 - zero_or_one(where, row, "labels")
+    return [compared(where, question(where, row, ("history",)), texts, winner)]
 
 
 def webgpt(where, row):
@@ -263,7 +284,7 @@ def summaries(where, row):
     if len(both) != 2 or not all(isinstance(x, dict) for x in both):
         raise UserError(f'{where}: "summaries" must be two objects with "text", found {shown(both)}')
     texts = [field(where, Row(where, x), "text") for x in both]
-    return [compared(where, chat_of(where, text), texts, int(number(where, row, "choice", 0, 1)))]
+    return [compared(where, chat_of(where, text), texts, zero_or_one(where, row, "choice"))]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -282,7 +303,7 @@ def arena_table(where, row):
     """Kaggle's table of the arena: the turns of the user and of both models, each a JSON list of texts, and
     three columns of which one is 1."""
     columns = [name for name in ("winner_model_a", "winner_model_b", "winner_tie") if name in row]
-    marks = [number(where, row, name, 0, 1) for name in columns]
+    marks = [zero_or_one(where, row, name) for name in columns]
     if sum(marks) != 1 and (sum(marks) or "winner_tie" in row):
         raise UserError(f"{where}: one of {', '.join(columns)} must be 1, found {shown(marks)}")
     turns = [listed(where, row, name) for name in ("prompt", "response_a", "response_b")]
@@ -300,11 +321,11 @@ def listed(where, row, name):
     """The texts of a cell: a JSON list, or one text."""
     text = field(where, row, name, kind=(str, list))
     value = text if isinstance(text, list) else written_list(text)
-    if value is None:
+    if not isinstance(value, list):
         return [text]
     if not all(text is None or isinstance(text, str) for text in value):
         raise UserError(f'{where}: "{name}" must be a list of texts, found {shown(value)}')
-    return value
+    return check_text(where, value)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -356,28 +377,32 @@ def scored_answers(rows):
     """Gathers rows of one answer each that have a score: [(where, row)] -> the same, a prompt a row."""
     groups = defaultdict(list)
     for where, row in rows:
-        prompt = field(where, row, "prompt")
-        new = groups[same_text(prompt)]
-        new.append((where, prompt, row.get("split"), field(where, row, "response"),
-                    number(where, row, "helpfulness", 0, 4)))
+        chat = question(where, row)
+        key = json.dumps([(m["role"], same_text(m["content"])) for m in chat])
+        groups[key, row.get("split"), row.get("aspect")].append((where, row))
     gathered = []
     for same in groups.values():
-        (where, *_), prompts, splits, texts, scores = same[0], *list(zip(*same, strict=True))[1:]
-        row = {"prompt": prompts[0], "split": splits[0], "responses": list(texts), "scores": list(scores)}
+        (where, first), scores = same[0], [number(where, row, "helpfulness", 0, 4) for where, row in same]
+        answers = {"responses": [field(where, row, "response") for where, row in same], "scores": scores}
         if len(set(scores)) == len(same) == 2:
-            row["margin"] = min(3, abs(scores[0] - scores[1]))
-        gathered.append((where, Row(where, row)))
+            answers["margin"] = min(3, abs(scores[0] - scores[1]))
+        kept = {key: value for key, value in first.items() if key not in ("response", "helpfulness")}
+        gathered.append((where, Row(where, kept | answers)))
     return gathered
 
 
 def thumb(where, row):
     """One answer with a label: thumbs up or down."""
-    label = yes_or_no(where, row, "label", "true (thumbs up) or false (thumbs down)", ("up", "down"))
+    label = yes_or_no(where, row, "label", **THUMBS)
     if label is None:
         raise Dropped("without a label")
-    given = question(where, row, (*QUESTIONS, "conversations"))
-    answer = field(where, row, "response", "completion", "answer", kind=(str, list))
-    chat, text = answered(where, given, answer)
+    names = [name for name in ("response", "completion", "answer", "output") if name in row]
+    if names:
+        given = question(where, row, (*QUESTIONS, "conversations", "messages"))
+        chat, text = answered(where, given, field(where, row, *names, kind=(str, list)))
+    else:
+        chat = question(where, row, ("messages", "conversations"))
+        chat, text = answered(where, [], chat)
     if not text.strip():
         raise Dropped("with an empty answer")
     return [{"prompt": prompt_of(where, chat), "responses": [text], "tiers": [[0]], "label": label}]

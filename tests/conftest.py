@@ -231,9 +231,14 @@ def run_lines(folder, lines, pictures=False, reports=True):
         patch.chdir(folder)
         if not pictures:
             patch.setattr(lab.run, "picture", lambda file, *rest: file.write(b"no picture"))
-        for script in () if reports else ("train_rm", "train_ppo", "rejection_sampling"):
-            patch.setattr(f"{script}.report", lambda stage, *rest: stage.finish("", []))
+        if not reports:
+            leave_reports_out(patch)
         return [run_line(patch, line.split()) for line in lines]
+
+
+def leave_reports_out(patch):
+    for script in ("train_rm", "train_ppo", "rejection_sampling"):
+        patch.setattr(f"{script}.report", lambda stage, *rest: stage.finish("", []))
 
 
 def run_line(patch, words):

@@ -16,7 +16,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOMS, ROOT, run_lines
+from conftest import ROOMS, ROOT, leave_reports_out, run_lines
 
 import lab.run
 from lab.cli import run_main
@@ -124,6 +124,17 @@ def done(call):
 
 
 @pytest.fixture
+def learned(done, monkeypatch):
+    """learned(folder, line): the same where only what is learned is looked at: no report at the end."""
+    def run(folder, line):
+        with monkeypatch.context() as patch:
+            leave_reports_out(patch)
+            return done(folder, line)
+
+    return run
+
+
+@pytest.fixture
 def refused(call):
     """refused(folder, line): the same of a command that must not. Returns its sentence, in one line."""
     def run(folder, line):
@@ -184,14 +195,15 @@ def flat(text):
     return " ".join(text.split())
 
 
-def fewer_prompts(folder, n=60):
+def fewer_prompts(folder, n, held_out=None):
     """Shorten a run's list of prompts and what is demonstrated of them, so that collecting takes no time:
-    about n of each split."""
+    about n of each split, or so many of the two that are held out."""
     path = folder / "runs/tiny/data/prompts.jsonl"
     rows, kept = rows_of(path), []
     for split in ("train", "dev", "test"):
         some = [row for row in rows if row["split"] == split]
-        kept += some[:: max(1, len(some) // n)]
+        wanted = n if split == "train" else held_out or n
+        kept += some[:: max(1, len(some) // wanted)]
     asked = {row["prompt"]: row for row in kept}
     demonstrations = path.with_name("sft.jsonl")
     write_rows(path, kept)
@@ -261,7 +273,7 @@ def train_tiny(folder):
         (folder / f"{stage}.out").write_text(out, encoding="utf-8")
         if stage == "pretrain":
             shutil.copytree(folder / "runs/tiny/data", folder / "whole")
-            fewer_prompts(folder, 120)
+            fewer_prompts(folder, 120, held_out=40)
 
 
 def train_mine(folder):

@@ -118,6 +118,13 @@ def test_an_order_in_which_it_was_silent_counts_for_no_position():
     judge = AI(Told(lambda text: {} if answers_in(text) == ["a", "b"] else {"1": 0.1, "2": 0.9}), SILENT)
     assert judge.label(["What?"], [["a", "b"]])[0, 0, 1].item() == pytest.approx(0.9)
     assert (judge.pairs, judge.silent, judge.first_wins, judge.same_position) == (1, 0, 0, 0)
+    judge.label(["What?"], [["c", "d"]])
+    assert "won in both orders in 1.00 of them" in judge.summary(), "of the pair that it has seen in both"
+    judge = AI(Told(lambda text: {} if answers_in(text) == ["b", "a"] else {"1": 0.9, "2": 0.1}), SILENT)
+    judge.label(["What?"] * 3, [["a", "b"], ["c", "d"], ["b", "a"]])
+    said = judge.summary()
+    assert "3 pairs" in said and "won in both orders in 1.00 of them" in said, "of two asked in both"
+    assert "the first answer in 1.00 of the first questions" in said, "of those that it has answered"
 
 
 def test_the_preamble_is_part_of_every_question_and_fits_the_aspect():

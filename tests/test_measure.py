@@ -26,6 +26,7 @@ from lab.measure import (
     full_kl_and_entropy,
     gold_of,
     held_out_loss,
+    independent,
     is_below,
     look_at_step,
     noise_ceiling,
@@ -226,10 +227,11 @@ def test_scores_stand_beside_their_answers(enc):
 
 def test_accuracy_is_the_share_of_pairs_and_not_of_prompts(enc):
     """The longer answer wins in both pairs of the first ranking, loses the one of the second: 2 of 3. Equal
-    scores are no hit."""
+    scores are half a hit: a model that says the same of everything guesses."""
     assert accuracy(length_model(), enc, ROWS) == (pytest.approx(2 / 3), 3)
     same = [{"prompt": "A", "responses": ["b", "b"], "tiers": [[0], [1]]}]
-    assert accuracy(length_model(), enc, same) == (0, 1)
+    assert accuracy(length_model(), enc, same) == (0.5, 1)
+    assert evaluate(length_model(), enc, same)["accuracy"] == 0.5
     assert accuracy(length_model(), enc, []) == (0, 0)
     assert accuracy(length_model(), enc, [{**same[0], "responses": ["b b b", "b"]}]) == (1, 1)
 
@@ -247,7 +249,18 @@ def test_thumbs_are_compared_up_against_down():
     expected = [up - down for up in (1, 3, 5) for down in (0, 2, 4)]
     assert differences(rows, [[float(i)] for i in range(6)]) == expected
     many = differences(rows * 60, [[float(i)] for i in range(360)])
-    assert len(many) == 150 * 150, "no more than that of each"
+    assert len(many) <= 150 * 150 and {d > 0 for d in many} == {True, False}, "some from everywhere"
+
+
+def test_the_interval_of_thumbs_is_that_of_the_scarcer_ones():
+    """As wide as for twice the harmonic mean of ups and downs: 40 of each count 40, 999 and 1 two."""
+    def of(up, down):
+        rows = [{"prompt": f"p{i}", "label": i < up} for i in range(up + down)]
+        return independent(rows)
+
+    assert of(40, 40) == 40 and of(999, 1) == pytest.approx(2, abs=0.02) and of(3, 0) == 1
+    assert of(1000, 1000) == pytest.approx(1000 / 7), "every seventh is used"
+    assert independent([{"prompt": "p"}, {"prompt": "p"}, {"prompt": "q"}]) == 2
 
 
 def test_noise_ceiling_by_hand():
@@ -323,6 +336,9 @@ def test_agreement_counts_the_pairs_that_both_tell_apart():
     by_ai = [{**rows[0], "pairs": [[0, 3, 0.9], [1, 3, 0.2], [2, 3, 0.5]]}]
     assert "0.50 of 2 pairs" in agreement(by_ai, lambda p, r: float(r)), "its own labels, not their order"
     assert agreement(rows * 3, lambda p, r: float(r)).endswith(said.partition(" pairs")[2]), "one prompt's"
+    circle = [{"prompt": "?", "responses": ["1", "2", "3"], "tiers": [[0, 1, 2]],
+               "pairs": [[0, 1, 0.9], [1, 2, 0.9], [0, 2, 0.1]]}]
+    assert "0.33 of 3 pairs" in agreement(circle, lambda p, r: float(r)), "in a circle, but told apart"
     unranked = [{**rows[0], "tiers": []}]
     assert agreement(unranked, lambda p, r: 0.0, "The AI").startswith("No pair that both the AI")
 

@@ -53,7 +53,10 @@ PROMPTS = {
     "a transcript that was stripped": ({"prompt": WHOLE.strip(), "chosen": "Yes", "rejected": "No"}, HI),
     "a greeting comes first": (both([system("s"), assistant("Welcome."), user("Why?")]),
                                [assistant("Welcome."), user("s\n\nWhy?")]),
+    "system beside lists that hold the prompt": ({**both(HI), "system": "s"}, [user("s\n\nHi"), *HI[1:]]),
     "blanks around one of them": (both([user("Why? ")], "Why?"), "Why? "),
+    "roles in front of the answers": ({"prompt": "\n\nHuman: Why?", "chosen": "\n\nAssistant: Yes",
+                                       "rejected": "\n\nAssistant: No"}, "Why?"),
     "parts of a message": (both([user([{"type": "text", "text": "Why?"}])]), "Why?"),
 }
 
@@ -79,6 +82,8 @@ DROPPED = {
     "contradictory safety": ({"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 0,
                               "safer_response_id": 0, "is_response_0_safe": 0, "is_response_1_safe": 1},
                              "whose safer answer is called unsafe"),
+    "an id that is missing": ({"prompt": "a", "response_0": "b", "response_1": "c",
+                               "better_response_id": None}, "that do not say which answer is better"),
     "arena dialogues that part": ({"conversation_a": [user("Hi"), assistant("a"), *CHAT],
                                    "conversation_b": [user("Hi"), assistant("c"), *CHAT],
                                    "winner": "model_a"}, "answers follow different prompts"),
@@ -178,6 +183,43 @@ def test_a_dialogue_that_is_held_out_is_held_out_with_its_answers(mine):
     assert any(row["split"] == "train" for row in found[20:])
 
 
+def test_a_list_inside_a_cell_is_spelled_like_any_other_prompt(mine):
+    """And holds whole characters."""
+    table = ("prompt,response_a,response_b,winner_model_a,winner_model_b\n"
+             + "".join(f'"[""Line {i}\\r\\nnext?""]","[""a""]","[""b""]",1,0\n' for i in range(30)))
+    (mine / "preferences.csv").write_text(table)
+    write(mine / "prompts.jsonl", [{"prompt": f"Line {i}\nnext?", "split": "test"} for i in range(20)])
+    write(mine / "sft.jsonl", [{"prompt": f"p{i}", "response": "r"} for i in range(40)])
+    found = load_preferences(converted(mine)[0])
+    assert all(row["split"] == "test" for row in found[:20]) and found[0]["prompt"] == "Line 0\nnext?"
+    (mine / "preferences.csv").write_text(table.replace("Line 3", "\\ud83d"))
+    with pytest.raises(UserError, match="row 5: holds half a character"):
+        converted(mine)
+
+
+def test_what_stands_beside_a_scored_answer_counts(tmp_path):
+    """Rows of two splits are not put together, nor are those with another system message."""
+    rows = [{"prompt": "Why?", "response": text, "helpfulness": score, **more} for text, score, more in (
+        ("a", 3, {"split": "train"}), ("b", 1, {"split": "train"}), ("c", 4, {"split": "test"}),
+        ("d", 0, {"system": "s"}), ("e", 2, {"system": "s"}))]
+    found, said = understood(tmp_path, "preferences", rows)
+    assert [verdict(row)[:2] for row in found] == [("Why?", [["a"], ["b"]]), ("s\n\nWhy?", [["e"], ["d"]])]
+    assert "with fewer than two answers to compare" in said
+
+
+def test_all_rows_make_prompts_and_text(mine, capsys):
+    """Those of the demonstrations, too, where there are preferences; a prompt counts once."""
+    write(mine / "preferences.jsonl", [{"prompt": f"q{i}", "chosen": "Yes", "rejected": "No"}
+                                       for i in range(40)])
+    write(mine / "sft.jsonl", [{"prompt": f"p{i}", "response": "Sure."} for i in range(40)])
+    folder, said = converted(mine, capsys)
+    prompts = [row["prompt"] for row in load_prompts(folder)]
+    assert len(set(prompts)) == len(prompts) == 80
+    assert "Sure." in load_text(folder)[0] and "its 80 other rows" in said
+    write(mine / "prompts.jsonl", [{"prompt": "p1"}] * 3)
+    assert "prompts.jsonl: 1 prompts" in converted(mine, capsys)[1]
+
+
 def test_other_prompts_are_others():
     """Capital letters, blanks inside and a later turn make another prompt."""
     prompts = ["Why?", "why?", "W hy?", HI, HI[:1], [*HI[:2], user("Where?")], [assistant("Why?")]]
@@ -211,7 +253,7 @@ def test_files_may_be_called_by_their_split(mine, capsys):
 
 @pytest.mark.parametrize("more", [{"score_chosen": 3, "score_rejected": 3}, {"chosen-rating": 3.5,
                                   "rejected-rating": "3.5"}, {"winner": "tie"}, {"is_tie": True},
-                                  {"preference": "no preference"}], ids=str)
+                                  {"preference": "no preference"}, {"status": "tie"}], ids=str)
 def test_a_tie_between_chosen_and_rejected_is_one(tmp_path, more):
     row = {"prompt": "a", "chosen": "b", "rejected": "c", **more}
     [found], _ = understood(tmp_path, "preferences", [row])
@@ -219,7 +261,8 @@ def test_a_tie_between_chosen_and_rejected_is_one(tmp_path, more):
 
 
 @pytest.mark.parametrize("more", [{"label": 1}, {"label": "chosen"}, {"winner": "chosen"},
-                                  {"score_chosen": 3, "score_rejected": 1}, {"label": "harmless"}], ids=str)
+                                  {"score_chosen": 3, "score_rejected": 1}, {"label": "harmless"},
+                                  {"status": "unchanged"}, {"aspect": float("nan")}], ids=str)
 def test_a_pair_with_a_label_is_a_pair(tmp_path, more):
     row = {"prompt": "a", "chosen": "b", "rejected": "c", **more}
     [found], _ = understood(tmp_path, "preferences", [row])
@@ -239,6 +282,9 @@ def test_rows_that_contradict_each_other_are_said_and_are_no_demonstrations(mine
     write(mine / "preferences.jsonl", [{"prompt": "a", "response": r, "label": up}
                                        for r, up in (("x", 1), ("x", 0), ("y", 1), ("z", 1))])
     assert [row["response"] for row in load_sft(converted(mine)[0])] == ["y", "z"]
+    write(mine / "preferences.jsonl", [{"prompt": "a", "responses": ["", "y"], "tiers": [[0], [1]]},
+                                       {"prompt": "b", "responses": ["x", "y"], "tiers": [[0], [1]]}])
+    assert [row["response"] for row in load_sft(converted(mine)[0])] == ["x"], "an empty answer is none"
 
 
 def test_rankings_keep_their_places(mine, capsys, monkeypatch):
@@ -290,6 +336,32 @@ def test_trees_keep_their_split_and_what_is_cut_off_is_dropped(tmp_path):
     found, said = understood(tmp_path, "preferences", flat)
     assert [verdict(row) for row in found] == [("Why?", [["Yes"], ["No"]], {"split": "test"})]
     assert "1 of 2 rows dropped (1 whose earlier messages are not in the file)" in said
+
+
+def test_a_person_who_answers_a_person_gives_no_answer(tmp_path):
+    tree = {"role": "prompter", "text": "Why?", "replies": [
+        {"role": "prompter", "text": "I ask.", "rank": 0}, {"role": "assistant", "text": "So.", "rank": 1}]}
+    [found], _ = understood(tmp_path, "sft", [{"prompt": tree}])
+    assert found["response"] == "So."
+
+
+def test_the_better_of_three_numbered_answers_is_the_one_that_is_named(tmp_path):
+    row = {"prompt": "Why?", **{f"response_{i}": "abc"[i] for i in range(3)}, "better_response_id": 0}
+    assert verdict(understood(tmp_path, "preferences", [row])[0][0])[1] == [["a"], ["b"]]
+
+
+def test_an_answer_that_looks_like_messages_is_one(tmp_path):
+    texts = ['[{"role": "user", "content": "Hi"}] is the format.', '[{"role": "assistant", "content": "Hi"}]']
+    found, _ = understood(tmp_path, "sft", [{"prompt": "Format?", "response": text} for text in texts])
+    assert [row["response"] for row in found] == texts
+
+
+def test_an_instance_without_an_output_leaves_the_others(tmp_path):
+    rows = [{"instruction": "Add", "instances": [{"input": "1 1", "output": out} for out in outputs]}
+            for outputs in (["2", ""], [])]
+    found, said = understood(tmp_path, "sft", rows)
+    assert [row["response"] for row in found] == ["2"]
+    assert "1 of 2 rows have instances that are left out" in said and "1 of 2 rows dropped" in said
 
 
 def test_columns_that_nothing_is_read_from_are_named(tmp_path):

@@ -33,6 +33,7 @@ from pipeline import (
     few,
     flat,
     interrupt,
+    learned,
     ppo_knobs,
     printed,
     refused,
@@ -190,28 +191,28 @@ def test_a_variant_is_written_beside(few, done):
     assert (run / "ppo.pt").read_bytes() == before and not same(run / "no_kl.pt", run / "ppo.pt")
 
 
-def test_a_parent_that_was_trained_again_makes_its_children_stale(few, done, refused):
+def test_a_parent_that_was_trained_again_makes_its_children_stale(few, learned, refused):
     """The collection first, for its answers are of another model now; then what has learned from it."""
-    done(few, f"train_sft.py {SFT} --lr 0.01 --overwrite")
+    learned(few, f"train_sft.py {SFT} --lr 0.01 --overwrite")
     for line in (f"train_ppo.py {PPO} --name late", f"train_rm.py {RM} --name late"):
         message = refused(few, line)
         assert "rankings.jsonl was made from an earlier sft.pt" in message
         assert "preferences.py" in message and "--overwrite" in message
     assert not (few / "runs/tiny/late.pt").exists()
-    done(few, f"{SMALL['rankings']} --overwrite")
+    learned(few, f"{SMALL['rankings']} --overwrite")
     message = refused(few, f"train_ppo.py {PPO} --name late")
     assert "rm_first.pt was made from an earlier rankings.jsonl" in message and "train_rm.py" in message
     for name in ("rm_first", "pilot", "rankings.pilot", "rm"):
         script, _, flags = recipe_of(name).partition(" ")
-        done(few, f"{script} {SMOKE} {flags} --overwrite")
-    done(few, f"train_ppo.py {PPO} --name late --eval_answers 1")
+        learned(few, f"{script} {SMOKE} {flags} --overwrite")
+    learned(few, f"train_ppo.py {PPO} --name late --eval_answers 1")
 
 
-def test_a_stale_variant_names_its_own_command(few, done, refused):
+def test_a_stale_variant_names_its_own_command(few, learned, refused):
     """The one that it was made with, to be typed again as it stands."""
     again = f"train_rm.py {RM} --start rm --rankings rankings.ppo --name again"
-    done(few, again)
-    done(few, f"train_rm.py {RM} --lr 0.004 --overwrite")
+    learned(few, again)
+    learned(few, f"train_rm.py {RM} --lr 0.004 --overwrite")
     message = refused(few, f"train_ppo.py {THREE} --reward again --name late")
     assert "again.pt was made from an earlier rm.pt" in message and f"python {again} --overwrite" in message
 
@@ -250,7 +251,7 @@ def test_a_run_has_one_tokenizer(tiny, copy, done, refused):
     f"train_rm.py {RM} --batch_size 8 --dropout 0.2 --eval_every 9",
     f"train_ppo.py {PPO} --steps 7 --kl_target 0.1 --eval_answers 1 --eval_split dev",
 ], ids=["sft", "rm", "ppo"])
-def test_the_same_command_goes_on_after_ctrl_c_to_the_same_end(few, stopped, done, refused, line):
+def test_the_same_command_goes_on_after_ctrl_c_to_the_same_end(few, stopped, learned, refused, line):
     """With its own knobs only, and to the same weights, bit for bit."""
     run = few / "runs/tiny"
     out = stopped(few, f"{line} --name broken")
@@ -259,9 +260,9 @@ def test_the_same_command_goes_on_after_ctrl_c_to_the_same_end(few, stopped, don
     assert not there["finished"] and there["step"] == 3
     message = refused(few, f"{line} --lr 0.5 --name broken")
     assert "-> 0.5" in message and "not finished" in message and "--overwrite" in message
-    out = done(few, f"{line} --name broken")
+    out = learned(few, f"{line} --name broken")
     assert f"stopped at step 3 of {there['steps']}: it goes on from there" in out
-    done(few, f"{line} --name straight")
+    learned(few, f"{line} --name straight")
     assert same(run / "broken.pt", run / "straight.pt")
     assert (run / "broken.jsonl").read_text() == (run / "straight.jsonl").read_text()
 
@@ -345,21 +346,21 @@ def test_winners_are_the_best_of_their_own_prompt(few, done, monkeypatch):
     assert texts[2::3] == [w["response"] for w in winners]
 
 
-def test_an_interrupted_pipeline_goes_on_where_it_stopped(few, stopped, done):
+def test_an_interrupted_pipeline_goes_on_where_it_stopped(few, stopped, learned):
     """The first round is there, half of the second one too: the same command ends both like a straight run,
     nothing is sampled again."""
     line = f"rejection_sampling.py {ROUNDS} --batch_size 8 --epochs 2 --eval_answers 1"
     run = few / "runs/tiny"
-    done(few, f"{line} --rounds 1 --name broken")
+    learned(few, f"{line} --rounds 1 --name broken")
     first = (run / "broken.1.pt").stat().st_mtime_ns
-    done(few, f"{SMALL['rm']} --start rm --rankings rankings.ppo --name rm.broken.1")
+    learned(few, f"{SMALL['rm']} --start rm --rankings rankings.ppo --name rm.broken.1")
     stopped(few, f"{line} --rounds 2 --name broken")
     there = load_checkpoint(run / "broken.2.pt")
     assert not there["finished"] and len(there["state"]["winners"]) == 2
-    done(few, f"{line} --rounds 2 --name broken")
+    learned(few, f"{line} --rounds 2 --name broken")
     assert (run / "broken.1.pt").stat().st_mtime_ns == first
     assert load_checkpoint(run / "broken.2.pt")["state"]["winners"] == there["state"]["winners"]
-    done(few, f"{line} --rounds 1 --name straight")
+    learned(few, f"{line} --rounds 1 --name straight")
     assert same(run / "broken.1.pt", run / "straight.1.pt")
 
 
@@ -428,35 +429,35 @@ def test_every_knob_of_ppo_changes_what_is_learned(ppo_knobs):
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "rm", "ppo"])
-def test_gradients_are_clipped_but_not_with_0(few, done, stage):
+def test_gradients_are_clipped_but_not_with_0(few, learned, stage):
     """--clip_grad 0 trains like a limit that no gradient reaches, and unlike one that all of them reach."""
     if stage == "pretrain":  # whose tokenizer is that of the whole text
         (few / "runs/tiny/tokenizer.json").unlink()
     for limit in ("0", "100", "1e-4"):
-        done(few, f"{SMALL[stage]} --clip_grad {limit} --name clip{limit}")
+        learned(few, f"{SMALL[stage]} --clip_grad {limit} --name clip{limit}")
     free, far, near = (few / f"runs/tiny/clip{limit}.pt" for limit in ("0", "100", "1e-4"))
     assert same(free, far) and not same(free, near)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "rm", "ppo"])
-def test_what_learns_in_bfloat16(few, done, stage):
+def test_what_learns_in_bfloat16(few, learned, stage):
     """--dtype is about all training passes but those of PPO; the weights stay in single precision."""
     if stage == "pretrain":  # whose tokenizer is that of the whole text
         (few / "runs/tiny/tokenizer.json").unlink()
     for dtype in ("float32", "bfloat16"):
-        done(few, f"{SMALL[stage]} --dtype {dtype} --name in_{dtype}")
+        learned(few, f"{SMALL[stage]} --dtype {dtype} --name in_{dtype}")
     long, short = (few / f"runs/tiny/in_{dtype}.pt" for dtype in ("float32", "bfloat16"))
     assert same(long, short) == (stage == "ppo")
     assert {str(x.dtype) for x in weights(short).values()} == {"torch.float32"}
 
 
-def test_small_micro_batches_learn_the_same(few, done):
+def test_small_micro_batches_learn_the_same(few, learned):
     """Answers of different lengths: dividing by the tokens of each part instead of the whole would show at
     once."""
     run = few / "runs/tiny"
     line = f"train_ppo.py {PPO} --minibatch_size 8 --eval_answers 1 --eval_split dev"
     for n in (3, 8):
-        done(few, f"{line} --micro_batch_size {n} --name micro{n}")
+        learned(few, f"{line} --micro_batch_size {n} --name micro{n}")
     whole, start = weights(run / "micro8.pt"), weights(run / "sft.pt")
     moved = max((whole[k] - w).abs().max() for k, w in start.items())
     part = weights(run / "micro3.pt")

@@ -3,6 +3,7 @@ at the terminal, an AI (RLAIF); two aspects, a second round, held-out subjects."
 # ruff: noqa: F401, F811 (fixtures are imported, and then named as arguments)
 import json
 import re
+import signal
 
 import pytest
 from pipeline import (
@@ -27,14 +28,13 @@ from pipeline import (
     done,
     few,
     flat,
-    interrupt,
     judge_knobs,
+    learned,
     printed,
     refused,
     rm_knobs,
     rows_of,
     same,
-    start,
     stopped,
     tiny,
     twenty,
@@ -51,6 +51,7 @@ from lab.rankings import once_each, say_whose_aspect, without_left_out
 from lab.records import load_checkpoint, load_model, record_of
 from lab.terminal import visible
 from train_rm import USUAL
+from world.labelers import RankingFile
 from world.reward import score_texts
 from world.tiny import PROMPTS
 
@@ -92,11 +93,19 @@ def test_a_collection_knows_what_it_was_made_from(tiny):
     assert second == usual | both, "it learns some of the old again"
 
 
-def test_an_interrupted_collection_goes_on_and_ends_like_a_straight_one(copy, done):
+def test_an_interrupted_collection_goes_on_and_ends_like_a_straight_one(copy, call, done, monkeypatch):
     """Ctrl-C after the first rankings: the same command asks about the rest, nothing twice."""
     run, line = copy / "runs/tiny", f"preferences.py {ASK} --questions 300"
-    out = interrupt(start(copy, f"{line} --name broken"), run / "broken.jsonl", rows=1)
-    assert "goes on" in out
+    add = RankingFile.add
+
+    def add_and_stop(self, *rest):
+        add(self, *rest)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RankingFile, "add", add_and_stop)
+        code, out = call(copy, f"{line} --name broken")
+    assert code == 130 and "goes on" in out
     first = rows_of(run / "broken.jsonl")
     assert 0 < len(first) < 300 and not record_of(run, "broken")["finished"]
     out = done(copy, f"{line} --name broken")
@@ -122,21 +131,21 @@ def test_a_larger_collection_goes_on_with_a_finished_one(copy, done, refused):
     assert "rm_first.pt was made from an earlier rankings.jsonl" in message
 
 
-def test_variants_of_the_loss_share_a_collection(copy, done):
+def test_variants_of_the_loss_share_a_collection(copy, learned):
     """Nothing is sampled and nobody is asked again."""
     run = copy / "runs/tiny"
     before = (run / "rankings.jsonl").stat().st_mtime_ns
     for flags in ("--loss regression", "--ties half", "--margin small --lr 0.001"):
-        out = done(copy, f"train_rm.py {RM} {flags} --name variant{len(flags)}")
+        out = learned(copy, f"train_rm.py {RM} {flags} --name variant{len(flags)}")
         assert "questions" not in out and "answers:" not in out
     assert (run / "rankings.jsonl").stat().st_mtime_ns == before
     assert len(list(run.glob("variant*.pt"))) == 3 and not list(run.glob("variant*.json"))
 
 
-def test_a_missing_collection_is_asked_for_first(few, done):
+def test_a_missing_collection_is_asked_for_first(few, learned):
     """By its own command: the human's by the usual name, another model's behind a dot."""
     run = few / "runs/tiny"
-    out = done(few, f"train_rm.py {RM} --start rm --rankings rankings.rs.2 --name rm.3")
+    out = learned(few, f"train_rm.py {RM} --start rm --rankings rankings.rs.2 --name rm.3")
     assert "rankings.rs.2.jsonl is not there yet; first:" in out and "--answers_of rs.2" in out
     assert record_of(run, "rankings.rs.2")["parents"].keys() == {"rs.2.pt"}
     assert load_checkpoint(run / "rm.3.pt")["parents"].keys() >= {"rm.pt", "rankings.rs.2.jsonl"}
@@ -195,7 +204,7 @@ def test_regression_learns_from_the_same_rankings(copy, done):
            if row["split"] == "dev"]
     slope = calibration_slope(differences(dev, scores_of(model, enc, dev)))
     limits = model.score_gain.item() if hasattr(model, "score_gain") else None
-    assert slope == pytest.approx(1, abs=0.02) or limits in (pytest.approx(0.2), 5), (
+    assert slope == pytest.approx(1, abs=0.02) or limits in (pytest.approx(0.05), 20), (
         "its differences were made log-odds, or as far as it goes")
 
 
@@ -204,10 +213,10 @@ def test_regression_learns_from_the_same_rankings(copy, done):
     ("--start sft", "sft"),
     ("--start rm --rankings rankings.ppo", "rm"),
 ])
-def test_where_a_reward_model_starts(copy, done, flags, parent):
+def test_where_a_reward_model_starts(copy, learned, flags, parent):
     """With a learning rate of 0 the weights stay what they were: the pretrained model's, the SFT model's, an
     earlier reward model's."""
-    out = done(copy, f"train_rm.py {RM} {flags} --lr 0 --name still")
+    out = learned(copy, f"train_rm.py {RM} {flags} --lr 0 --name still")
     assert f"runs/tiny/{parent}.pt" in flat(out).replace("\\", "/")
     now, then = weights(copy / "runs/tiny/still.pt"), weights(copy / f"runs/tiny/{parent}.pt")
     trained = [key for key in then if then[key].dim() > 0]
@@ -226,23 +235,23 @@ def test_a_second_round_is_compared_with_the_first(tiny):
     assert "earlier rounds' answers" in said and "scored by rm" in said
 
 
-def test_a_reward_model_that_goes_on_keeps_the_knobs_it_had(copy, done):
+def test_a_reward_model_that_goes_on_keeps_the_knobs_it_had(copy, learned):
     run = copy / "runs/tiny"
-    done(copy, f"train_rm.py {RM} --loss regression --leave_out cake --damaged 0.1 --name own")
-    done(copy, "train_rm.py --start own --rankings rankings.ppo --epochs 2 --name own.2")
+    learned(copy, f"train_rm.py {RM} --loss regression --leave_out cake --damaged 0.1 --name own")
+    learned(copy, "train_rm.py --start own --rankings rankings.ppo --epochs 2 --name own.2")
     first, second = (load_checkpoint(run / f"{name}.pt")["knobs"] for name in ("own", "own.2"))
     for key in ("loss", "leave_out", "damaged", "batch_size", "eval_split"):
         assert first[key] == second[key], key
     assert second["epochs"] == 2
 
 
-def test_what_a_reward_model_learns_that_goes_on(copy, done):
+def test_what_a_reward_model_learns_that_goes_on(copy, learned):
     """Its own rankings, with --replay 1 as many earlier ones, with --damaged 1 as many damaged
     demonstrations; one step a ranking here."""
     run = copy / "runs/tiny"
     steps = {}
     for replay, damaged in ((0, 0), (1, 0), (0, 1)):
-        done(copy, f"train_rm.py {RM} --batch_size 1 --start rm --rankings rankings.ppo --replay {replay} "
+        learned(copy, f"train_rm.py {RM} --batch_size 1 --start rm --rankings rankings.ppo --replay {replay} "
                    f"--damaged {damaged} --limit 40 --eval_every 9999 --name mix{replay}{damaged}")
         steps[replay, damaged] = load_checkpoint(run / f"mix{replay}{damaged}.pt")["step"]
     own = [row for row in rows_of(run / "rankings.ppo.jsonl") if row["split"] == "train"][:40]
@@ -254,12 +263,12 @@ def test_what_a_reward_model_learns_that_goes_on(copy, done):
     assert len(own) < steps[0, 1] <= 2 * len(own)
 
 
-def test_two_collections_are_learned_together_and_fewer_rankings_alone(copy, done):
+def test_two_collections_are_learned_together_and_fewer_rankings_alone(copy, learned):
     """Mixing is naming two; --limit takes the first ones."""
     run = copy / "runs/tiny"
     usual = f"train_rm.py {RM} --batch_size 1 --damaged 0 --eval_every 9999"
-    done(copy, f"{usual} --rankings rankings rankings.ppo --name both")
-    done(copy, f"{usual} --limit 40 --name few")
+    learned(copy, f"{usual} --rankings rankings rankings.ppo --name both")
+    learned(copy, f"{usual} --limit 40 --name few")
     first, second = ([row for row in rows_of(run / f"{name}.jsonl") if row["split"] == "train"]
                      for name in ("rankings", "rankings.ppo"))
     both, few = (load_checkpoint(run / f"{name}.pt") for name in ("both", "few"))
@@ -487,7 +496,7 @@ def test_what_a_judge_is_told(few, done, refused):
     assert not (few / "runs/tiny/v99.jsonl").exists()
 
 
-def test_an_ai_rates_without_a_reward_model(few, done, refused, monkeypatch):
+def test_an_ai_rates_without_a_reward_model(few, done, learned, refused, monkeypatch):
     """Direct RLAIF: what PPO gets is the judge's rating of each text, whitened; the judge stays as it was."""
     told, rate, run = {}, world.judge.AI.rate, few / "runs/tiny"
 
@@ -510,7 +519,7 @@ def test_an_ai_rates_without_a_reward_model(few, done, refused, monkeypatch):
     assert not same(run / "direct.pt", run / "ppo.pt")
     (few / "brief.txt").write_text("Please be short.\n")
     other = f"train_ppo.py {THREE} --eval_answers 1 --reward ai --preamble brief.txt --name other_taste"
-    done(few, other)
+    learned(few, other)
     assert not same(run / "direct.pt", run / "other_taste.pt")
     (few / "brief.txt").write_text("Please be practical.\n")
     assert "made with other knobs (preamble" in refused(few, other), "what counts is the text of the file"
@@ -519,12 +528,12 @@ def test_an_ai_rates_without_a_reward_model(few, done, refused, monkeypatch):
     assert "nothing to train on" in message or "no training prompt" in message
 
 
-def test_direct_rlaif_that_was_interrupted_ends_like_a_straight_one(few, stopped, done):
+def test_direct_rlaif_that_was_interrupted_ends_like_a_straight_one(few, stopped, learned):
     line, run = f"train_ppo.py {THREE} --eval_answers 1 --reward ai", few / "runs/tiny"
     stopped(few, f"{line} --name broken", rows=2)
     assert load_checkpoint(run / "broken.pt")["step"] == 2
-    done(few, f"{line} --name broken")
-    done(few, f"{line} --name straight")
+    learned(few, f"{line} --name broken")
+    learned(few, f"{line} --name straight")
     assert same(run / "broken.pt", run / "straight.pt")
 
 

@@ -512,10 +512,11 @@ def test_the_loss_on_text_has_its_weight(scorer):
 
 @pytest.mark.parametrize("loss, n, apart, gain", [
     ("bradley_terry", 30, 9.0, 1), ("regression", 30, 1.0, math.log(2)), ("regression", 29, 1.0, 1),
-    ("regression", 30, 0.1, 5), ("regression", 30, 9.0, 0.2), ("regression", 30, None, 1)])
+    ("regression", 30, 0.1, 10 * math.log(2)), ("regression", 30, 0.01, 20), ("regression", 30, 90.0, 0.05),
+    ("regression", 30, None, 1)])
 def test_scores_get_a_known_scale(monkeypatch, loss, n, apart, gain):
     """Regression that is right in two of three dev pairs: there a difference should be log 2. It becomes at
-    most 5 times as large and at least a fifth. Demonstrations have 0 on average."""
+    most 20 times as large and at least a twentieth. Demonstrations have 0 on average."""
     rows = [{"tiers": [[1], [0]] if i % 3 == 0 else [[0], [1]]} for i in range(n)]
     if apart is None:
         rows = [{"tiers": [[0, 1]]}] * n

@@ -176,7 +176,8 @@ class AI(Labeler):
         self.answers = 4 if model.form == "server" else 8  # a server's comparisons cost more than notes
         self.noted, self.rated = {}, {}  # by (prompt as JSON, response, aspect)
         self.remarked = {}  # by (prompt as JSON, sentence, aspect)
-        self.pairs = self.same_position = self.first_wins = self.silent = 0
+        self.pairs = self.first_asked = self.both_asked = 0  # with a verdict; in this order; in both
+        self.same_position = self.first_wins = self.silent = 0
         self.seconds = 0.0
 
     def question(self, kind, aspect, prompt, **parts):
@@ -263,6 +264,8 @@ class AI(Labeler):
         silent = math.isnan(there) and math.isnan(back)
         self.silent += silent
         self.pairs += not silent
+        self.first_asked += not math.isnan(there)
+        self.both_asked += not math.isnan(there + back)
         self.first_wins += there > 0.5
         self.same_position += not math.isnan(there + back) and (there > 0.5) == (back > 0.5)
 
@@ -298,13 +301,14 @@ class AI(Labeler):
 
     def summary(self):
         """What it has compared, in a sentence."""
-        n = max(1, self.pairs)
+        first = self.first_wins / max(1, self.first_asked)
         orders = "asked in one order"
         if self.both_orders:
-            orders = f"the same position won in both orders in {self.same_position / n:.2f} of them"
+            same = self.same_position / max(1, self.both_asked)
+            orders = f"the same position won in both orders in {same:.2f} of them"
         silent = f"; {self.silent} pairs without a verdict" if self.silent else ""
         return (f"{self.pairs} pairs labelled by the AI since this command began, in {self.seconds:.0f} s; "
-                f"{orders}, the first answer in {self.first_wins / n:.2f} of the first questions{silent}")
+                f"{orders}, the first answer in {first:.2f} of the first questions{silent}")
 
 
 def keys_of(prompts, responses, aspect):
