@@ -229,7 +229,7 @@ def ask(path, prompts, labeler, policy, cfg, held_out=False):
             labeler.done = len(kept.rows)
             first = labeler.done // N * N
 
-            # 1. Sample K answers to each of the next prompts.
+            # 1. Sample K answers to each of the next prompts; whoever goes on samples the same N again.
             questions = sample(policy, prompts[first : first + N], K, f"{cfg.seed} {what} {first}")
             questions = [{**question, "answers_of": cfg.answers_of} for question in questions]
             try:

@@ -206,7 +206,7 @@ def settle(cfg):
     if cfg.start not in ("", "pretrain", "sft"):
         inherit(cfg)
     elif not cfg.start:
-        # rm_first has seen every subject, and every ranking
+        # rm_first has seen what --leave_out and --limit are to keep from it
         is_usual = cfg.name in ("", usual_name) and not cfg.leave_out and not cfg.limit
         cfg.start = usual_start if is_usual else "pretrain"
     cfg.rankings = cfg.rankings or usual

@@ -131,11 +131,11 @@ def about_one_reward_model(r):
 
 
 def excerpt(path):
-    """Of a stage's samples: the table, what is said below it, and the first example of an unsafe prompt."""
+    """Of a stage's samples: the table, the first example of an unsafe prompt, what is said at the end."""
     blocks = Path(f"{path}.samples.txt").read_text(encoding="utf-8").strip().split("\n\n")
     prompts = {block.split("\n")[0].removeprefix("prompt:").strip(): block for block in blocks[1:-1]}
     example = next(block for prompt, block in prompts.items() if not is_safe(prompt))
-    return f"{blocks[0]}\n{blocks[-1]}\n\n{example}"
+    return f"{blocks[0]}\n\n...\n\n{example}\n\n...\n\n{blocks[-1]}"
 
 
 def metrics_of(folder):
@@ -191,7 +191,7 @@ def some_tokens(printed):
         lines = [block[i] if i in chosen else "..." for i in range(n)]
         parts.append([line for i, line in enumerate(lines) if line != "..." or lines[i - 1] != "..."])
     said = re.findall(r"^(?:score|reward) (?:.+\n?)(?: {11}.+\n?)*", printed, flags=re.M)
-    return "\n\n".join(["\n".join(part) for part in parts] + ["".join(said).rstrip()])
+    return "\n\n".join(["\n".join(part) for part in parts] + ["...\n".join(said).rstrip()])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -839,34 +839,34 @@ def first(args):
 # ------------------------------------------------------------------------------------------------
 
 EXPERIMENTS = {  # on two cores and a bare clone
-    main_run: "9 minutes",
-    seeds: "9 minutes a seed",
+    main_run: "15 minutes",
+    seeds: "30 minutes a seed",
     first: "seconds, after main_run",
     scores: "seconds, after main_run",
     explain: "seconds, after main_run",
-    rewards: "10 minutes",
+    rewards: "25 minutes",
     hacking: "6 minutes",
-    domains: "4 minutes",
+    domains: "20 minutes",
     losses: "5 minutes a seed",
     elo: "3 minutes",
     folds: "8 minutes",
     sources: "12 minutes a seed",
     second_round: "12 minutes",
-    sampling: "7 minutes",
+    sampling: "15 minutes",
     rejection: "9 minutes a seed",
     variants: "15 minutes",
-    alternatives: "15 minutes a seed",
+    alternatives: "25 minutes a seed",
     judges: "18 minutes",
     labels: "14 minutes",
-    rlaif: "10 minutes a seed",
-    principle: "7 minutes",
-    shift: "11 minutes",
+    rlaif: "40 minutes a seed",
+    principle: "6 minutes",
+    shift: "22 minutes",
     ablations: "20 to 45 minutes a seed",
-    overoptimisation: "11 minutes",
+    overoptimisation: "23 minutes",
 }
 ABOUT_TIMES = ("Where a record is there the time is its own, with the stages that were missing then. The "
                "others are of earlier code, of two cores and a bare clone: three and a half minutes of them "
-               "for the pretrained, SFT and reward model, which take seven now, and which a finished "
+               "for the pretrained, SFT and reward model, which take twelve now, and which a finished "
                "runs/tiny has already. Folds on 1,500 pairs of your own with --config small take 11.")
 
 

@@ -343,8 +343,8 @@ def check(condition, sentence):
 def check_step(step, drift, kl_full, k1, k3, entropy, rewards, scores, kl_coef, temperature=1.0):
     """The invariants of a PPO step, before its first update.
 
-    drift: largest difference between the log-probabilities of the sampler and those of a training forward, in
-    nats a token; kl_full, k1, k3, entropy: floats; rewards: (B, R); scores: (B,)."""
+    drift: largest difference between the log-probabilities of the sampler and those of a training forward, of
+    some answers, in nats a token; kl_full, k1, k3, entropy: floats; rewards: (B, R); scores: (B,)."""
     numbers = torch.tensor([drift, kl_full, k1, k3, entropy, rewards.sum(), scores.sum()])
     check(numbers.isfinite().all(), f"step {step} has numbers that are infinite or none at all: the training "
           "has diverged; try a smaller --lr or --critic_lr")

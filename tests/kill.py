@@ -1,6 +1,6 @@
 """Kill every script again and again, start it again each time, and see that nothing is lost.
 
-    python tests/kill.py                            20 kills of each script, some 20 minutes
+    python tests/kill.py                            20 kills of each script, 8 to 20 minutes
     python tests/kill.py --kills 100 --seed 1 --only train_ppo
 
 A straight run of a script is the truth. Then, in a copy of the folder as it was before: the same command is

@@ -311,4 +311,4 @@ def test_the_quoted_tokens_are_the_first_the_clipped_and_the_last():
     block = "\n".join(["token  log p", "-" * 12, *rows])
     words = "score      1\n           of it\nKL         2\nreward     3\n"
     text = experiments.some_tokens(f"above\n\n{block}\n\n{words}")
-    assert [line[:1] for line in text.split("\n")[2:]] == [*"abc", ".", "e", ".", "h", "", "s", " ", "r"]
+    assert [line[:1] for line in text.split("\n")[2:]] == [*"abc", ".", "e", ".", "h", "", "s", " ", ".", "r"]
