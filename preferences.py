@@ -26,6 +26,7 @@ from tqdm import tqdm
 from data import UserError, load_prompts, load_rows, ranking_to_pairs
 from lab import parallel
 from lab.cli import JudgeKnobs, knob, parse, run_main
+from lab.commands import recipe_of, same_command
 from lab.judges import judge_rules, load_judge
 from lab.rankings import is_collection
 from lab.records import load_language_model
@@ -279,7 +280,7 @@ def main(argv=None):
     cfg.labeler = cfg.labeler.replace("auto", "simulated")
     cfg.preamble = read_preamble(cfg.preamble)  # of a file its text is the knob, not its name
     cfg.name = cfg.name or name_of(cfg)
-    if cfg.name != name_of(cfg) and cfg.name in STAGES:
+    if cfg.name != name_of(cfg) and (cfg.name in STAGES or recipe_of(cfg.name)):
         raise UserError(f"--name {cfg.name} is another collection: choose a name of its own for this one")
     stage = Stage(cfg, "preferences")
     training, held_out = questions_of(load_prompts(stage.data), cfg)
@@ -301,7 +302,7 @@ def main(argv=None):
     rows = ask(stage.file("jsonl"), training, labeler, policy, cfg)
     stage.state["open"] = len(training) - len(rows)
     if not any(row["tiers"] for row in rows):
-        raise UserError("nothing is ranked yet; the same command asks again")
+        raise UserError(f"nothing is ranked yet; {same_command()} asks again")
     gold = None if cfg.data else TASTE[cfg.aspect]
     told = remarks(rows, labeler, len(training), gold)
     if examiner:

@@ -161,8 +161,9 @@ def fresh_rankings(cfg, reward_model, author):
     """Name of a collection like the one that a reward model has learned from, of answers of the model
     `author`, made here if it is missing; None where nobody is there who would rank them."""
     folder = run_folder(cfg)
-    kind = record_of(folder, reward_model)["knobs"]["rankings"][0].partition(".")[0]
-    collection = record_of(folder, kind)
+    first = record_of(folder, reward_model)["knobs"]["rankings"][0]
+    kind = first.partition(".")[0]
+    collection = record_of(folder, first) or record_of(folder, kind)
     if collection is None:
         data.say_once(f"{reward_model} stays as it is: it has learned from a file of preferences, and nobody "
                       "is there to rank new answers")
@@ -184,16 +185,21 @@ def fresh_rankings(cfg, reward_model, author):
 
 def ppo_on_top(cfg, base):
     """PPO from the last round's model, paid by the newest reward model. Raises UserError where the one that
-    is there began from another round."""
+    is there began from another round or was paid by another model."""
     name, last = f"{base}.ppo", f"{base}.{cfg.rounds}"
     flags = {"name": name, "start": last, "reward": newest_reward(cfg, base, cfg.rounds + 1)}
     flags |= {key: getattr(cfg, key) for key in ("max_new_tokens", "temperature", "eval_split")}
     command = " ".join(["train_ppo.py", *(f"--{key} {value}" for key, value in flags.items())])
     record = record_of(run_folder(cfg), name)
-    if record and record["knobs"]["start"] != last:
+    then = record["knobs"] if record else flags
+    differ = [key for key in flags if key in then and then[key] != flags[key]]
+    if differ:
+        news = ", ".join(f"{key} {then[key]} -> {flags[key]}" for key in differ)
         again = shown_command(command_of(cfg, command))
-        raise data.UserError(f"{name} is there already and began from {record['knobs']['start']}; to make it "
-                             f"anew from {last}: {again} --overwrite")
+        raise data.UserError(f"{name} is there already, with other knobs ({news}); to make it anew: {again} "
+                             "--overwrite")
+    if finished(cfg, name):
+        say_finished(cfg, name)
     train_if_missing(cfg, name, command)
 
 
@@ -297,13 +303,23 @@ def one_round(cfg, base, n):
 def is_there(one):
     """Whether a round is finished. Raises UserError where it was trained with other knobs than those of
     now."""
-    if one.overwrite or not finished(one, one.name):
-        return False
+    try:
+        if one.overwrite or not finished(one, one.name):
+            return False
+    except data.UserError as error:  # whose advice knows the flags of then alone
+        what, words, _ = str(error).partition("make it again, too: ")
+        again = shown_command(["rejection_sampling.py", *one.argv]) + " --overwrite" if words else ""
+        raise data.UserError(what + words + again) from None
     now, then = knobs_of(one), record_of(run_folder(one), one.name)["knobs"]
     if news := [f"{key} {then[key]} -> {now[key]}" for key in other_knobs(then, now)]:
         raise data.UserError(f"{one.name} was trained with other knobs ({', '.join(news)}): a --name of its "
                              "own keeps both pipelines")
     return True
+
+
+def say_finished(cfg, name):
+    talk = shown_command(["model.py", f"{run_folder(cfg) / name}.pt"])
+    print(f"{name} is finished ({talk} talks to it)")
 
 
 def main(argv=None):
@@ -313,8 +329,7 @@ def main(argv=None):
     for n in range(1, cfg.rounds + 1):
         one, newest = one_round(cfg, base, n), f"{base}.{n - 1}" if n > 1 else "sft"
         if is_there(one):
-            talk = shown_command(["model.py", f"{run_folder(one) / one.name}.pt"])
-            print(f"{one.name} is finished ({talk} talks to it)")
+            say_finished(one, one.name)
             continue
         reward = newest_reward(cfg, base, n)
         stage = Stage(one, "rejection_sampling")

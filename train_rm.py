@@ -26,14 +26,14 @@ import torch.nn.functional as F
 
 import data
 from data import UserError, batch_pairs, epoch_order, is_thumb
-from lab.cli import Common, knob, knobs_from, parse, run_main
+from lab.cli import Common, check_rules, knob, knobs_from, parse, run_main
 from lab.measure import accuracy, calibration_slope, differences, evaluate, scores_of
 from lab.optim import clip_gradients, muon, set_lr
 from lab.parallel import part, share, together
 from lab.rankings import check_names, earlier_rankings, rankings_of, replayed, usable
 from lab.records import load_model
 from lab.report_rm import report
-from lab.run import Stage, record_of, run_folder, train_if_missing
+from lab.run import STAGES, Stage, record_of, run_folder, train_if_missing
 from model import with_heads
 from preferences import elo_scores
 from train_pretrain import lm_loss
@@ -211,6 +211,9 @@ def settle(cfg):
         cfg.start = usual_start if is_usual else "pretrain"
     cfg.rankings = cfg.rankings or usual
     other = [name for name, *_ in USUAL.values() if name != usual_name]
+    recipe = STAGES.get(cfg.name, "")  # of rm_ai and of those that pay a pilot
+    if "--rankings" in recipe and f"--rankings {' '.join(cfg.rankings)} --" not in recipe and not cfg.data:
+        other.append(cfg.name)
     if cfg.name in other or (cfg.name == usual_name and cfg.rankings != usual and not cfg.data):
         raise UserError(f"--name {cfg.name}: that is another reward model; choose a name of your own")
     if not cfg.name and cfg.rankings != usual and not cfg.data:
@@ -296,6 +299,7 @@ def calibrate(model, enc, demonstrations, dev, cfg):
 def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv, RULES)
     settle(cfg)
+    check_rules(cfg, RULES)  # it may have inherited knobs
     stage = Stage(cfg, "rm")
     check_names(stage, cfg.rankings)
     path = stage.parent(cfg.start)

@@ -74,6 +74,10 @@ RULES = (
     ("--reviews: at least 20, for one of every twenty more is held out", lambda cfg: 0 < cfg.reviews < 20),
     ("--reviews are about the tiny world; with --data an AI judge is a model behind a server (--judge_url of "
      "preferences.py)", lambda cfg: cfg.reviews and cfg.data),
+    ("--name judge is the AI judge, which learns from --reviews; choose another",
+     lambda cfg: cfg.name == "judge" and not cfg.reviews),
+    ("--reviews make an AI judge, and sft is none; choose another --name",
+     lambda cfg: cfg.name == "sft" and cfg.reviews),
 )
 
 # ------------------------------------------------------------------------------------------------

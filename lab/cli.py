@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data import CONTROL, UserError
 from lab import parallel
+from lab.commands import same_command
 from lab.terminal import screens, terminal_width, visible
 
 
@@ -159,10 +160,15 @@ def parse(config_class, presets, doc, argv=None, rules=()):
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(args).items()}
     config = config_class(**values)
     config.config, config.argv = preset, argv
+    check_rules(config, rules)
+    return config
+
+
+def check_rules(config, rules):
+    """Raises UserError with the sentence of the first rule that holds."""
     for sentence, holds in rules:
         if holds(config):
             raise UserError(sentence)
-    return config
 
 
 def preset_of(parser, argv, presets):
@@ -273,13 +279,15 @@ def value_of(f, value):
 # ------------------------------------------------------------------------------------------------
 
 
-def run_main(main, stopped="Stopped. The same command goes on from what is saved."):
+def run_main(main, stopped=None):
     """Call a script's main(); what a user can mend ends in one sentence. stopped: said after Ctrl-C."""
     program = Path(sys.argv[0]).name
     with screens(), parallel.joined():
         try:
             main()
         except KeyboardInterrupt:
+            if stopped is None:
+                stopped = f"Stopped. {same_command().capitalize()} goes on from what is saved."
             print(f"\n{stopped}".rstrip(), flush=True)
             sys.exit(130)
         except (UserError, InvariantError, OSError, MemoryError, RuntimeError) as error:
@@ -298,7 +306,7 @@ def sentence_of(error):
         why = error.strerror or error
         return f"{what} cannot be written or read ({why}); what was saved before is still there"
     if parallel.several() and re.search("peer|gloo|NCCL|[Cc]onnection", str(error)):
-        return "another process of this training has ended; the same command goes on from what is saved"
+        return f"another process of this training has ended; {same_command()} goes on from what is saved"
     if isinstance(error, MemoryError) or re.search(r"allocate|out of memory", str(error)):
         return "this needs more memory than there is: choose a smaller model, batch or number of answers"
     return None

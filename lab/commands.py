@@ -53,7 +53,8 @@ def run_folder(cfg):
     if cfg.seed:
         parts.append(f"seed{cfg.seed}")
     run = cfg.run or "-".join(parts)
-    if is_long(run) or not Path(run).parts or Path(run).is_absolute() or ".." in Path(run).parts:
+    parts = Path(run).parts
+    if is_long(run) or not parts or Path(run).is_absolute() or ".." in parts or "data" in parts[1:]:
         made = "" if cfg.run else ", which is made of the name of --data"
         raise UserError(f"--run {run[:60]}{made}: choose a short name; the folder lies in runs/")
     return Path("runs") / run
@@ -66,7 +67,8 @@ def is_long(name):
 
 def is_name(name):
     """Whether a stage may have that name: a short word, and no file has it that is no stage's."""
-    return re.fullmatch(r"\w[\w.-]*", name) and not is_long(name) and name not in OTHER_FILES
+    taken = name in OTHER_FILES or name.endswith(".explain")
+    return re.fullmatch(r"\w[\w.-]*", name) and not is_long(name) and not taken
 
 
 def recipe_of(name):
@@ -75,7 +77,7 @@ def recipe_of(name):
 
     Example: rankings_safety.rs.1 -> preferences.py --aspect safety --answers_of rs.1 --name ..."""
     kind, dot, model = name.partition(".")
-    if kind == "rs" and model.isdecimal():
+    if kind == "rs" and re.fullmatch("[1-9][0-9]*", model):
         return f"{STAGES[ROUNDS]} --rounds {int(model)}"
     if name in STAGES and name != ROUNDS:
         return STAGES[name]
@@ -110,6 +112,12 @@ def main_of(script):
 def shown_command(words):
     """A command as it can be typed again: without --overwrite."""
     return "python " + re.sub(r" --overwrite([ =](true|false))?\b", "", shlex.join(words), flags=re.I)
+
+
+def same_command():
+    """How a sentence calls the command that was typed, where it is to be typed once more."""
+    overwrites = "--overwrite" in shlex.join(sys.argv)
+    return "the same command without --overwrite" if overwrites else "the same command"
 
 
 def short(value):

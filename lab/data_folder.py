@@ -1,5 +1,6 @@
 """The data folder of a run: filled once, by whichever command is the first, and then never changed."""
 from contextlib import nullcontext
+from pathlib import Path
 
 from data import UserError, load_prompts, of_split
 from lab import lock
@@ -28,6 +29,7 @@ def is_filled(run):
 def fill(cfg, run):
     """From the user's files, or with the tiny world. source.json says from which files of the user."""
     folder, source = run / "data", run / "data/source.json"
+    check_apart(cfg.data, run)
     if cfg.data and source.exists():
         check_unchanged(cfg.data, folder)
     elif source.exists():
@@ -40,6 +42,15 @@ def fill(cfg, run):
         convert(cfg.data, folder)
     elif not is_filled(run):
         write_data(folder, cfg)
+
+
+def check_apart(data, run):
+    """Raises UserError where the user's files lie in the folder of the run, where stages would overwrite
+    them."""
+    place = Path(data).resolve() if data else None
+    if place and run.resolve() in (place, *place.parents):
+        raise UserError(f"--data {data} lies in the folder of the run, {run}, whose files would take the "
+                        "place of yours: name another folder with --run NAME, or move your files")
 
 
 def write_data(folder, cfg):

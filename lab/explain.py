@@ -255,14 +255,19 @@ def logprobs_now(policy, batch, temperature):
 
 
 @torch.no_grad()
-def parts_of_score(scorer, enc, prompt, batch):
+def parts_of_score(scorer, enc, batch):
     """{what gave the first answer its score: (1,)}: reward models by their names, or the AI that rates."""
     if scorer.judge:
         return {"rating by the AI, from -1 to 1:": batch.raw[:1]}
     names = reward_models(scorer.kind)
     if len(names) == 1:
         return {names[0]: batch.raw[:1]}
-    return dict(zip(names, scorer.parts(enc, [prompt], batch.texts[:1]), strict=True))
+    # the tokens as they were sampled: their text may have other ones; whoever was cut off gets an EOS
+    n = int(batch.prompt_lengths[0] + batch.mask[0].sum())
+    eos = torch.full((1, 1), data.special_id(enc, "endoftext"), device=batch.tokens.device)
+    tokens = batch.tokens[:1, :n] if batch.ended[0] else torch.cat([batch.tokens[:1, :n], eos], 1)
+    length = torch.tensor([tokens.shape[1]], device=tokens.device)
+    return {name: model.score(tokens, length) for name, model in zip(names, scorer.models, strict=True)}
 
 
 def free_path(path, suffix):
@@ -315,7 +320,9 @@ def main(argv=None):
     reference, _ = load_model(stage.parent(cfg.start), stage.device)
     room = room_for_prompts(cfg.max_new_tokens, reference)
     length = len(data.encode_prompt(enc, args.prompt))
-    if length > room or not args.prompt.strip():
+    if not args.prompt.strip():
+        raise data.UserError("--prompt: expected a text, found an empty one")
+    if length > room:
         raise data.UserError(f"--prompt: expected a text of at most {room} tokens, those of the template "
                              f"included; this one has {length}")
     scorer = load_scorer(stage, cfg.reward, enc, cfg)
@@ -333,7 +340,7 @@ def main(argv=None):
     new = logprobs_now(agent.policy, batch, cfg.temperature)
 
     columns = columns_of(ppo.ppo_policy_loss, batch, new, cfg)
-    parts = parts_of_score(scorer, enc, args.prompt, batch)
+    parts = parts_of_score(scorer, enc, batch)
     words = words_for(ppo, stage, batch, updates, new, columns, scorer, parts, beta)
     tokens = names_of_tokens(enc, batch.responses[0, : len(columns["KL"])].tolist())
     changed = "".join(f", --{name} {value}" for name, value in given.items())

@@ -6,8 +6,9 @@ import re
 from data import UserError
 from lab import parallel
 from lab.cli import JudgeKnobs, judge_is_asked
+from lab.commands import command_of, shown_command
 from lab.records import load_model
-from lab.run import STAGES, load_checkpoint
+from lab.run import load_checkpoint
 from world.judge import AI, OwnModel, is_preamble, preambles
 from world.server import Server
 
@@ -43,7 +44,7 @@ def load_judge(stage, enc, cfg, both_orders=True):
     else:
         path = stage.parent(cfg.judge)
         if not load_checkpoint(path)["knobs"].get("reviews"):
-            raise UserError(f"--judge {cfg.judge}: that model has not learned from reviews; "
-                            f"train one with: python {STAGES['judge']}")
+            raise UserError(f"--judge {cfg.judge}: that model has not learned from reviews; train one with: "
+                            f"{shown_command(command_of(cfg, 'judge'))}")
         model = OwnModel(load_model(path, stage.device)[0], enc)
     return AI(model, preambles(cfg.preamble), cfg.chain_of_thought, both_orders)

@@ -2,6 +2,7 @@
 import textwrap
 
 from data import comparisons, prompt_text
+from lab.commands import same_command
 from lab.measure import agreement
 from lab.terminal import wrapped
 
@@ -26,7 +27,7 @@ def remarks(rows, labeler, wanted, gold):
     if labeler.name == "ai" and labeler.pairs:
         told.append(labeler.summary())
     if labeler.name == "human":
-        more = "the same command asks the rest" if len(rows) < wanted else "a larger --questions asks more"
+        more = f"{same_command()} asks the rest" if len(rows) < wanted else "a larger --questions asks more"
         told.append(f"You have answered {len(rows)} of {wanted} questions; {more}.")
     if labeler.name != "simulated" and gold:
         told.append(agreement(rows, gold, "You" if labeler.name == "human" else "The AI"))

@@ -24,6 +24,7 @@ from lab.cli import (
     parse,
     run_main,
 )
+from lab.commands import same_command
 from lab.run import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -270,6 +271,14 @@ def test_threads_that_wait_sleep_soon_unless_the_user_has_said_how(monkeypatch, 
     monkeypatch.setattr(os, "environ", dict(mine))
     importlib.reload(lab.before_torch)
     assert os.environ.get("GOMP_SPINCOUNT") == then
+
+
+@pytest.mark.parametrize("words, said", [
+    ("x.py --lr 1", "the same command"), ("x.py --overwrite", "the same command without --overwrite"),
+    ("x.py --overwrite=true --lr 1", "the same command without --overwrite")])
+def test_the_same_command_does_not_overwrite_what_it_has_made(monkeypatch, words, said):
+    monkeypatch.setattr(sys, "argv", words.split())
+    assert same_command() == said
 
 
 @pytest.mark.parametrize("command", ["model.py", "data.py", *(f"{s}.py" for s in SCRIPTS), "-m lab.explain"])

@@ -370,6 +370,10 @@ def test_more_rounds_go_on_and_other_knobs_are_another_pipeline(few, done, refus
     assert load_checkpoint(few / "runs/tiny/rs.3.pt")["parents"].keys() >= {"rs.1.pt", "rs.2.pt"}
     message = refused(few, f"{SMALL['rs.2']} --rounds 3 --answers_per_prompt 4")
     assert "rs.1 was trained with other knobs (answers_per_prompt 3 -> 4)" in message
+    done(few, f"{SMALL['rs.2']} --rounds 1 --lr 0.01 --overwrite")
+    message = refused(few, f"{SMALL['rs.2']} --rounds 3 --lr 0.01")
+    assert "rs.2.pt was made from an earlier rs.1.pt" in message, message
+    assert "--lr 0.01 --rounds 2 --then_ppo false --overwrite" in message, "with the knobs of now"
 
 
 def test_every_knob_of_rejection_sampling_changes_what_is_learned(rs_knobs):
@@ -396,10 +400,13 @@ def test_ppo_goes_on_from_rejection_sampling(few, done, refused, monkeypatch):
     rows = rows_of(few / "runs/tiny/warm.ppo.jsonl")
     assert abs(rows[0]["kl_full"]) < 1e-5, "the reference is the model that it starts from"
     before = files_of(few / "runs")
-    assert "warm.2 is finished" in done(few, line) and files_of(few / "runs") == before
+    again = done(few, line)
+    assert "warm.2 is finished" in again and "warm.ppo is finished" in again
+    assert files_of(few / "runs") == before
     assert "leave --overwrite out" in refused(few, f"{line} --overwrite")
     of_another = refused(few, line.replace("--rounds 2", "--rounds 1"))
-    assert "warm.ppo is there already and began from warm.2" in of_another and "--start warm.1" in of_another
+    assert "warm.ppo is there already, with other knobs (start warm.2 -> warm.1, reward" in of_another
+    assert "--start warm.1" in of_another
 
 
 def test_models_of_one_run_see_equally_long_contexts(few, done, refused):
@@ -628,6 +635,11 @@ def test_help_fits_100_columns(tmp_path, done, script):
     ("data.py --config small", "--data FOLDER"),
     ("preferences.py --labeler robot", "expected auto, simulated, human, ai"),
     ("preferences.py --name rm", "choose a name of its own"),
+    ("preferences.py --name rankings.rs.1", "choose a name of its own"),
+    ("train_sft.py --name judge", "the AI judge, which learns from --reviews"),
+    ("train_sft.py --name sft --reviews 200", "choose another --name"),
+    ("train_sft.py --name sft.explain", "--name"),
+    ("train_sft.py --run some/data/own", "choose a short name"),
     ("rejection_sampling.py --reward ai", "rm_ai"),
 ])
 def test_a_mistake_ends_in_one_sentence(tmp_path, call, line, hint):

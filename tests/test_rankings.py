@@ -235,7 +235,7 @@ def test_a_second_round_is_compared_with_the_first(tiny):
     assert "earlier rounds' answers" in said and "scored by rm" in said
 
 
-def test_a_reward_model_that_goes_on_keeps_the_knobs_it_had(copy, learned):
+def test_a_reward_model_that_goes_on_keeps_the_knobs_it_had(copy, learned, refused):
     run = copy / "runs/tiny"
     learned(copy, f"train_rm.py {RM} --loss regression --leave_out cake --damaged 0.1 --name own")
     learned(copy, "train_rm.py --start own --rankings rankings.ppo --epochs 2 --name own.2")
@@ -243,6 +243,8 @@ def test_a_reward_model_that_goes_on_keeps_the_knobs_it_had(copy, learned):
     for key in ("loss", "leave_out", "damaged", "batch_size", "eval_split"):
         assert first[key] == second[key], key
     assert second["epochs"] == 2
+    line = "train_rm.py --start own --rankings rankings.ppo --margin large --name own.3"
+    assert "--margin and --ties are about pairs" in refused(copy, line), "it would be regression"
 
 
 def test_what_a_reward_model_learns_that_goes_on(copy, learned):
@@ -333,6 +335,13 @@ def test_two_reward_models_and_llama2s_combination(two_models):
         assert load_checkpoint(run / f"with_{reward}.pt")["parents"].keys() == models | usual
     assert same(run / "with_safety.pt", run / "with_rm_safety.pt")
     assert not same(run / "with_safety.pt", run / "with_llama2.pt")
+
+
+def test_the_microscope_scores_the_tokens_that_were_sampled(two_models, done):
+    """What Llama 2's rule takes is the score of one of the two models."""
+    out = flat(done(two_models, "lab.explain runs/tiny/with_llama2.pt --prompt Hello --batch_size 4"))
+    found = re.search(r"rm_helpful (\S+), rm_safety (\S+), of which Llama 2's rule takes (\S+);", out)
+    assert found and found[3] in found.groups()[:2], out
 
 
 def test_two_reward_models_are_refreshed_apart(two_models):

@@ -230,6 +230,16 @@ def test_the_first_refresh_goes_on_from_the_reward_model_itself(refreshed):
     assert newest_reward(cfg, "rs", 2) == "overall"
 
 
+def test_a_collection_of_another_name_is_the_one_that_is_gone_on_with(refreshed):
+    records = {"rm": {"knobs": {"rankings": ["rankings.me"]}}, "rankings": knobs_of(),
+               "rankings.me": knobs_of(labeler="human")}
+    with pytest.raises(data.UserError, match="learned from your labels"):
+        newest_reward(refreshed(records)[0], "rs", 2)
+    cfg, commands = refreshed({"rm": {"knobs": {"rankings": ["my.own"]}}, "my.own": knobs_of(noise=2.0)})
+    assert newest_reward(cfg, "rs", 2) == "overall.rs.1"
+    assert commands[-2][0] == "my.rs.1" and "--noise 2.0" in commands[-2][1]
+
+
 def test_an_ai_labels_again_a_human_is_not_replaced_a_file_cannot_answer(refreshed, tmp_path):
     (tmp_path / "data").mkdir()
     splits = ("train", "test", "train")

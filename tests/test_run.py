@@ -22,6 +22,7 @@ from data import UserError, encode_prompt
 from lab.checks import NoInit
 from lab.cli import Common, knob, parse
 from lab.commands import STAGES, command_of, main_of, recipe_of
+from lab.data_folder import check_apart
 from lab.machine import memory_bill, pick_device, pick_dtype, random_state, set_random_state
 from lab.optim import muon, set_lr
 from lab.records import load_language_model, load_model, record_in
@@ -185,6 +186,7 @@ def test_a_collection_of_another_models_answers_has_a_command_by_its_name():
     assert recipe_of("rankings_safety.rs.1") == (
         "preferences.py --aspect safety --answers_of rs.1 --name rankings_safety.rs.1")
     assert recipe_of("rs.4") == "rejection_sampling.py --rounds 4"
+    assert recipe_of("rs.0") is recipe_of("rs.01") is recipe_of("rs.\u0663") is None, "no such rounds"
     assert recipe_of("rm.rs.1") is recipe_of("rs.x") is recipe_of("rejection_sampling") is None
 
 
@@ -222,6 +224,16 @@ def test_a_name_of_the_table_is_its_own_scripts(here):
     assert new_stage("--name", "rm_first", stage="rm").path == Path("runs/tiny/rm_first.pt")
     stage = new_stage("--name", "rankings_ai", stage="preferences")
     assert stage.path == Path("runs/tiny/rankings_ai.jsonl")
+
+
+@pytest.mark.parametrize("place, fine", [("runs/mine", False), ("runs/mine/data", False), ("runs", True),
+                                         ("mine", True), ("runs/mine/data/sft.jsonl", False)])
+def test_a_users_files_do_not_lie_where_a_run_writes(place, fine):
+    if fine:
+        check_apart(place, Path("runs/mine"))
+    else:
+        with pytest.raises(UserError, match="lies in the folder of the run"):
+            check_apart(place, Path("runs/mine"))
 
 
 def test_run_folders_are_named_after_preset_data_and_seed(here):

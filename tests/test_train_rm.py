@@ -540,7 +540,8 @@ def test_scores_get_a_known_scale(monkeypatch, loss, n, apart, gain):
     ({"aspect": "safety"}, "rm_safety", ("rankings_safety", "rankings_helpful")),
     ({"name": "rm_new", "limit": 9}, "rm_new", ("rankings", "rankings.pilot")),
     ({"data": "x"}, "rm", ("preferences",)), ({"data": "x", "rankings": ("mine",)}, "rm", ("mine",)),
-    ({"name": "rm_ai", "rankings": ("rankings_ai",)}, "rm_ai", ("rankings_ai",))])
+    ({"name": "rm_ai", "rankings": ("rankings_ai", "rankings_ai.pilot_ai")}, "rm_ai",
+     ("rankings_ai", "rankings_ai.pilot_ai"))])
 def test_usual_names(flags, name, rankings):
     cfg = Config(**flags)
     settle(cfg)
@@ -560,6 +561,7 @@ def test_usual_starts(flags, start):
 @pytest.mark.parametrize("flags, words", [
     ({"rankings": ("rankings_ai",)}, "a name of its own with --name"),
     ({"rankings": ("rankings_ai",), "name": "rm"}, "another reward model"),
+    ({"rankings": ("rankings",), "name": "rm_ai"}, "another reward model"),
     ({"name": "rm_safety"}, "another reward model"), ({"start": "rm"}, "--name of its own")])
 def test_a_name_stands_for_one_reward_model(flags, words):
     with pytest.raises(UserError, match=words):
