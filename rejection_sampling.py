@@ -306,10 +306,12 @@ def is_there(one):
     try:
         if one.overwrite or not finished(one, one.name):
             return False
-    except data.UserError as error:  # whose advice knows the flags of then alone
+    except data.UserError as error:
         what, words, _ = str(error).partition("make it again, too: ")
-        again = shown_command(["rejection_sampling.py", *one.argv]) + " --overwrite" if words else ""
-        raise data.UserError(what + words + again) from None
+        if not what.startswith(f"{run_folder(one) / one.name}.pt was made") or not words:
+            raise
+        again = shown_command(["rejection_sampling.py", *one.argv])  # with the flags of now, not of then
+        raise data.UserError(f"{what}{words}{again} --overwrite") from None
     now, then = knobs_of(one), record_of(run_folder(one), one.name)["knobs"]
     if news := [f"{key} {then[key]} -> {now[key]}" for key in other_knobs(then, now)]:
         raise data.UserError(f"{one.name} was trained with other knobs ({', '.join(news)}): a --name of its "

@@ -165,7 +165,7 @@ def branches(where, row):
         for reply in replies:
             check_object(where, reply)
         replies = [reply for reply in replies if str(reply.get("deleted") or "").lower() in ("", "false")]
-        answers = [reply for reply in replies if ROLES.get(reply.get("role")) == "assistant"]
+        answers = [reply for reply in replies if ROLES.get(str(reply.get("role")).lower()) == "assistant"]
         if chat[-1]["role"] == "user" and answers:
             yield chat, answers
         left += [(reply, chat) for reply in replies]
