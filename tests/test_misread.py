@@ -350,6 +350,18 @@ def test_the_better_of_three_numbered_answers_is_the_one_that_is_named(tmp_path)
     assert verdict(understood(tmp_path, "preferences", [row])[0][0])[1] == [["a"], ["b"]]
 
 
+def test_an_object_in_a_cell_is_an_answer(tmp_path):
+    row = {"prompt": "As JSON?", "response_a": '{"name": "x"}', "response_b": "no", "winner_model_a": 1,
+           "winner_model_b": 0, "winner_tie": 0}
+    assert verdict(understood(tmp_path, "preferences", [row])[0][0])[1] == [['{"name": "x"}'], ["no"]]
+
+
+def test_a_table_without_a_header_is_told(mine):
+    (mine / "sft.csv").write_text("sep=;\n")
+    with pytest.raises(UserError, match="no rows"):
+        converted(mine)
+
+
 def test_an_answer_that_looks_like_messages_is_one(tmp_path):
     texts = ['[{"role": "user", "content": "Hi"}] is the format.', '[{"role": "assistant", "content": "Hi"}]']
     found, _ = understood(tmp_path, "sft", [{"prompt": "Format?", "response": text} for text in texts])
