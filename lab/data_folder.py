@@ -30,6 +30,7 @@ def fill(cfg, run):
     """From the user's files, or with the tiny world. source.json says from which files of the user."""
     folder, source = run / "data", run / "data/source.json"
     check_apart(cfg.data, run)
+    check_ours(folder)
     if cfg.data and source.exists():
         check_unchanged(cfg.data, folder)
     elif source.exists():
@@ -51,6 +52,15 @@ def check_apart(data, run):
     if place and run.resolve() in (place, *place.parents):
         raise UserError(f"--data {data} lies in the folder of the run, {run}, whose files would take the "
                         "place of yours: name another folder with --run NAME, or move your files")
+
+
+def check_ours(folder):
+    """Raises UserError where somebody has put files into a run's data folder. Ours begin with the held-out
+    text."""
+    files = sorted(path.name for path in folder.glob("*.*"))
+    if files and not any(folder.glob("pretrain.held_out.txt*")):
+        raise UserError(f"{folder} holds {files[0]} without our pretrain.held_out.txt: put that back; or, if "
+                        "the files are yours, move them to a folder of their own and name it with --data")
 
 
 def write_data(folder, cfg):

@@ -370,15 +370,16 @@ def derive(source, files, found, others):
 
 
 def write(folder, found, texts):
-    """Write the files, each under a temporary name first; pretrain.txt last: where it is, the others are."""
+    """Write the files, each under a temporary name first; pretrain.txt last: where it is, the others are.
+    The held-out text comes first: a folder without it is not ours (lab/data_folder.py)."""
     folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "pretrain.held_out.txt", texts[1])
     (folder / "preferences.jsonl").unlink(missing_ok=True)
     for kind, rows in found.items():
         if rows or kind != "preferences":
             kept = [{key: row[key] for key in COLUMNS[kind] if key in row} for row in rows]
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
             write_atomic(folder / f"{kind}.jsonl", lines)
-    write_atomic(folder / "pretrain.held_out.txt", texts[1])
     write_atomic(folder / "pretrain.txt", texts[0])
 
 

@@ -255,9 +255,9 @@ class Stage:
         machine.tell_what_differs(old, machine.computed_with(self.dtype))
 
     def begin_collection(self):
-        """Nothing can be refused any more: an overwritten collection goes; the record comes first."""
-        if not self.checkpoint:
-            self.path.unlink(missing_ok=True)
+        """Nothing can be refused any more: an overwritten collection becomes NAME.old; the record is new."""
+        if not self.checkpoint and self.path.exists():
+            self.path.replace(self.file("old"))  # somebody's answers may be all that there is of them
         self.write_record(finished=False)
 
     def parent(self, name):

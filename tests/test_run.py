@@ -22,7 +22,7 @@ from data import UserError, encode_prompt
 from lab.checks import NoInit
 from lab.cli import Common, knob, parse
 from lab.commands import STAGES, command_of, main_of, recipe_of
-from lab.data_folder import check_apart
+from lab.data_folder import check_apart, fill_once
 from lab.machine import memory_bill, pick_device, pick_dtype, random_state, set_random_state
 from lab.optim import muon, set_lr
 from lab.records import load_language_model, load_model, record_in
@@ -50,6 +50,7 @@ class Config(Common):
 
 
 PRESETS = {"tiny": {}, "small": {}}
+SMOKE = types.SimpleNamespace(config="smoke", data="", seed=0)
 FILES = {"pretrain.pt", "pretrain.jsonl", "pretrain.png", "pretrain.samples.txt", "data"}
 
 
@@ -234,6 +235,23 @@ def test_a_users_files_do_not_lie_where_a_run_writes(place, fine):
     else:
         with pytest.raises(UserError, match="lies in the folder of the run"):
             check_apart(place, Path("runs/mine"))
+
+
+def test_files_in_the_runs_data_folder_that_no_command_has_put_there_are_left_alone(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "sft.jsonl").write_text("mine")
+    with pytest.raises(UserError, match="data holds sft.jsonl without our pretrain.held_out.txt"):
+        fill_once(SMOKE, tmp_path)
+    assert (folder / "sft.jsonl").read_text() == "mine"
+
+
+def test_a_data_folder_that_was_not_written_to_its_end_is_written_again(tmp_path):
+    fill_once(SMOKE, tmp_path)
+    (tmp_path / "data/pretrain.txt").unlink()
+    (tmp_path / "data/sft.jsonl").write_text("")
+    fill_once(SMOKE, tmp_path)
+    assert (tmp_path / "data/pretrain.txt").exists() and (tmp_path / "data/sft.jsonl").read_text()
 
 
 def test_run_folders_are_named_after_preset_data_and_seed(here):
@@ -488,9 +506,10 @@ def test_data_are_written_once(here, monkeypatch):
     path = new_stage().data / "pretrain.txt"
     path.write_text("kept")
     assert new_stage().data / "pretrain.txt" == path and path.read_text() == "kept"
-    (path.parent / "pretrain.held_out.txt").unlink()
+    held_out = (path.parent / "pretrain.held_out.txt").rename("elsewhere")
     with pytest.raises(UserError, match="pretrain.held_out.txt"):
         data.load_text(new_stage().data)
+    held_out.rename(path.parent / "pretrain.held_out.txt")
     path.unlink()  # half a world, of a command that died
     new_stage()
     assert path.read_text() == "world 0"
@@ -722,6 +741,8 @@ def test_a_collection_that_stopped_goes_on_and_keeps_its_rows(here, capsys):
         new_stage("--name", "rankings", "--lr", "0.1", stage="preferences")
     new_stage("--name", "rankings", "--overwrite", stage="preferences").begin_collection()
     assert not again.path.exists(), "who overwrites begins with no ranking"
+    new_stage("--name", "rankings", "--overwrite", stage="preferences").begin_collection()
+    assert again.file("old").read_text().count("\n") == 2, "what somebody has answered is kept"
 
 
 def test_a_model_trained_from_rankings_that_have_changed_since_is_told(here):
@@ -974,7 +995,7 @@ def test_a_stage_whose_data_were_changed_by_hand_is_told(here, finished):
 
 @pytest.mark.parametrize("file", ["pretrain.txt", "sft.jsonl"])
 def test_a_reward_model_has_learned_from_demonstrations_and_text(here, file):
-    Path("runs/tiny/data").mkdir(parents=True)
+    new_stage()
     Path("runs/tiny/data/sft.jsonl").write_text("")
     saved(new_stage(stage="rm"))
     Path(f"runs/tiny/data/{file}").write_text("edited")
@@ -983,7 +1004,7 @@ def test_a_reward_model_has_learned_from_demonstrations_and_text(here, file):
 
 
 def test_a_judge_has_not_learned_from_demonstrations(here):
-    Path("runs/tiny/data").mkdir(parents=True)
+    new_stage()
     Path("runs/tiny/data/sft.jsonl").write_text("")
     assert [*new_stage(stage="sft").parents] == ["data/sft.jsonl"]
     assert [*new_stage("--reviews", "20", "--name", "judge", stage="sft").parents] == []

@@ -421,9 +421,9 @@ def write_world(folder, seed, n_documents=20000, n_demonstrations=3000):
     questions = by_subject_of(split["train"])
     documents = [document(rng, by_subject, questions) for _ in range(n_documents)]
     text, held_out = hold_out("\n\n".join(documents) + "\n")
+    (folder / "pretrain.held_out.txt").write_text(held_out, encoding="utf-8")  # first: the folder is ours
     write_lines(folder / "sft.jsonl", demonstrations)
     write_lines(folder / "prompts.jsonl", prompts)
-    (folder / "pretrain.held_out.txt").write_text(held_out, encoding="utf-8")
     (folder / "pretrain.tmp").write_text(text, encoding="utf-8")
     (folder / "pretrain.tmp").replace(folder / "pretrain.txt")  # last and whole: where it is, the others are
 
