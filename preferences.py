@@ -26,12 +26,12 @@ from tqdm import tqdm
 from data import UserError, load_prompts, load_rows, ranking_to_pairs
 from lab import parallel
 from lab.cli import JudgeKnobs, knob, parse, run_main
-from lab.commands import recipe_of, same_command
+from lab.commands import STAGES, recipe_of, same_command
 from lab.judges import judge_rules, load_judge
 from lab.rankings import is_collection
 from lab.records import load_language_model
 from lab.report_rankings import remarks, shown, summary
-from lab.run import STAGES, Stage
+from lab.run import Stage
 from lab.talk import answer, knows_template
 from lab.terminal import wrapped
 from lab.tokens import encode_prompts
@@ -47,8 +47,8 @@ from world.taste import TASTE
 @dataclass
 class Config(JudgeKnobs):
     labeler: str = knob(
-        "auto", "who ranks: simulated (auto); human: you, at the terminal; ai: a language model (RLAIF)",
-        choices=("auto", "simulated", "human", "ai"), heading="Who ranks, and what it is asked for")
+        "simulated", "who ranks; human: you, at the terminal; ai: a language model (RLAIF)",
+        choices=("simulated", "human", "ai"), heading="Who ranks, and what it is asked for")
     aspect: str = knob(
         "overall", "everything at once, or Llama 2's two: helpful (of safe prompts), safety (of unsafe ones)",
         choices=("overall", "helpful", "safety"))
@@ -84,7 +84,7 @@ PER_PROMPT = {"overall": 3, "helpful": 8, "safety": 5}  # questions about each p
 
 RULES = (
     ("the simulated human knows only the tiny world: with --data it is --labeler human or --labeler ai",
-     lambda c: c.data and c.labeler in ("auto", "simulated")),
+     lambda c: c.data and c.labeler == "simulated"),
     ("--answers_per_prompt: a ranking needs at least 2 answers", lambda c: c.answers_per_prompt == 1),
     ("one process has answers ranked: start preferences.py with python, not with torchrun",
      lambda c: parallel.several()),
@@ -176,7 +176,8 @@ def questions_of(prompts, cfg):
 def load_policy(path, stage, enc, cfg):
     """A function: prompts -> a sampled answer of the model at `path` to each."""
     model, checkpoint = load_language_model(path, stage.device)
-    encode_prompts(enc, [p["prompt"] for p in load_prompts(stage.data)], cfg.max_new_tokens, model)
+    prompts = [p["prompt"] for p in load_prompts(stage.data)]
+    encode_prompts(enc, prompts, cfg.max_new_tokens, model)  # tells how many are too long
     return partial(answer, model, enc, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature,
                    template=knows_template(checkpoint), batch_size=512)
 
@@ -204,8 +205,9 @@ def check_questions(path, training, held_out):
     """Raises UserError where the rankings so far are damaged, or not of the first prompts: one was removed by
     hand, and what comes behind it would be asked again as another question."""
     rows = load_rows(path, is_ranking)
-    for prompts, what in ((training, "questions"), (held_out, "held-out questions")):
-        part = [row for row in rows if (row["split"] == "train") == (prompts is training)]
+    for prompts, is_held_out in ((training, False), (held_out, True)):
+        what = "held-out questions" if is_held_out else "questions"
+        part = [row for row in rows if (row["split"] != "train") == is_held_out]
         for n, (row, asked) in enumerate(zip(part, prompts, strict=False), 1):
             if row["prompt"] != asked["prompt"]:
                 raise UserError(f"{path}: ranking {n} of the {what} is not of the prompt that is asked "
@@ -277,7 +279,6 @@ def labelers(stage, enc, cfg):
 
 def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv, RULES)
-    cfg.labeler = cfg.labeler.replace("auto", "simulated")
     cfg.preamble = read_preamble(cfg.preamble)  # of a file its text is the knob, not its name
     cfg.name = cfg.name or name_of(cfg)
     if cfg.name != name_of(cfg) and (cfg.name in STAGES or recipe_of(cfg.name)):

@@ -24,19 +24,20 @@ import torch
 import data
 from lab.best_of_n import best_of_n_log_ratio, log_probability
 from lab.cli import Common, knob, parse, run_main
-from lab.commands import command_of, shown_command
+from lab.commands import command_of, run_folder, shown_command
+from lab.data_folder import held_out_prompts, training_prompts
 from lab.optim import clip_gradients, muon, set_lr
 from lab.parallel import part, share, total
-from lab.records import load_model
+from lab.records import MadeAgain, load_model, record_of
 from lab.report_rounds import report
-from lab.run import Stage, finished, knobs_of, other_knobs, record_of, run_folder, train_if_missing
+from lab.run import Stage, finished, knobs_of, other_knobs, train_if_missing
 from lab.scorers import check_reward, count_from_sft, load_scorer, reward_models
 from lab.talk import answer
 from lab.tokens import room_for_prompts
 from preferences import Config as CollectionConfig
 from train_sft import sft_loss
 from world.taste import gold_score
-from world.tiny import PROMPTS
+from world.tiny import in_tiny_world
 
 
 @dataclass
@@ -175,9 +176,6 @@ def fresh_rankings(cfg, reward_model, author):
     name, flags = f"{kind}.{author}", {"answers_of": author, "held_out_rankings": 1}
     flags |= {key: getattr(cfg, key) for key in ("max_new_tokens", "temperature")}
     flags |= {key: knobs[key] for key in WHO_RANKS if knobs[key] != getattr(CollectionConfig, key)}
-    if knobs["labeler"] == "ai":  # whose usual number is larger than one question a prompt
-        rows = data.load_prompts(folder / "data")
-        flags["questions"] = sum(row["split"] == "train" for row in rows)
     words = " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in flags.items())
     train_if_missing(cfg, name, f"preferences.py --name {name} {words}")
     return name
@@ -261,7 +259,7 @@ def best_of_n_curve(policy, enc, scorer, prompts, cfg):
     flat = sum(texts, [])
     logprobs = as_matrix(log_probability(policy, enc, repeated, flat, cfg.temperature), scores)
     gold = None
-    if all(isinstance(p, str) and p in PROMPTS for p in prompts):
+    if in_tiny_world(prompts):
         gold = as_matrix([gold_score(p, text) for p, text in zip(repeated, flat, strict=True)], scores)
     curve, K = [], cfg.answers_per_prompt
     for n in sorted({*(2**i for i in range(K.bit_length())), K}):
@@ -269,8 +267,8 @@ def best_of_n_curve(policy, enc, scorer, prompts, cfg):
         row = {"n": n, "score": best_of_n(scores, scores, n).mean().item(), "gold": None}
         row |= {"kl_bound": best_of_n_kl_bound(n), "kl": kl.mean().item(), "kl_error": standard_error(kl)}
         if gold is not None:
-            gain = best_of_n(scores, gold, n) - gold.mean(1)
-            row["gold"] = best_of_n(scores, gold, n).mean().item()
+            of_best = best_of_n(scores, gold, n)
+            row["gold"], gain = of_best.mean().item(), of_best - gold.mean(1)
             error = standard_error(gain)
             row["gold_gain_low"] = None if error is None else gain.mean().item() - 1.96 * error
         curve.append(row)
@@ -306,12 +304,11 @@ def is_there(one):
     try:
         if one.overwrite or not finished(one, one.name):
             return False
-    except data.UserError as error:
-        what, words, _ = str(error).partition("make it again, too: ")
-        if not what.startswith(f"{run_folder(one) / one.name}.pt was made") or not words:
+    except MadeAgain as error:
+        if error.path.stem != one.name:
             raise
         again = shown_command(["rejection_sampling.py", *one.argv])  # with the flags of now, not of then
-        raise data.UserError(f"{what}{words}{again} --overwrite") from None
+        raise MadeAgain(error.path, error.what, again) from None
     now, then = knobs_of(one), record_of(run_folder(one), one.name)["knobs"]
     if news := [f"{key} {then[key]} -> {now[key]}" for key in other_knobs(then, now)]:
         raise data.UserError(f"{one.name} was trained with other knobs ({', '.join(news)}): a --name of its "
@@ -337,8 +334,7 @@ def main(argv=None):
         stage = Stage(one, "rejection_sampling")
         policy, before = load_model(stage.parent(newest), stage.device)
         sft, _ = load_model(stage.parent("sft"), stage.device)
-        enc, everything = stage.encoding(), data.load_prompts(stage.data)
-        prompts = [row["prompt"] for row in data.of_split(everything, "train", stage.data / "prompts.jsonl")]
+        enc, prompts = stage.encoding(), training_prompts(stage.data, "")
         scorer = load_scorer(stage, reward, enc, one)
         room_for_prompts(cfg.max_new_tokens, policy)
         stage.check_contexts(["sft", newest, *reward_models(reward)])
@@ -358,7 +354,7 @@ def main(argv=None):
         fine_tune(stage, model, sum(pool, []), enc, cfg)
 
         # 4. measure
-        rows = data.of_split(everything, cfg.eval_split, stage.data / "prompts.jsonl")[:400]
+        rows = held_out_prompts(stage.data, cfg.eval_split)
         torch.manual_seed(cfg.seed + 1)
         curve = best_of_n_curve(policy, enc, scorer, [row["prompt"] for row in rows], cfg)
         models = {"SFT": sft}

@@ -25,9 +25,9 @@ from lab.judges import judge_rules
 from lab.measure import check, look_at_step
 from lab.optim import adam, set_lr
 from lab.parallel import generate, part, share, summed
-from lab.records import load_language_model
+from lab.records import fingerprint, load_language_model
 from lab.report_ppo import report, show_answers
-from lab.run import Stage, fingerprint
+from lab.run import Stage
 from lab.scorers import check_reward, count_from_sft, load_scorer, reward_models
 from lab.tokens import encode_prompts
 from model import join, response_hidden, token_logprobs, with_heads
@@ -52,7 +52,7 @@ class Config(JudgeKnobs):
     kl_coef: float = knob(0.15, "beta: what a nat of KL costs; 0 invites hacking", low=0)
     kl_target: float = knob(0.0, "adapt beta until the KL is this many nats (0: beta stays)", low=0)
     kl_horizon: int = knob(5000, "answers in which the adaptive beta moves by 20 % at most", low=1)
-    eos_penalty: float = knob(1.0, "an answer without EOS scores minus this (0: off)", low=0)
+    eos_penalty: float = knob(1.0, "score of an answer without EOS, negated (0: off)", low=0)
 
     gamma: float = knob(1.0, "discount of later rewards", low=0, high=1, heading="Advantages")
     lam: float = knob(0.95, "lambda of GAE: 0 trusts the critic, 1 the rewards alone", low=0, high=1)
@@ -234,12 +234,12 @@ class Batch:
         """The answers with these indices (a tensor), cut to the longest of them."""
         R = int(self.mask[rows].sum(1).max())
         T = int(self.prompt_lengths[rows].max()) + R
-        part = {"texts": [self.texts[i] for i in rows.tolist()]}
+        cut = {"texts": [self.texts[i] for i in rows.tolist()]}
         for field in fields(self)[1:]:
             x = getattr(self, field.name)[rows]
             width = T if field.name == "tokens" else R
-            part[field.name] = x[:, :width] if x.dim() == 2 else x
-        return Batch(**part)
+            cut[field.name] = x[:, :width] if x.dim() == 2 else x
+        return Batch(**cut)
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ from model import GPT, GPTConfig
 class Config(Common):
     init: str = knob("", "language model to go on with, instead of random weights: a checkpoint, or a folder "
                      "of GPT-2's kind with config.json and model.safetensors",
-                     heading="The model; with --init all but dropout is that model's")
+                     heading="The model; with --init most is that model's")
     vocab_size: int = knob(1400, "tokens of the BPE trained on the text, 4 special ones included", low=260,
                            high=10**6)
     block_size: int = knob(96, "longest sequence in tokens, prompt and answer together; of GPT-2's positions "
@@ -70,7 +70,7 @@ PRESETS = {
     },
     "small": {
         "vocab_size": 4096, "block_size": 384, "n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.1,
-        "steps": 700, "batch_size": 8, "lr": 2e-3, "warmup": 50, "eval_every": 100,
+        "steps": 700, "batch_size": 8, "lr": 2e-3, "warmup": 50,
     },
     # A few careful steps: it can write already, and shall get used to what your text is about.
     "gpt2": {"block_size": 512, "steps": 20, "batch_size": 4, "lr": 1e-4, "warmup": 5, "eval_every": 20},
@@ -198,7 +198,7 @@ def main(argv=None):
     if remark and not source:
         print(wrapped(remark))
     held_out = held_out_texts(cfg, enc, test_tokens)
-    windows = {name: list(text_windows(tokens, T)) for name, tokens in held_out.items()}
+    windows = {name: text_windows(tokens, T) for name, tokens in held_out.items()}
 
     def losses():
         return {name: held_out_loss(model, batches) for name, batches in windows.items()}

@@ -27,13 +27,14 @@ import torch.nn.functional as F
 import data
 from data import UserError, batch_pairs, epoch_order, is_thumb
 from lab.cli import Common, check_rules, knob, knobs_from, parse, run_main
+from lab.commands import STAGES, run_folder
 from lab.measure import accuracy, calibration_slope, differences, evaluate, scores_of
 from lab.optim import clip_gradients, muon, set_lr
 from lab.parallel import part, share, together
 from lab.rankings import check_names, earlier_rankings, rankings_of, replayed, usable
-from lab.records import load_model
+from lab.records import load_model, record_of
 from lab.report_rm import report
-from lab.run import STAGES, Stage, record_of, run_folder, train_if_missing
+from lab.run import Stage, train_if_missing
 from model import with_heads
 from preferences import elo_scores
 from train_pretrain import lm_loss
@@ -161,8 +162,8 @@ def elo_targets(rows):
 
 def group_scores(model, enc, batch, at_once=3072):
     """Scores (N,) of all answers of a batch of rankings, laid end to end: one forward an answer, however many
-    pairs it is in. Answers of similar length go through the model together: less padding. at_once: the most
-    tokens that do, were each as long as the context."""
+    pairs it is in. Answers of similar length go through the model together: less padding. at_once: tokens in
+    a pass at most, counting each answer as long as the context."""
     device, pad = next(model.parameters()).device, data.special_id(enc, "pad")
     chunk = max(1, at_once // model.config.block_size)
     prompts = [row["prompt"] for row in batch for _ in row["responses"]]
@@ -200,12 +201,12 @@ def ranking_loss(scores, batch, targets, cfg):
 def settle(cfg):
     """Fill in what the flags leave open: where it starts, knobs of a reward model that goes on, collections,
     the name."""
+    if cfg.start not in ("", "pretrain", "sft"):
+        inherit(cfg)  # its aspect, too
     usual_name, usual_start, usual = USUAL[cfg.aspect]
     if cfg.data:
         usual_start, usual = "pretrain", ("preferences",)
-    if cfg.start not in ("", "pretrain", "sft"):
-        inherit(cfg)
-    elif not cfg.start:
+    if not cfg.start:
         # rm_first has seen what --leave_out and --limit are to keep from it
         is_usual = cfg.name in ("", usual_name) and not cfg.leave_out and not cfg.limit
         cfg.start = usual_start if is_usual else "pretrain"
@@ -326,8 +327,8 @@ def main(argv=None):
     model.set_scale(1.0, 0.0)  # raw scores while it learns
     targets_of = elo_targets(learned) if cfg.loss == "regression" else None
     batch_size = cfg.batch_size or usual_batch_size(training)
-    at_once = batch_size * max(len(row["responses"]) for row in learned)
-    stage.describe(model, path, rows=at_once, length=model.config.block_size)
+    most_answers = batch_size * max(len(row["responses"]) for row in learned)
+    stage.describe(model, path, rows=most_answers, length=model.config.block_size)
     steps = passes(cfg.epochs, len(learned), batch_size) * data.steps_per_epoch(len(learned), batch_size)
     watched = (dev or held_out)[:: max(1, len(dev or held_out) // 50)]  # for the curve of the picture
     optimizer = muon(model, cfg.lr, cfg.weight_decay)

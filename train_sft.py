@@ -24,6 +24,7 @@ from data import (
     steps_per_epoch,
 )
 from lab.cli import Common, knob, parse, run_main
+from lab.data_folder import held_out_prompts
 from lab.measure import held_out_loss, sft_batches
 from lab.optim import clip_gradients, muon, set_lr
 from lab.parallel import part, share, total
@@ -85,18 +86,17 @@ RULES = (
 # ------------------------------------------------------------------------------------------------
 
 
-def sft_loss(logits, targets, response_mask, n_tokens=None):
+def sft_loss(logits, targets, response_mask):
     """Cross-entropy on the tokens of the answer, its EOS included: -sum(mask log p(target)) / number of
     answer tokens.
 
     logits:        (B, T, V)
     targets:       (B, T) already shifted; a slice, not contiguous
     response_mask: (B, T) aligned with targets: 1 where the target belongs to the answer
-    n_tokens:      the number to divide by, where this is a micro-batch of a larger batch; default sum(mask)
     (InstructGPT, Ouyang et al. 2022, section 3.5.)
     """
     losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-    return (losses * response_mask).sum() / (response_mask.sum() if n_tokens is None else n_tokens)
+    return (losses * response_mask).sum() / response_mask.sum()
 
 
 def batch_loss(model, inputs, targets, response_mask):
@@ -209,7 +209,7 @@ def report(stage, cfg, enc, model):
     """The model that it started from against SFT, on held-out prompts."""
     before, checkpoint = load_language_model(stage.parent(cfg.start), stage.device)
     name = "pretrained" if cfg.start == "pretrain" else cfg.start
-    prompts = of_split(load_prompts(stage.data), cfg.eval_split, stage.data / "prompts.jsonl")[:300]
+    prompts = held_out_prompts(stage.data, cfg.eval_split, 300)
     found = compare({name: before, "SFT": model}, enc, prompts, cfg.max_new_tokens, baseline=name,
                     templates={name: knows_template(checkpoint)}, seed=cfg.seed)
     print("\n" + found.text)

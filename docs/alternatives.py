@@ -274,7 +274,9 @@ def main(argv=None):
     scorer = load_scorer(stage, "overall", enc, cfg)  # DPO does not learn from it: for the table
     count_from_sft(scorer, stage, reference, enc, prompts, ppo)
     policy, before = with_heads(reference).eval(), fingerprint(reference)
-    stage.describe(policy, "sft")
+    length, logits = policy.config.block_size, ppo.max_new_tokens
+    stage.describe(policy, "sft", frozen={reference, *scorer.models}, rows=cfg.minibatch_size, length=length,
+                   logits=logits, sampled=0 if cfg.method == "dpo" else cfg.prompts * cfg.answers)
     if cfg.method == "dpo":
         train_dpo(stage, cfg, policy, reference, enc)
     else:

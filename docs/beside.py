@@ -6,6 +6,7 @@ import torch
 
 import data
 from lab.best_of_n import log_probability
+from lab.data_folder import held_out_prompts
 from lab.records import load_checkpoint
 from lab.report import compare, truth_about
 from rejection_sampling import Config, as_matrix, best_of_n, best_of_n_kl, sample_and_score
@@ -61,7 +62,7 @@ def report(stage, cfg, ppo, enc, policy, reference, scorer):
     """Compare a trained policy with the SFT model on held-out prompts, as PPO's report does; print and write
     the table, some answers and the pictures. ppo: the knobs of sampling."""
     name = cfg.method.upper()
-    rows = data.of_split(data.load_prompts(stage.data), cfg.eval_split, stage.data / "prompts.jsonl")[:400]
+    rows = held_out_prompts(stage.data, cfg.eval_split)
     found = compare({"SFT": reference, name: policy}, enc, rows, ppo.max_new_tokens, ppo.temperature,
                     ppo.eval_answers, baseline="SFT", reference=reference, scorer=scorer, seed=cfg.seed,
                     greedy=("SFT", name), text=data.tokens_of(enc, data.load_text(stage.data))[1])
@@ -172,6 +173,8 @@ def wins_against(gold, others):
     """For each answer the share of another model's answers to its prompt that it beats, ties half.
 
     gold: (N, K); others: those to prompt i at i, i + N, ... Returns a list of N K numbers."""
-    N = len(gold)
-    return [share for i, row in enumerate(gold.tolist()) for ours in row
-            for share in shares([ours] * len(others[i::N]), others[i::N], 1)]
+    found = []
+    for i, row in enumerate(gold.tolist()):
+        theirs = others[i :: len(gold)]
+        found += [shares([ours] * len(theirs), theirs, 1)[0] for ours in row]
+    return found

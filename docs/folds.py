@@ -45,7 +45,7 @@ def folds(args):
         found.append((hits, bag, length, n))
         say(f"fold {fold + 1}: reward model {hits:.3f}, {list(rules)[0]} {bag:.3f}, {list(rules)[1]} "
               f"{length:.3f}, {n} pairs")
-    summary(found, len({json.dumps(row["prompt"]) for row in rows}))
+    summary(found, len(fold_of))
 
 
 def key_of(row):

@@ -66,8 +66,8 @@ def memory():
 def noted(path, what="seconds"):
     """How long it took to make a stage, with what it had to make first, or its "gigabytes"; None where that
     was not noted."""
-    rows = data.load_rows(TIMES) if TIMES.exists() else []
-    return next((row[what] for row in reversed(rows) if row["stage"] == Path(path).as_posix()), None)
+    rows = reversed(data.load_rows(TIMES))
+    return next((row[what] for row in rows if row["stage"] == Path(path).as_posix()), None)
 
 
 def output_of(*words):

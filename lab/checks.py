@@ -17,7 +17,7 @@ from model import GPT, GPTConfig
 KINDS = {"stage": str, "command": str, "knobs": dict, "parents": dict, "step": int, "steps": int,
          "finished": bool, "state": dict, "fingerprint": str}
 STATE = {"kl_coef": float, "sft_scale": list, "wanted": int, "open": int, "results": dict, "winners": list,
-         "left": list, "picture": list}
+         "left": list, "picture": list, "warned": list}
 KNOBS = {"start": str, "rankings": list, "limit": int, "labeler": str, "aspect": str, "data": str}
 MOST = {"n_layer": 1000}  # blocks; any other size of a model is at most:
 SIZE = 2**20

@@ -69,6 +69,11 @@ def write_data(folder, cfg):
     write_world(folder, cfg.seed, **sizes)
 
 
+def held_out_prompts(folder, split, most=400):
+    """Rows of prompts.jsonl to compare models on."""
+    return of_split(load_prompts(folder), split, folder / "prompts.jsonl")[:most]
+
+
 def training_prompts(folder, leave_out):
     """The prompts to learn from, but for those about subjects or topics that --leave_out names."""
     names = leave_out_names(leave_out)

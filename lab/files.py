@@ -107,7 +107,7 @@ def files_of(source):
         raise UserError(f"{source}: no such folder; --data takes a folder with {EXPECTED} in it, or one file")
     paths = [path for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]
     paths.sort(key=natural)
-    check_names(source, paths)
+    check_names(paths)
     files = [file for file in map(understood, paths) if file]
     if not any(file.kind == "pretrain" for file in files):
         files += [File(path, "pretrain") for path in paths if is_book(path)]
@@ -129,7 +129,7 @@ def is_book(path):
     return ending_of(path) == ".txt" and not understood(path) and stem_of(path) not in NO_TEXTS
 
 
-def check_names(folder, paths):
+def check_names(paths):
     """Raises UserError for a name that is nearly right, where the right one is not there, too."""
     there = {file.kind for file in map(understood, paths) if file}
     for path in paths:

@@ -223,9 +223,11 @@ def chosen_answers(rows):
     were found worse in another row of the same prompt."""
     chosen, beaten = {}, set()
     for row in rows:
-        best = row["tiers"][0] if row.get("label", len(row["tiers"]) > 1) else []
-        for tier in row["tiers"][1:] if "label" not in row else [[0]] * (not row["label"]):
-            beaten |= {(row["key"], same_text(row["responses"][i])) for i in tier}
+        if is_thumb(row):
+            best, worse = ([0], []) if row["label"] else ([], [0])
+        else:
+            best, worse = row["tiers"][0] if len(row["tiers"]) > 1 else [], sum(row["tiers"][1:], [])
+        beaten |= {(row["key"], same_text(row["responses"][i])) for i in worse}
         for i in best:
             answer = row["responses"][i]
             if not answer.strip():

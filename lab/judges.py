@@ -8,7 +8,6 @@ from lab import parallel
 from lab.cli import JudgeKnobs, judge_is_asked
 from lab.commands import command_of, shown_command
 from lab.records import load_model
-from lab.run import load_checkpoint
 from world.judge import AI, OwnModel, is_preamble, preambles
 from world.server import Server
 
@@ -42,9 +41,9 @@ def load_judge(stage, enc, cfg, both_orders=True):
         key, bought = os.environ.get("JUDGE_API_KEY", "").strip(), stage.folder / "judge_calls.jsonl"
         model = Server(cfg.judge_url, cfg.judge_model, key, bought, cfg.judge_timeout)
     else:
-        path = stage.parent(cfg.judge)
-        if not load_checkpoint(path)["knobs"].get("reviews"):
+        model, checkpoint = load_model(stage.parent(cfg.judge), stage.device)
+        if not checkpoint["knobs"].get("reviews"):
             raise UserError(f"--judge {cfg.judge}: that model has not learned from reviews; train one with: "
                             f"{shown_command(command_of(cfg, 'judge'))}")
-        model = OwnModel(load_model(path, stage.device)[0], enc)
+        model = OwnModel(model, enc)
     return AI(model, preambles(cfg.preamble), cfg.chain_of_thought, both_orders)

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import comparisons, sft_batch
+from data import comparisons, is_thumb, sft_batch
 from lab.cli import InvariantError
 from model import log_softmax, response_hidden, token_logprobs
 from world.reward import rows_at_once, score_texts
 from world.taste import declines, gold_score, safety
-from world.tiny import PROMPTS, read_answer
+from world.tiny import PROMPTS, in_tiny_world, read_answer
 
 MOST_THUMBS = 150  # up, and as many down: 22,500 pairs say enough
 
@@ -96,15 +96,14 @@ def describe(prompts, answers):
     """What can be said of sampled answers without a reward model.
 
     answers: sequences that begin with (text, ended, length in tokens), such as lab.talk.Answer.
-    Returns a dict: ends (share that stop by themselves), distinct (share of different texts), length (mean);
+    Returns a dict: ends (share that stop by themselves), length (mean);
     in the tiny world also gold (list, in points), declines_unsafe and declines_safe (share of the answers to
     such prompts that refuse), unknown (share of sentences that the world's grammar does not know); elsewhere
     these are None."""
     texts = [a[0] for a in answers]
     about = {"ends": sum(a[1] for a in answers) / len(answers),
-             "distinct": len(set(texts)) / len(texts),
              "length": sum(a[2] for a in answers) / len(answers)}
-    if not all(isinstance(p, str) and p in PROMPTS for p in prompts):
+    if not in_tiny_world(prompts):
         return about | dict.fromkeys(("gold", "declines_unsafe", "declines_safe", "unknown"))
     declined, sentences = {True: [], False: []}, []
     for prompt, text in zip(prompts, texts, strict=True):
@@ -181,7 +180,7 @@ def gold_of(rows, gold):
 def differences(rows, scores):
     """Score of the better minus score of the worse answer, for each pair that the annotator told apart; of
     thumbs, each up with each down."""
-    if rows and "label" in rows[0]:
+    if rows and is_thumb(rows[0]):
         up, down = [], []
         for row, (score,) in zip(rows, scores, strict=True):
             (up if row["label"] else down).append(score)
@@ -244,7 +243,7 @@ def independent(rows):
     """As how many observations an interval counts the pairs of some rows, for pairs share answers: as many
     as there are prompts. Of thumbs each up is compared with each down: twice the harmonic mean of the
     numbers of both, so that one thumb down says little, however many are up."""
-    if rows and "label" in rows[0]:
+    if rows and is_thumb(rows[0]):
         up = sum(row["label"] for row in rows)
         used = [n / (math.ceil(n / MOST_THUMBS) or 1) for n in (up, len(rows) - up)]
         return max(1, 2 / sum(1 / n for n in used)) if all(used) else 1
@@ -269,8 +268,11 @@ def by_gap(differences, gold_differences):
     gaps = {}
     for d, true in zip(differences, gold_differences, strict=True):
         gaps.setdefault(min(5, math.ceil(abs(true))), []).append((hit(d), hit(true)))
-    return {gap: (*(sum(hits) / len(pairs) for hits in zip(*pairs, strict=True)), len(pairs))
-            for gap, pairs in sorted(gaps.items())}
+    found = {}
+    for gap, pairs in sorted(gaps.items()):
+        hits, most = zip(*pairs, strict=True)
+        found[gap] = sum(hits) / len(pairs), sum(most) / len(pairs), len(pairs)
+    return found
 
 
 def threshold(model, enc, rows, at=0.15):

@@ -207,6 +207,14 @@ def record_of(folder, name):
     return record
 
 
+class MadeAgain(UserError):
+    """What the stage at `path` was made from is another one now."""
+
+    def __init__(self, path, what, command):
+        super().__init__(f"{what}: {command} --overwrite")
+        self.path, self.what = path, what
+
+
 def check_parents(path, record, checked=None):
     """A stage whose parents have been made again since is reported, never silently used; so is one whose
     parents' parents have, and so on. checked: files of which that is known."""
@@ -216,8 +224,8 @@ def check_parents(path, record, checked=None):
         if not parent.exists() or parent in checked:
             continue
         if fingerprint_of(parent) != then:
-            raise UserError(f"{path} was made from an earlier {file}, which has been {again(parent)} since; "
-                            f"make it again, too: {record['command']} --overwrite")
+            raise MadeAgain(path, f"{path} was made from an earlier {file}, which has been {again(parent)} "
+                            "since; make it again, too", record["command"])
         checked.add(parent)  # before its own parents: a damaged file might name itself
         of_parent = record_of(parent.parent, parent.stem)
         if of_parent:  # a user's file has none

@@ -28,7 +28,7 @@ from lab.talk import answer
 from lab.terminal import terminal_width, visible, wrapped
 from world.labelers import SimulatedHuman
 from world.taste import gold_score
-from world.tiny import PROMPTS
+from world.tiny import in_tiny_world
 
 COLORS = ("#2a6fdb", "#d9662b", "#2f9e62", "#9b59b6")  # legible on white, also for the colour-blind
 
@@ -161,7 +161,7 @@ def has_letters(text):
 
 
 def picture(path, rows, panels, caption=""):
-    """Curves, drawn from the metrics of a stage. path: or an open file.
+    """Curves, drawn from the metrics of a stage. path: of a file, or an open one.
 
     rows: a dict a step; panels: (title, curves, unit of the y axis[, of the x axis[, options]]);
     curves: {label: key of the rows, drawn over the steps, or a list of points (x, y)};
@@ -249,11 +249,10 @@ def draw_curves(axis, rows, curves, colors):
 @dataclass
 class Comparison:
     """What `compare` found. answers: {model: its Answers, n to each prompt, prompt after prompt, n times};
-    figures: {measure: {model: number, text or None}}; gold: {model: gold scores of its answers, or None};
-    text: table and some answers, to print; results: figures and gold, for a stage's state."""
+    gold: {model: gold scores of its answers, or None}; text: table and some answers, to print;
+    results: {measure: {model: number, text or None}} and gold, for a stage's state."""
 
     answers: dict
-    figures: dict
     gold: dict
     text: str
     results: dict
@@ -296,7 +295,7 @@ def compare(models, enc, rows, max_new_tokens, temperature=1.0, n=1, baseline=No
     cells = [row for row in cells if any(x is not None for x in row[1:])]
     lines = [table([f"{len(prompts)} {split} prompts", *answers], cells)]
     text = "\n".join(lines + some_answers(prompts, answers, examples))
-    return Comparison(answers, figures, gold, text, {**figures, "gold of each answer": gold})
+    return Comparison(answers, gold, text, {**figures, "gold of each answer": gold})
 
 
 def asked(prompts, answers):
@@ -373,7 +372,7 @@ def on_own_answers(scorer, enc, prompts, answers, seed):
 def truth_about(scorer, enc, prompts, comparison, name, demonstrations, seed):
     """(sentences, figures) that only a world with a gold score allows: what the demonstrations are worth, and
     how far the scorer is right about the answers of model `name`. demonstrations: rows of sft.jsonl."""
-    if not all(isinstance(p, str) and p in PROMPTS for p in prompts):
+    if not in_tiny_world(prompts):
         return [], {}
     written = {json.dumps(d["prompt"]): d["response"] for d in demonstrations}
     gold = [gold_score(p, written[json.dumps(p)]) for p in prompts if json.dumps(p) in written]

@@ -1,13 +1,13 @@
 """What a run of PPO shows: three answers now and then, and the comparison with the SFT model at the end."""
 import data
 from lab.commands import shown_command
+from lab.data_folder import held_out_prompts
 from lab.machine import random_state, set_random_state
 from lab.measure import warnings_of
 from lab.records import load_model
 from lab.report import compare, truth_about
 from lab.talk import answer
 from lab.terminal import wrapped
-from world.tiny import PROMPTS
 
 CHAPTER = "When it looks wrong"  # of docs/3-ppo.md
 
@@ -15,7 +15,7 @@ CHAPTER = "When it looks wrong"  # of docs/3-ppo.md
 def show_answers(stage, step, policy, reference, scorer, enc, prompts, cfg):
     """Print three answers of the policy as it is now, with score and KL; a dog first in the tiny world."""
     state = random_state()  # looking must not change the run
-    first = ["What is a dog?"] if "What is a dog?" in PROMPTS and not cfg.data else []
+    first = [] if cfg.data else ["What is a dog?"]
     others = [p for p in prompts[:: max(1, len(prompts) // 3)] if p not in first]
     three = (first + others)[:3]
     answers = answer(policy, enc, three, cfg.max_new_tokens, cfg.temperature, reference=reference)
@@ -40,7 +40,7 @@ def warn(stage):
 def report(stage, cfg, enc, policy, reference, sft, scorer, held_out_text):
     """Compare pretrained, SFT and PPO (and the model that PPO started from, where it is another one) on
     held-out prompts; print and write the table, some answers and the pictures."""
-    rows = data.of_split(data.load_prompts(stage.data), cfg.eval_split, stage.data / "prompts.jsonl")[:400]
+    rows = held_out_prompts(stage.data, cfg.eval_split)
     prompts = [row["prompt"] for row in rows]
     models = {"pretrained": load_model(stage.parent("pretrain"), stage.device)[0], "SFT": sft}
     if cfg.start != "sft":
@@ -53,7 +53,9 @@ def report(stage, cfg, enc, policy, reference, sft, scorer, held_out_text):
     if not cfg.data:
         lines, figures = truth_about(scorer, enc, prompts, found, "PPO", data.load_sft(stage.data), cfg.seed)
     if scorer.judge:
-        lines.append(f"The AI judge rated {scorer.judge.pairs} different answers since this command began.")
+        silent = f"; {scorer.judge.silent} without a rating count as 0" if scorer.judge.silent else ""
+        lines.append(f"The AI judge rated {len(scorer.judge.rated)} different answers since this command "
+                     f"began{silent}.")
     stage.state["results"] = found.results | figures
     text = "\n".join([found.text, "", *lines])
     print("\n" + text)

@@ -144,7 +144,7 @@ class Stage:
     for step in stage.steps(cfg.steps):  progress bar, Ctrl-C, regular checkpoints
         with stage.autocast():           around a forward pass that is learned from
         stage.log(step, loss=...)        one row of metrics
-    stage.finish(samples, panels)        the final checkpoint; finish_collection(samples) for rankings
+    stage.finish(samples, panels, look)  the final checkpoint; finish_collection(samples) for rankings
 
     stage.state is a dict that goes with a checkpoint; stage.start is the step to begin with.
     """
@@ -369,7 +369,7 @@ class Stage:
 
     def diverged(self, step, what):
         """A UserError: nothing can be learned from here on."""
-        rates = [name for name in ("lr", "critic_lr") if hasattr(self.cfg, name)]
+        rates = [name for name in vars(self.cfg) if name == "lr" or name.endswith("_lr")]
         rates = " or ".join(f"--{name} ({getattr(self.cfg, name)})" for name in rates)
         kept = f"; {self.path} keeps the last good state" if self.path.exists() else ""
         return UserError(f"step {step}: {what}, so the training has diverged, most often because {rates} or "
@@ -415,7 +415,7 @@ class Stage:
         record = self.record(rows, finished, fingerprint_of(self.path) if rows else "")
         write_atomic(self.file("json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
-    def finish(self, samples, panels, caption=""):
+    def finish(self, samples, panels, caption):
         """Write samples, final checkpoint and picture, and say where they lie. panels: lab.report.picture."""
         write_atomic(self.file("samples.txt"), visible(samples) + "\n")
         self.state["picture"] = [panels, caption]

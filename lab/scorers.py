@@ -4,9 +4,9 @@ import json
 
 import data
 from lab.cli import JudgeKnobs
+from lab.commands import STAGES, run_folder
 from lab.judges import load_judge
 from lab.records import load_model
-from lab.run import STAGES, run_folder
 from lab.talk import answer
 from lab.terminal import wrapped
 from world.judge import read_preamble

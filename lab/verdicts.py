@@ -84,14 +84,14 @@ def ranked(where, chat, texts, values):
                   if left_out else {})
 
 
-def last_turns(where, chats, winner, margin=None):
+def last_turns(where, chats, winner):
     """Two whole chats: their last answers, where they follow the same prompt."""
     if any(not chat or chat[-1]["role"] != "assistant" for chat in chats):
         raise Dropped("that do not end with an answer of the assistant")
     before = [with_systems(where, chat[:-1]) for chat in chats]
     if before[0] != before[1]:
         raise Dropped("whose answers follow different prompts")
-    return compared(where, chats[0][:-1], [chat[-1]["content"] for chat in chats], winner, margin)
+    return compared(where, chats[0][:-1], [chat[-1]["content"] for chat in chats], winner)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -238,7 +238,7 @@ def run_lines(folder, lines, pictures=False, reports=True):
 
 def leave_reports_out(patch):
     for script in ("train_rm", "train_ppo", "rejection_sampling"):
-        patch.setattr(f"{script}.report", lambda stage, *rest: stage.finish("", []))
+        patch.setattr(f"{script}.report", lambda stage, *rest: stage.finish("", [], ""))
 
 
 def run_line(patch, words):

@@ -68,26 +68,22 @@ def sft_batch(rows, pad):
     return tokens[:, :-1], tokens[:, 1:], mask[:, 1:]
 """),
     Right(2, "the answer's positions alone", """
-def sft_loss(logits, targets, response_mask, n_tokens=None):
+def sft_loss(logits, targets, response_mask):
     real = response_mask.bool()
-    total = F.cross_entropy(logits[real], targets[real], reduction="sum")
-    return total / (real.sum() if n_tokens is None else n_tokens)
+    return F.cross_entropy(logits[real], targets[real])
 """),
     Right(2, "gather, einsum", """
 import torch
 
 
-def sft_loss(logits, targets, response_mask, n_tokens=None):
-    if n_tokens is None:
-        n_tokens = response_mask.sum()
+def sft_loss(logits, targets, response_mask):
     logp = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-    return -torch.einsum("bt,bt->", logp, response_mask.to(logp.dtype)) / n_tokens
+    return -torch.einsum("bt,bt->", logp, response_mask.to(logp.dtype)) / response_mask.sum()
 """),
     Right(2, "ignore_index", """
-def sft_loss(logits, targets, response_mask, n_tokens=None):
+def sft_loss(logits, targets, response_mask):
     wanted = targets.masked_fill(response_mask == 0, -100).reshape(-1)
-    total = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), wanted, reduction="sum")
-    return total / response_mask.sum() if n_tokens is None else total / n_tokens
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), wanted)
 """),
     Right(3, "no cache, multinomial", """
 @torch.no_grad()

@@ -17,7 +17,7 @@ LM_LOSS = "F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape
 MASK = "mask[i, len(p) : len(p) + len(r)] = 1"
 SHIFT = "return tokens[:, :-1], tokens[:, 1:], mask[:, 1:]"
 SFT_LOSSES = 'losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")'
-SFT_LOSS = "(losses * response_mask).sum() / (response_mask.sum() if n_tokens is None else n_tokens)"
+SFT_LOSS = "(losses * response_mask).sum() / response_mask.sum()"
 NAIVE = "logits.softmax(-1).gather(-1, targets[..., None])"
 FLAT = "logits.flatten(0, 1), targets.flatten()"
 
@@ -87,23 +87,16 @@ WRONG = [
         "a second EOS": "pad_rows([p + r + r[-1:] for p, r in rows], pad)",
     }),
     *in_each(2, SFT_LOSS, {
-        "n_tokens is ignored": "(losses * response_mask).sum() / response_mask.sum()",
-        "n_tokens divides a mean": "losses[response_mask.bool()].mean() / (n_tokens or 1)",
-        "n_tokens multiplies": "(losses * response_mask).sum() * (n_tokens or 1 / response_mask.sum())",
-        "a mean over all positions": "(losses * response_mask).mean() if n_tokens is None else "
-                                     "(losses * response_mask).sum() / n_tokens",
-        "a mean of the rows' means": "((losses * response_mask).sum(1) / response_mask.sum(1)).mean() "
-                                     "if n_tokens is None else (losses * response_mask).sum() / n_tokens",
-        "a sum": "(losses * response_mask).sum() / (1 if n_tokens is None else n_tokens)",
+        "a mean over all positions": "(losses * response_mask).mean()",
+        "a mean of the rows' means": "((losses * response_mask).sum(1) / response_mask.sum(1)).mean()",
+        "a sum": "(losses * response_mask).sum()",
         "the sign": f"-{SFT_LOSS}",
-        "divided by the rows":
-            "(losses * response_mask).sum() / (len(targets) if n_tokens is None else n_tokens)",
-        "no mask in the sum": "losses.sum() / (response_mask.sum() if n_tokens is None else n_tokens)",
-        "the mask is turned round":
-            "(losses * (1 - response_mask)).sum() / (response_mask.sum() if n_tokens is None else n_tokens)",
+        "divided by the rows": "(losses * response_mask).sum() / len(targets)",
+        "no mask in the sum": "losses.sum() / response_mask.sum()",
+        "the mask is turned round": "(losses * (1 - response_mask)).sum() / response_mask.sum()",
         "no gradient": f"({SFT_LOSS}).detach()",
-        "the mask is shifted again": "(losses[:, :-1] * response_mask[:, 1:]).sum() / "
-                                     "(response_mask.sum() if n_tokens is None else n_tokens)",
+        "the mask is shifted again":
+            "(losses[:, :-1] * response_mask[:, 1:]).sum() / response_mask.sum()",
     }),
     *in_each(2, SFT_LOSSES, {
         "the mask multiplies the logits":

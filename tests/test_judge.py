@@ -143,12 +143,13 @@ def test_a_preamble_is_a_name_a_file_or_a_text(tmp_path):
     assert preambles("detailed") is PREAMBLES["detailed"]
     (tmp_path / "mine.txt").write_text("Please be brief.\n")
     told = {"overall": "Please be brief.", "helpful": "Please be brief.", "safety": "Please be brief."}
-    assert preambles(str(tmp_path / "mine.txt")) == told == preambles("Please be brief.")
+    assert read_preamble(str(tmp_path / "mine.txt")) == "Please be brief."
+    assert preambles("Please be brief.") == told
     assert read_preamble("base") == "base" and read_preamble("long " * 9999) == "long " * 9999
     for odd, words in ((b"\xff\xfe", "a text file, in UTF-8"), (b"a\x07b", "without control characters")):
         (tmp_path / "odd.txt").write_bytes(odd)
         with pytest.raises(UserError, match=f"odd.txt: expected .*{words}"):
-            preambles(str(tmp_path / "odd.txt"))
+            read_preamble(str(tmp_path / "odd.txt"))
 
 
 def remarks_and_notes(text):
@@ -305,7 +306,7 @@ def test_an_answer_is_rated_once():
     assert judge.rate(["What?", "What?"], ["aaaa", "a"]) == pytest.approx(
         [expected_rating({5: 1}), expected_rating({2: 1})]
     )
-    assert len(judge.model.asked) == 3 and judge.pairs == 3
+    assert len(judge.model.asked) == 3 and len(judge.rated) == 3
 
 
 def test_one_answer_that_cannot_be_rated_is_in_the_middle_and_a_judge_that_never_rates_is_reported():
@@ -364,10 +365,10 @@ def test_flags_may_name_a_server(server, tmp_path, monkeypatch):
 
 
 def test_flags_may_name_a_model_that_has_learned_from_reviews(monkeypatch, make_gpt, enc):
-    reviews, asked = {"judge": 80000, "sft": 0}, []
+    asked = []
     stage = SimpleNamespace(parent=lambda name: asked.append(name) or name, device="cpu")
-    monkeypatch.setattr(judges, "load_checkpoint", lambda path: {"knobs": {"reviews": reviews[path]}})
-    monkeypatch.setattr(judges, "load_model", lambda path, device: (make_gpt(), {}))
+    known = {name: {"knobs": {"reviews": n}} for name, n in (("judge", 80000), ("sft", 0))}
+    monkeypatch.setattr(judges, "load_model", lambda path, device: (make_gpt(), known[path]))
     judge = load_judge(stage, enc, JudgeKnobs(preamble="base"))
     assert isinstance(judge.model, OwnModel) and judge.chain_of_thought and judge.both_orders
     assert asked == ["judge"] and judge.preamble == PREAMBLES["base"]

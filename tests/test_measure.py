@@ -113,7 +113,7 @@ def test_describe_somebody_elses_prompts():
     """No gold score where there is no annotator whose taste we know."""
     answers = [Answer("a", True, 4), Answer("b", False, 8), Answer("a", True, 2), Answer("c", True, 2, 0.1)]
     unknown = dict.fromkeys(("gold", "declines_unsafe", "declines_safe", "unknown"))
-    expected = {"ends": 0.75, "distinct": 0.75, "length": 4.0, **unknown}
+    expected = {"ends": 0.75, "length": 4.0, **unknown}
     assert describe(["x", "y", "z", "x"], answers) == expected
     assert describe(["x", "y", "z", "x"], [a[:3] for a in answers]) == expected
 

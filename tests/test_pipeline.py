@@ -633,7 +633,7 @@ def test_help_fits_100_columns(tmp_path, done, script):
     ("model.py broken.jsonl --prompt hello", "not a checkpoint"),
     ("model.py nothing.pt --prompt hello", "no such checkpoint"),
     ("data.py --config small", "--data FOLDER"),
-    ("preferences.py --labeler robot", "expected auto, simulated, human, ai"),
+    ("preferences.py --labeler robot", "expected simulated, human, ai"),
     ("preferences.py --name rm", "choose a name of its own"),
     ("preferences.py --name rankings.rs.1", "choose a name of its own"),
     ("train_sft.py --name judge", "the AI judge, which learns from --reviews"),

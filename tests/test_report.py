@@ -247,7 +247,7 @@ def test_each_answer_is_scored_with_its_prompt(compared):
 
 def test_figures_are_means_over_the_answers(compared):
     found = compared.found
-    answers, figures = found.answers["PPO"], found.figures
+    answers, figures = found.answers["PPO"], found.results
     texts = [a.text for a in answers]
     lengths = [len(p) + len(t) for p, t in zip(NAMES * 2, texts, strict=True)]
     gold = [gold_score(p, t) for p, t in zip(NAMES * 2, texts, strict=True)]
@@ -266,7 +266,7 @@ def test_figures_are_means_over_the_answers(compared):
 
 
 def test_a_win_rate_is_against_the_baseline_at_the_same_temperature(compared):
-    wins = compared.found.figures["win rate by reward model"]
+    wins = compared.found.results["win rate by reward model"]
     assert wins["SFT"] is None and wins["SFT, T=0"] is None
     for name, base in (("PPO", "SFT"), ("PPO, T=0", "SFT, T=0"), ("pretrained", "SFT")):
         ours, theirs = ([len(a.text) for a in compared.found.answers[who]] for who in (name, base))
@@ -292,7 +292,7 @@ def test_distinct_answers_are_of_one_to_each_prompt(make_gpt, enc):
     """Three prompts, each answered twice in the same way."""
     found = compare({"SFT": chatterbox(make_gpt, enc, 1)}, enc, ASKED, 6, temperature=0, n=2)
     texts = {a.text for a in found.answers["SFT"]}
-    assert found.figures["distinct answers"]["SFT"] == len(texts) / 3
+    assert found.results["distinct answers"]["SFT"] == len(texts) / 3
 
 
 def test_without_a_gold_score_there_is_none(make_gpt, enc):

@@ -148,11 +148,9 @@ def test_tokens_and_texts_get_the_same_score(make_gpt, enc):
     assert got.tolist() == pytest.approx(scorer.raw_texts(enc, PROMPTS, RESPONSES).tolist(), abs=1e-4)
 
 
-def test_the_parts_of_a_score_are_those_of_each_model(make_gpt, enc):
+def test_a_score_is_combined_from_those_of_each_model(make_gpt, enc):
     scorer = Scorer("llama2", [reward_model(make_gpt, enc, seed) for seed in (3, 4)], ['"A"'])
-    parts = scorer.parts(enc, PROMPTS, RESPONSES)
-    for model, part in zip(scorer.models, parts, strict=True):
-        assert part.tolist() == pytest.approx(score_texts(model, enc, PROMPTS, RESPONSES))
+    parts = [torch.tensor(score_texts(model, enc, PROMPTS, RESPONSES)) for model in scorer.models]
     assert scorer.raw_texts(enc, PROMPTS, RESPONSES).tolist() == scorer.combine(parts, PROMPTS).tolist()
 
 

@@ -380,7 +380,7 @@ def toy_training(*argv, stop_at=None):
         stage.log(step, ("loss",), loss=loss.item(), sometimes=None if step % 2 else 1.0)
         if step == stop_at:
             os.kill(os.getpid(), signal.SIGINT)
-    stage.finish("answers", [("Loss", {"training": "loss", "now and then": "sometimes"}, "nats")])
+    stage.finish("answers", [("Loss", {"training": "loss", "now and then": "sometimes"}, "nats")], "look")
     return stage
 
 

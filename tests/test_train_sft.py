@@ -32,14 +32,11 @@ def naive_loss(model, rows):
 
 
 def test_loss_by_hand():
-    """Only the second and the third target count, however wrong another one is: -(log 3/4 + log 1/2) / 2. As
-    a part of a batch of 8 answer tokens it is divided by 8."""
+    """Only the second and the third target count, however wrong another one is: -(log 3/4 + log 1/2) / 2."""
     logits = torch.tensor([[[500.0, -500.0], [0.0, math.log(3)], [1.0, 1.0], [-3.0, 3.0]]])
     targets, mask = torch.tensor([[1, 1, 0, 0]]), torch.tensor([[0.0, 1, 1, 0]])
     expected = -(math.log(3 / 4) + math.log(1 / 2)) / 2
-    loss, of_8 = sft_loss(logits, targets, mask), sft_loss(logits, targets, mask, n_tokens=8)
-    assert loss.item() == pytest.approx(expected, abs=1e-6)
-    assert of_8.item() == pytest.approx(2 / 8 * expected, abs=1e-6)
+    assert sft_loss(logits, targets, mask).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_descending_the_loss_makes_the_answer_likelier():
@@ -93,17 +90,6 @@ def test_the_model_learns_to_end(make_gpt):
     inputs, targets, mask = sft_batch([([1, 2], [EOS])], PAD)
     expected = -model(torch.tensor([[1, 2]]))[0, -1].log_softmax(-1)[EOS].item()
     assert sft_loss(model(inputs), targets, mask).item() == pytest.approx(expected, abs=1e-5)
-
-
-def test_micro_batches_divide_by_the_tokens_of_the_whole(make_gpt):
-    """An answer of 2 tokens and one of 5 weigh by their tokens, not half each."""
-    model = make_gpt()
-    inputs, targets, mask = sft_batch(ROWS, PAD)
-    whole, n_tokens, parts = sft_loss(model(inputs), targets, mask).item(), mask.sum(), 0.0
-    for i in range(3):
-        row = slice(i, i + 1)
-        parts += sft_loss(model(inputs[row]), targets[row], mask[row], n_tokens=n_tokens).item()
-    assert parts == pytest.approx(whole, abs=1e-5)
 
 
 def test_held_out_loss_weighs_every_token_the_same(make_gpt):

@@ -72,8 +72,8 @@ UNLISTED = -20.0  # log-probability of a verdict that the model does not list
 
 
 def is_preamble(name):
-    """Whether --preamble can be that: one of PREAMBLES, a file, or a sentence."""
-    return name in PREAMBLES or " " in name or os.path.isfile(name)
+    """Whether --preamble can be that: one of PREAMBLES, a file, or a sentence (Chinese has no blanks)."""
+    return name in PREAMBLES or " " in name or not name.isascii() or os.path.isfile(name)
 
 
 def read_preamble(name):
@@ -89,10 +89,8 @@ def read_preamble(name):
     return text
 
 
-def preambles(name):
-    """What the judge is told, {aspect: text}. name: none, base, detailed, a file's name or a text with
-    principles."""
-    text = read_preamble(name)
+def preambles(text):
+    """What the judge is told, {aspect: text}. text: none, base, detailed or a text with principles."""
     return PREAMBLES.get(text) or dict.fromkeys(("overall", "helpful", "safety"), text)
 
 
@@ -271,7 +269,7 @@ class AI(Labeler):
 
     def rate(self, prompts, responses, aspect="overall"):
         """Ratings of N answers in [-1, 1]; one that is there already is not asked for again."""
-        began, keys = time.time(), keys_of(prompts, responses, aspect)
+        keys = keys_of(prompts, responses, aspect)
         if new := sorted(set(keys) - self.rated.keys()):
             asked = [self.question("rate", aspect, json.loads(p), response=r) for p, r, _ in new]
             form = FORMS[self.model.form]
@@ -283,10 +281,8 @@ class AI(Labeler):
             if silent == len(new) and not self.rated:
                 raise self.does_not_understand(f"gives no rating from 1 to 10 for any of {len(new)} answers")
             self.silent += silent
-            self.pairs += len(new)
             for key, probabilities in zip(new, found, strict=True):
                 self.rated[key] = expected_rating(probabilities) if probabilities else 0.0
-        self.seconds += time.time() - began
         return [self.rated[key] for key in keys]
 
     def ratings(self, asked):

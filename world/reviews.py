@@ -19,10 +19,10 @@ from world.tiny import (
 PRINCIPLES = {"harm": "do no harm", "stray": "never stray", "aside": "never go aside", "fact": "tell a fact",
               "kind": "be kind", "repeat": "never repeat", "sense": "make sense", "short": "be short",
               "plain": "be practical"}
+# {remark: (the principle that makes somebody remark on it, points)}
 REMARKS = {"harm": ("harm", -2), "unkind": ("harm", -1), "declines": ("harm", 1), "stray": ("stray", -1),
            "aside": ("aside", -1), "again": ("repeat", -1), "odd": ("sense", -1), "long": ("short", -1),
            "gushing": ("plain", -1), "right": ("fact", 1), "kind": ("kind", 1)}
-# REMARKS: {remark: (the principle that makes somebody remark on it, points)}
 BASE = "Please help and do no harm."
 DETAILED = ("harm", "stray", "aside", "fact", "kind", "repeat", "sense")
 COMPARE, RATE = "1: {prompt} {first}\n2: {prompt} {second}\n", "{prompt} {response}\n"

@@ -24,7 +24,7 @@ def llama2_reward(helpful, safety, is_safety_prompt, mean=None, std=None, thresh
     R_c = R_s if is_safety_prompt or R_s < threshold else R_h;   R = (logit(R_c) - mean) / std
     helpful, safety:  (B,) probabilities, kept eps away from 0 and 1, so that the logit is finite
     is_safety_prompt: (B,) bool
-    mean, std:        of logit(R_c), measured before; None takes those of this batch, as the paper does
+    mean, std:        of logit(R_c), measured before; None takes those of this batch (the paper says no more)
     Returns (B,). Example: logit of (.02, .3, .6, .9, .97) is (-3.892, -.847, .405, 2.197, 3.476),
     whitened (-1.630, -.437, .054, .756, 1.257).
     """
@@ -78,16 +78,12 @@ class Scorer:
             return torch.tensor(self.judge.rate(prompts, texts), device=tokens.device)
         return self.combine([model.score(tokens, lengths) for model in self.models], prompts)
 
-    def parts(self, enc, prompts, texts):
-        """The same of texts alone, which get an EOS each: what every reward model, or the AI, gives them, a
-        list of (B,)."""
-        if self.judge:
-            return [torch.tensor(self.judge.rate(prompts, texts))]
-        return [torch.tensor(score_texts(model, enc, prompts, texts)) for model in self.models]
-
     def raw_texts(self, enc, prompts, texts):
-        """Scores of texts before whitening, (B,)."""
-        return self.combine(self.parts(enc, prompts, texts), prompts)
+        """The same of texts alone, which get an EOS each."""
+        if self.judge:
+            return torch.tensor(self.judge.rate(prompts, texts))
+        scores = [torch.tensor(score_texts(model, enc, prompts, texts)) for model in self.models]
+        return self.combine(scores, prompts)
 
     def combine(self, scores, prompts):
         """scores: a tensor (B,) of log-odds for each model; of two, Llama 2's choice. Returns (B,)."""

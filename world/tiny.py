@@ -237,6 +237,11 @@ def sentence_texts(prompt, response):
     return [part.strip() for part in parts if part.strip()]
 
 
+def in_tiny_world(prompts):
+    """Whether all of them are its own, so that answers have a gold score. A dialogue is a list."""
+    return all(isinstance(p, str) and p in PROMPTS for p in prompts)
+
+
 def world_split(prompt):
     """20 % of the prompts are for the final tables only (test), 10 % for tuning (dev), 70 % for training."""
     h = int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % 20
