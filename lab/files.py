@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data import UserError
-from lab.rows import SPLIT_WORDS, Row, check_text, one_break, shown, written_list
+from lab.rows import SPLIT_WORDS, Row, check_text, one_break, shown, side_by_side, written_list
 
 KINDS = ("pretrain", "sft", "preferences", "prompts")
 PACKED = (".zip", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".7z", ".rar")
@@ -25,7 +25,8 @@ FOREIGN = (".arrow", ".feather", ".xlsx", ".xls", ".ods", ".pkl", ".npy", ".db",
 NO_TEXTS = ("readme", "license", "licence", "copying", "notice", "changelog", "requirements")
 NO_TEXT_COLUMNS = {  # whose cells in a table are lists or objects
     "answers", "completions", "responses", "ranks", "scores", "tiers", "instances", "summaries", "info",
-    "question", "answer_0", "answer_1", "conversation_a", "conversation_b", "history",
+    "question", "answer_0", "answer_1", "conversation_a", "conversation_b", "history", "rank", "ranking",
+    "rating", "ratings", "rewards",
 }
 ANSWERS = {"response", "completion", "output", "answer"}
 MOST = 2**29  # bytes of a file, unpacked
@@ -187,7 +188,8 @@ def read_file(path):
         text = one_break(raw.decode("utf-8-sig"))
     except (OSError, EOFError, ValueError, zlib.error) as error:
         problem = str(error).replace("\n", " ")[:100]
-        raise UserError(f"{path}: cannot be read as UTF-8 text{' in gzip' * zipped} ({problem})") from None
+        what = "UTF-8 text in gzip" if zipped else "UTF-8 text"
+        raise UserError(f"{path}: cannot be read as {what} ({problem}): save it as that") from None
     if not text.strip("\0 \t\n"):
         raise UserError(f"{path}: the file is empty")
     return text
@@ -209,6 +211,8 @@ def read_rows(path):
 def text_lines(path, text):
     """The prompts of a .txt file, one a line."""
     for i, line in enumerate(text.split("\n"), 1):
+        if re.match(r'\s*\{\s*"', line) and isinstance(written_list(line), dict):
+            raise UserError(f"{path}, line {i}: an object, where a prompt should be: call the file .jsonl")
         if line.strip():
             yield f"{path}, line {i}", {"prompt": line}
 
@@ -226,13 +230,24 @@ def table_rows(path, text):
         if len(set(names)) < len(names):
             raise UserError(f"{path}: its header has a column twice: {', '.join(names)[:100]}")
         for i, row in enumerate(rows, 2):
-            where = f"{path}, row {i}"
-            if any(cell.strip() for cell in row.pop(None, [])):
-                raise UserError(f"{where}: has more cells than the header, which has {len(rows.fieldnames)}: "
-                                f"a cell with a {mark!r} in it must stand in quotes")
-            yield where, row
+            where, surplus = f"{path}, row {i}", row.pop(None, [])
+            cells = [cell or "" for cell in row.values()]
+            surplus += [row[name] for name in row if not name.strip() and not is_number(row[name])]
+            if any(cell.strip() for cell in surplus):
+                raise UserError(f"{where}: has more cells than the header, which has {len(names)}: a cell "
+                                f"with a {mark!r} in it must stand in quotes")
+            lines = [cell.split("\n")[1] for cell in cells if re.match(r"\n[^\t]", cell)]
+            if mark == "\t" and len(names) - 1 in [line.count("\t") for line in lines]:
+                raise UserError(f'{where}: a cell that is one quote mark has taken in the rows behind it; '
+                                'write it as """"')
+            if any(map(str.strip, cells)) and cells != [*row]:  # a blank row, or the header once more
+                yield where, row
     except csv.Error as error:
         raise UserError(f"{path}, row {i + 1}: cannot be read as csv ({error})") from None
+
+
+def is_number(cell):
+    return re.fullmatch(r"\s*-?[\d.]*\s*", cell or "") is not None
 
 
 def unpacked(where, row, table):
@@ -241,20 +256,23 @@ def unpacked(where, row, table):
     table, which has no lists. Raises UserError for messages that nobody can read."""
     for name, text in row.items():
         may_be = table or name.strip().lower() not in ANSWERS
-        messages = may_be and isinstance(text, str) and like_messages(text)
+        messages = may_be and isinstance(text, str) and like_messages(text, table)
         if messages or table and text and name.strip().lower() in NO_TEXT_COLUMNS:
             value = written_list(text)
-            if messages and value is None:
+            if side_by_side(text) and value is not None:
+                raise UserError(f'{where}: "{name}" is a list without commas, as numpy prints it: write it '
+                                f"as JSON, found {shown(text)}")
+            if messages and value is None and table:
                 raise UserError(f'{where}: "{name}" looks like a list of messages, but is neither JSON nor '
                                 f"Python: {shown(text)}")
             row[name] = text if value is None else value
     return row
 
 
-def like_messages(text):
-    """Whether a text looks like a list of messages."""
+def like_messages(text, table):
+    """Whether a text looks like a list of messages, or, in a table, like one alone."""
     keys = (("role", "content"), ("from", "value"))
-    return bool(re.match(r"\s*\[\s*\{", text)) and any(
+    return bool(re.match(r"\s*(\[\s*)?\{" if table else r"\s*\[\s*\{", text)) and any(
         all(re.search(rf"['\"]{key}['\"]\s*:", text) for key in pair) for pair in keys)
 
 
@@ -269,14 +287,30 @@ def json_rows(path, text):
             return
         raise UserError(f"{path}: cannot be read as json ({told(error)})") from None
     if isinstance(rows, dict):
-        lists = [value for value in rows.values() if isinstance(value, list) and value
-                 and all(isinstance(row, dict) for row in value)]
-        rows = lists[0] if len(lists) == 1 and not {"messages", "conversations"} & rows.keys() else rows
+        rows = listed_rows(path, rows)
     if not isinstance(rows, list):
         keys = f" with {shown(list(rows)[:10], 100)}" if isinstance(rows, dict) else ""
         raise UserError(f"{path}: expected a list of objects, found {type(rows).__name__}{keys}")
     for i, row in enumerate(rows, 1):
         yield f"{path}, entry {i}", row
+
+
+def listed_rows(path, found):
+    """The rows of an object's only list, or of lists that are called train, dev or test; without them the
+    object. Raises UserError where something beside the list belongs to its rows."""
+    lists = {name: value for name, value in found.items() if isinstance(value, list) and value
+             and all(isinstance(row, dict) for row in value)}
+    splits = [SPLIT_WORDS.get(name.strip().lower()) for name in lists]
+    if lists and all(splits):
+        return [{"split": split} | row for split, rows in zip(splits, lists.values(), strict=True)
+                for row in rows]
+    if len(lists) != 1 or {"messages", "conversations"} & found.keys():
+        return found
+    [(name, rows)] = lists.items()
+    beside = {"split", "system", "system_prompt", "instruction", "prompt", "question"} & found.keys()
+    if beside:
+        raise UserError(f'{path}: "{min(beside)}" stands beside the list "{name}": write it into its rows')
+    return rows
 
 
 def told(error):

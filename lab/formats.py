@@ -5,14 +5,15 @@ become one: each prompt gets its split, votes become comparisons, what has no fi
 others, and whatever is derived, dropped or left out is counted and said.
 """
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
-from data import UserError, hold_out, is_thumb, prompt_text, split_of
+from data import UserError, hold_out, is_thumb, messages, prompt_text, split_of
 from lab.files import EXPECTED, KINDS, advice_on, can_be_read, files_of, read_file, read_rows, understood
 from lab.layouts import WHAT, layout_of, read_row
 from lab.records import write_atomic
-from lab.rows import SPLITS, Dropped, is_absent, key_of, keys_of, same_text
+from lab.rows import SPLITS, Dropped, first_question, is_absent, key_of, keys_of, same_text
 from lab.source import hashes
 from lab.terminal import wrapped
 
@@ -55,8 +56,10 @@ def nothing_found(folder, others):
         return (f"{folder}: a data set that the library datasets has saved, in its own format; save it there "
                 "with .to_json(\"sft.jsonl\"), or whichever kind it is")
     there = ", ".join(guessed(folder, others[:5]) or names[:5]) or "nothing"
-    inner = [path for path in folder.iterdir() if path.is_dir() and any(map(understood, path.iterdir()))]
+    inner = sorted(p for p in folder.iterdir() if p.is_dir() and any(map(understood, p.iterdir())))
     meant = f"; did you mean --data {inner[0]}?" if inner else ""
+    if len(inner) > 1:
+        meant = "; put their files into one folder, as sft.train.jsonl, sft.test.jsonl and the like"
     right = [folder / name for name in others if can_be_read(Path(name))]
     if right and not inner:
         meant = f"; rename it, or name the file itself: --data {right[0]}"
@@ -135,11 +138,22 @@ def read_kind(files, kind):
     if unread:
         more = f" and {len(unread) - 12} more" if len(unread) > 12 else ""
         remarks.append(f"{name}: columns not used: {keys_of(unread)}{more}")
+    labelled = sum(map(holds_labels, rows))
+    if labelled >= len(rows) / 10:  # a few are talk about dialogues
+        remarks.append(f'{name}: in {labelled} of {len(rows)} rows lines begin with "Human:" or '
+                       '"Assistant:", which is learned as text: make messages of them, if they are turns')
     twice = sum(map(repeats_prompt, rows))
     if twice:
         remarks.append(f"{name}: in {twice} of {len(rows)} rows the answers begin with their own prompt, "
                        "which the model then sees twice: take it off, if that is not meant")
     return rows, remarks
+
+
+def holds_labels(row):
+    """Whether a prompt or an answer holds what looks like turns of a dialogue."""
+    texts = [m["content"] for m in messages(row["prompt"])] if "prompt" in row else []
+    texts += row.get("responses") or [row.get("response", "")]
+    return any(re.search(r"^(Human|User|Assistant) ?: ", text, re.M) for text in texts)
 
 
 def repeats_prompt(row):
@@ -157,16 +171,20 @@ def repeats_prompt(row):
 
 def settle_splits(rows):
     """Each prompt gets one split, whatever file it is in and however it is spelled: the strictest that its
-    rows name, or else its hash's; an answer within a dialogue goes with the dialogue. Returns how many rows
-    are held out though they say train."""
+    rows name, or else its hash's. Dialogues that begin with the same question have one, too: what follows a
+    held-out question answers it. Where many begin alike ("Hello"), each goes by itself. Returns how many
+    rows are held out though they say train."""
     named, settled = {}, {}
-    for row in rows:
-        row["key"] = key_of(row["prompt"])
+    first = [key_of(first_question(row["prompt"])) for row in rows]
+    begins = Counter(first)
+    for row, question in zip(rows, first, strict=True):
+        row["key"], shared = key_of(row["prompt"]), begins[question] <= max(20, len(rows) / 10)
+        row["group"] = question if shared else row.get("whole", row["key"])
         if row["split"]:
-            named[row["key"]] = strictest(row["split"], named.get(row["key"]))
+            for key in {row["key"], row["group"]}:
+                named[key] = strictest(row["split"], named.get(key))
     for row in rows:
-        whole = row.get("whole", row["key"])
-        split = named.get(row["key"]) or named.get(whole) or split_of(json.loads(whole))
+        split = named.get(row["group"]) or named.get(row["key"]) or split_of(json.loads(row["group"]))
         settled[row["key"]] = strictest(split, settled.get(row["key"]))
     moved = sum(row["split"] == "train" != settled[row["key"]] for row in rows)
     for row in rows:
@@ -262,7 +280,11 @@ def texts_of(source, files, rows):
         documents, remarks = [], []
         if files:
             found, remarks = read_kind(files, "pretrain")
-            documents = [((row["split"] or split_of(row["text"])) == "train", row["text"]) for row in found]
+            named = {}
+            for row in found:
+                same = same_text(row["text"])
+                named[same] = strictest(row["split"] or split_of(row["text"]), named.get(same))
+            documents = [(named[same_text(row["text"])] == "train", row["text"]) for row in found]
         else:
             documents = [(row["split"] == "train", prompt_text(row["prompt"]) + "\n" + answer)
                          for row in rows if "whole" not in row

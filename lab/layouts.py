@@ -4,6 +4,7 @@ A new layout is a row of LAYOUTS: the file that it is for, its name, the keys th
 that makes our rows of it (those of preferences are in lab/verdicts.py).
 """
 import difflib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from data import UserError
 from lab.rows import (
     NO,
     ROLES,
+    SPLITS,
     YES,
     Dropped,
     Row,
@@ -136,19 +138,27 @@ def document(where, row):
 
 
 def as_trees(rows):
-    """Gathers messages that name their parent: [(where, row)] -> the same, a tree {"prompt": ...} a row. One
-    whose parent is not there is "cut_off"."""
+    """Gathers messages that name their parent: [(where, row)] -> the same, a tree {"prompt": ...} a row, with
+    the strictest split of its messages; unsafe, where one of them is. One whose parent is not there is
+    "cut_off"."""
     nodes, trees = {}, []
-    for _, row in rows:
+    for where, row in rows:
         node = {key: row.get(key) for key in ("text", "role", "rank", "deleted")}
+        node |= {"split": split_in(where, row), "unsafe": unsafe_in(where, row)}
         nodes[str(row.get("message_id"))] = node | {"replies": []}
     for where, row in rows:
         node, parent = nodes[str(row["message_id"])], row.get("parent_id")
         if is_absent(parent) or str(parent) not in nodes:
-            root = {"prompt": node, "split": row.get("split"), "cut_off": not is_absent(parent)}
-            trees.append((where, Row(where, root)))
+            trees.append((where, Row(where, {"prompt": node, "cut_off": not is_absent(parent)})))
         else:
             nodes[str(parent)]["replies"].append(node)
+    for _, tree in trees:
+        all_of = [tree["prompt"]]
+        for node in all_of:  # grows as it goes
+            all_of += node["replies"]
+        splits = [node["split"] for node in all_of if node["split"]]
+        tree["split"] = max(splits, key=SPLITS.index, default=None)
+        tree["unsafe"] = any(node["unsafe"] for node in all_of)
     return trees
 
 
@@ -156,6 +166,8 @@ def branches(where, row):
     """Yield (chat, replies of the assistant to it) of each message of a user in a tree, from its root."""
     if row.get("cut_off"):
         raise Dropped("whose earlier messages are not in the file")
+    if is_deleted(field(where, row, "prompt", kind=dict)):
+        raise Dropped("whose first message was deleted")
     left = [(row["prompt"], [])]
     while left:
         node, before = left.pop(0)
@@ -164,11 +176,15 @@ def branches(where, row):
         replies = field(where, node, "replies", kind=list) if node.get("replies") is not None else []
         for reply in replies:
             check_object(where, reply)
-        replies = [reply for reply in replies if str(reply.get("deleted") or "").lower() in ("", "false")]
+        replies = [reply for reply in replies if not is_deleted(reply)]
         answers = [reply for reply in replies if ROLES.get(str(reply.get("role")).lower()) == "assistant"]
         if chat[-1]["role"] == "user" and answers:
             yield chat, answers
         left += [(reply, chat) for reply in replies]
+
+
+def is_deleted(message):
+    return str(message.get("deleted") or "").lower() not in ("", "false")
 
 
 def place(where, reply):
@@ -238,10 +254,10 @@ def holds(name, kind):
     return lambda row: isinstance(dict.get(row, name), kind)
 
 
-def has_thumb(row):
-    """Whether the label of a row says thumbs up or down, or nothing."""
-    label = dict.get(row, "label")
-    return is_absent(label) or str(label).strip().lower() in {*YES, *NO, *THUMBS["words"]}
+def has_thumb(row, name="label"):
+    """Whether a column says thumbs up or down, or nothing."""
+    word = re.sub(r"^thumbs?[ _-]?", "", str(dict.get(row, name)).strip().lower())
+    return is_absent(dict.get(row, name)) or word in {*YES, *NO, *THUMBS["words"]}
 
 
 LAYOUTS = [
@@ -250,7 +266,7 @@ LAYOUTS = [
     Layout("preferences", "TRL chat messages", "chosen rejected", chosen_and_rejected,
            lambda row: isinstance(dict.get(row, "chosen"), list | dict)),
     Layout("preferences", "chosen and rejected", "prompt|question|instruction|query|input|history|"
-           "conversations chosen rejected", chosen_and_rejected),
+           "conversations|conversation|messages|context|trajectory chosen rejected", chosen_and_rejected),
     Layout("preferences", "TRL with the prompt inside", "chosen rejected", chosen_and_rejected),
     Layout("preferences", "PKU-SafeRLHF", "prompt response_0 response_1 better_response_id",
            by_id(("better_response_id", "helpful"), ("safer_response_id", "safety"))),
@@ -294,6 +310,7 @@ LAYOUTS = [
     Layout("prompts", "prompts", "prompt|question|instruction|query|input|history|messages|conversations",
            prompt_alone),
 ]
+JUDGED = ("label", "chosen", "preferred", "feedback", "kto_tag")  # which may say so of a single answer
 WHAT = {"pretrain": "texts", "sft": "demonstrations", "preferences": "preferences", "prompts": "prompts"}
 
 
@@ -304,7 +321,7 @@ def layout_of(where, row, kind=None):
     found = [layout for layout in LAYOUTS if kind in (None, layout.kind) and layout.matches(row)]
     if not found:
         raise UserError(f"{where}: {unknown(row, kind)}")
-    full = {key: value for key, value in row.items() if value is not None}  # of a table of several layouts
+    full = {key: value for key, value in row.items() if not is_absent(value)}  # of a table of several layouts
     filled = [layout for layout in found if layout.kind == found[0].kind and layout.matches(full)]
     return [*filled, *found][0]
 
@@ -350,14 +367,16 @@ def read_row(where, row, layout):
     rows = [more | found for found in layout.read(where, row)]
     if layout.kind == "preferences":
         for name in sorted(DECISIVE & row.keys() - row.asked):
-            if not is_absent(dict.get(row, name)):
+            unsaid = name in ("tie", "is_tie", "tied") and str(dict.get(row, name)).strip().lower() in NO
+            if not is_absent(dict.get(row, name)) and not unsaid:
                 raise UserError(f'{where}: "{name}" says something about the answers, and the layout '
                                 f"{layout.name} reads other columns; take it out, or write a margin of 0 to "
                                 "3")
-    label = dict.get(row, "label") if layout.kind == "sft" else None
-    if not is_absent(label) and has_thumb(row):
-        raise UserError(f'{where}: "label" {shown(label)} reads like thumbs up or down: call the file '
-                        "preferences, or take the column out")
+    for name in JUDGED if layout.kind == "sft" else ():
+        value = dict.get(row, name)
+        if not is_absent(value) and has_thumb(row, name):
+            raise UserError(f'{where}: "{name}" {shown(value)} reads like thumbs up or down: call the file '
+                            "preferences, or take the column out")
     return rows
 
 

@@ -5,10 +5,13 @@ or the sentence about what is wrong with them.
 assistant, "content"}; where it has become a prompt of data.py, system messages have joined the user's.
 """
 import ast
+import io
 import json
 import math
 import re
+import tokenize
 import unicodedata
+from itertools import pairwise
 
 from data import UserError, messages
 
@@ -22,6 +25,7 @@ ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
 }
+NOTHING = ("None", "nan", "null", "[]", "<noinput>")  # written where an optional text is missing
 YES, NO = {"true", "yes", "y", "t", "1", "1.0"}, {"false", "no", "n", "f", "0", "0.0"}
 
 
@@ -101,6 +105,16 @@ def written_list(cell):
     return None
 
 
+def side_by_side(cell):
+    """Whether two texts in a list of Python's follow each other without a comma: it would join them."""
+    try:
+        kinds = [part.type for part in tokenize.generate_tokens(io.StringIO(str(cell).strip()).readline)]
+    except (tokenize.TokenError, SyntaxError):
+        return False
+    kinds = [kind for kind in kinds if kind not in (tokenize.NL, tokenize.NEWLINE)]
+    return (tokenize.STRING, tokenize.STRING) in pairwise(kinds)
+
+
 def keys_of(row):
     """The keys of a row as a sentence names them: at most 12, none of them long."""
     return ", ".join(sorted(str(key)[:40] for key in row)[:12])
@@ -128,8 +142,9 @@ def field(where, row, *names, kind=str):
 
 
 def optional(where, row, name, kind=str):
-    """A field that may be missing, null or empty: then None."""
-    return None if is_absent(row.get(name)) else field(where, row, name, kind=kind)
+    """A field that may be missing, null, empty or a word for that: then None."""
+    value = row.get(name)
+    return None if is_absent(value) or value in NOTHING else field(where, row, name, kind=kind)
 
 
 def number(where, row, name, low=-math.inf, high=math.inf, meaning=""):
@@ -198,10 +213,11 @@ def content_of(where, message):
     """Text of a message, also where it is a list of parts. Raises Dropped for pictures and calls of tools."""
     content = next((message[key] for key in ("content", "value", "text") if key in message), None)
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        if any(not isinstance(part.get("text"), str) for part in content):
+        kinds = {str(part.get("type", "text"))[-4:] for part in content}  # OpenAI's input_text, output_text
+        if kinds - {"text"} or any(not isinstance(part.get("text"), str) for part in content):
             raise Dropped("with messages that are no text")
         content = "\n".join(part["text"] for part in content)
-    if content is None and (message.get("tool_calls") or message.get("function_call")):
+    if message.get("tool_calls") or message.get("function_call"):
         raise Dropped("with messages of tools")
     if not isinstance(content, str):
         raise UserError(f'{where}: a message is {{"role": "user" or "assistant", "content": text}}, found '
@@ -211,7 +227,7 @@ def content_of(where, message):
 
 def read_chat(where, chat):
     """A list of messages, with "role" and "content" or ShareGPT's "from" and "value" -> a chat; "learn" is
-    False where a message has the weight 0."""
+    False where a message has the weight 0 (or Axolotl's train: false)."""
     read = []
     for m in [chat] if isinstance(chat, dict) else chat:
         said_by = m.get("role", m.get("from")) if isinstance(m, dict) else None
@@ -221,7 +237,8 @@ def read_chat(where, chat):
             raise UserError(f'{where}: a message is {{"role": "user" or "assistant", "content": text}}, '
                             f"found {shown(m, 60)}")
         turn = {"role": ROLES[said_by.strip().lower()], "content": content_of(where, m)}
-        read.append(turn | ({"learn": False} if m.get("weight") in (0, "0") else {}))
+        unlearned = any(str(m.get(key, "")).strip().lower() in NO for key in ("weight", "train"))
+        read.append(turn | ({"learn": False} if unlearned else {}))
     return read
 
 
@@ -292,6 +309,13 @@ def key_of(prompt):
     """The same for two spellings of a prompt, as text or as a list; capital letters make another one."""
     chat = [{"role": m["role"], "content": same_text(m["content"])} for m in messages(prompt)]
     return json.dumps(simplify(chat), sort_keys=True)
+
+
+def first_question(prompt):
+    """A prompt up to its first message of the user, which all prompts of a dialogue have in common."""
+    chat = messages(prompt)
+    before = next((i for i, m in enumerate(chat) if m["role"] == "user"), len(chat) - 1)
+    return simplify(chat[: before + 1])
 
 
 QUESTIONS = ("prompt", "question", "instruction", "query", "history", "input")

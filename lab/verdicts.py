@@ -27,7 +27,9 @@ from lab.rows import (
     read_chat,
     same_text,
     shown,
+    split_in,
     systems_of,
+    unsafe_in,
     with_systems,
     written_list,
     yes_or_no,
@@ -40,13 +42,15 @@ WINNERS = (  # columns of a table that say which of two answers is better
     "preferred", "preference", "winner", "better", "best", "choice", "chosen", "verdict", "vote", "label",
     "preferred_response", "preferred_answer", "better_response", "better_answer",
 )
+INSIDE = ("label", "winner", "choice", "preferred", "value", "choices", "selected")  # a verdict's object
 SCORES = [names for word in ("score", "rating", "reward")
           for names in ((f"{word}_chosen", f"{word}_rejected"), (f"chosen_{word}", f"rejected_{word}"))]
 TIES = {"tie", "ties", "draw", "equal", "same", "both", "neither", "no preference", "bothbad", "tie bothbad",
-        "both bad", "both good", "equally good"}
+        "tie both bad", "both bad", "both good", "equally good"}
+TALKS = ("conversations", "conversation", "messages", "context", "trajectory")
 KEYS_OF_POSTS = ("subreddit", "title", "post", "article")
 DECISIVE = {  # columns that may be left unread by no layout
-    "winner", "preferred", "preference", "better", "verdict", "vote", "choice", "tie", "is_tie", "strength",
+    *(name for name in WINNERS if name != "label"), "tie", "is_tie", "tied", "strength",
     "preference_strength", "overall_preference", "better_response_id", "ranks", "tiers",
 }
 THUMBS = {"wanted": "true (thumbs up) or false (thumbs down)", "words": ("up", "down")}
@@ -101,13 +105,18 @@ def last_turns(where, chats, winner):
 
 def chosen_and_rejected(where, row):
     """Texts, messages or transcripts, beside their prompt or with it inside."""
-    names = ("chosen", "rejected")
+    names, pair = ("chosen", "rejected"), two_names(row)
     values = [field(where, row, name, kind=(str, list, dict)) for name in names]
+    if pair and isinstance(values[0], str) and values[0] not in [dict.get(row, name) for name in pair]:
+        raise UserError(f'{where}: "chosen" is neither "{pair[0]}" nor "{pair[1]}": where it names the '
+                        'better of them, call it "preferred"; otherwise take them out')
     if isinstance(values[0], str) != isinstance(values[1], str):
         raise UserError(f'{where}: "chosen" and "rejected" must both be text or both be lists of messages')
     if not all(values):
         raise Dropped("with an empty answer")
-    asked = [name for name in (*QUESTIONS, "conversations") if not is_absent(dict.get(row, name))]
+    whole = isinstance(values[0], list) and len(values[0]) > 1  # the prompt is inside
+    asked = (*QUESTIONS, "conversations") if whole else (*QUESTIONS, *TALKS)
+    asked = [name for name in asked if not is_absent(dict.get(row, name))]
     given = question(where, row, asked) if asked else systems_of(where, row)
     notes = []
     if not asked and isinstance(values[0], str) and not all(map(is_transcript, values)):
@@ -144,7 +153,7 @@ def said_of_pair(where, row):
                 raise Dropped("whose scores say that the rejected answer is better")
             if difference == 0:
                 return None
-    for name in ("tie", "is_tie"):
+    for name in ("tie", "is_tie", "tied"):
         if yes_or_no(where, row, name):
             return None
     for name in ("winner", "preferred", "preference", "better", "label", "status", "outcome", "result"):
@@ -193,22 +202,23 @@ def two_answers(where, row):
 
 
 def winner_in(where, row, column, names, texts):
-    """0, 1 or None for a tie, from a word such as "A", "Response 2", "tie", or the better text itself."""
+    """0, 1 or None for a tie, from a word such as "A", "Response 2", "tie", or the better text itself. Raises
+    UserError where it is none of them, or two: an answer may read "Both". A sign says which way, but not
+    which."""
     value = row[column]
     if isinstance(value, dict):
-        value = next((value[key] for key in ("label", "winner", "choice", "preferred") if key in value),
-                     next(iter(value.values()), None) if len(value) == 1 else value)
-    word = re.sub(r"[\W_]+", " ", re.sub(r"\.0$", "", str(value).lower())).strip()
+        value = next((value[key] for key in INSIDE if key in value), value)
+    signed = re.match(r"\s*[-\u2212\u2013]\s*\d", str(value))
+    word = "" if signed else re.sub(r"[\W_]+", " ", re.sub(r"\.0$", "", str(value).lower())).strip()
     short = re.sub(rf"^({'|'.join(STEMS)}|model|assistant) ", "", word)
     ends = [name.split("_")[-1] for name in names]
     alike = [value == text or not is_absent(dict.get(row, f"model_{end}")) and value == row[f"model_{end}"]
              for text, end in zip(texts, ends, strict=True)]
     half = column == "preference" and names[0] == "output_1" and word in ("0", "1 5")  # AlpacaEval's
-    if word in TIES or short in TIES or half:
-        return None
-    for i in (0, 1):
-        if short == ends[i] or short == ("first", "second")[i] or alike == [i == 0, i == 1]:
-            return i
+    tie = word in TIES or short in TIES or half
+    named = {i for i in (0, 1) if short in (ends[i], ("first", "second")[i]) or alike == [i == 0, i == 1]}
+    if tie + len(named) == 1:
+        return None if tie else named.pop()
     raise UserError(f'{where}: "{column}" must be {ends[0].upper()}, {ends[1].upper()} or tie, found '
                     f"{shown(value)}")
 
@@ -374,17 +384,22 @@ def own_ranking(where, row):
 
 
 def scored_answers(rows):
-    """Gathers rows of one answer each that have a score: [(where, row)] -> the same, a prompt a row."""
+    """Gathers rows of one answer each that have a score: [(where, row)] -> the same, a prompt a row, the
+    scores of an answer averaged."""
     groups = defaultdict(list)
     for where, row in rows:
         chat = question(where, row)
         key = json.dumps([(m["role"], same_text(m["content"])) for m in chat])
-        groups[key, row.get("split"), row.get("aspect")].append((where, row))
+        groups[key, split_in(where, row), str(row.get("aspect"))].append((where, row))
     gathered = []
     for same in groups.values():
-        (where, first), scores = same[0], [number(where, row, "helpfulness", 0, 4) for where, row in same]
-        answers = {"responses": [field(where, row, "response") for where, row in same], "scores": scores}
-        if len(set(scores)) == len(same) == 2:
+        (where, first), given = same[0], defaultdict(list)  # given: {answer: scores by several annotators}
+        for there, row in same:
+            given[same_text(field(there, row, "response"))].append(number(there, row, "helpfulness", 0, 4))
+        scores = [sum(several) / len(several) for several in given.values()]
+        answers = {"responses": list(given), "scores": scores}
+        answers["unsafe"] = any([unsafe_in(there, row) for there, row in same])
+        if len(set(scores)) == len(scores) == 2:
             answers["margin"] = min(3, abs(scores[0] - scores[1]))
         kept = {key: value for key, value in first.items() if key not in ("response", "helpfulness")}
         gathered.append((where, Row(where, kept | answers)))

@@ -57,6 +57,12 @@ PROMPTS = {
     "blanks around one of them": (both([user("Why? ")], "Why?"), "Why? "),
     "roles in front of the answers": ({"prompt": "\n\nHuman: Why?", "chosen": "\n\nAssistant: Yes",
                                        "rejected": "\n\nAssistant: No"}, "Why?"),
+    "messages beside texts": ({"messages": HI, "chosen": "Yes", "rejected": "No"}, HI),
+    "context beside messages": ({"context": [{"role": "human", "text": "Why?"}], "chosen":
+                                 {"role": "assistant", "text": "Yes"}, "rejected":
+                                 {"role": "assistant", "text": "No"}}, "Why?"),
+    "a trajectory beside texts that begin alike": ({"trajectory": [{"from": "user", "value": "Why?"}],
+                                                    "chosen": "Yes", "rejected": "No"}, "Why?"),
     "parts of a message": (both([user([{"type": "text", "text": "Why?"}])]), "Why?"),
 }
 
@@ -76,7 +82,11 @@ DROPPED = {
     "tools": (both([user("a"), {"role": "tool", "content": "7"}]), "with messages of tools"),
     "calls of tools": (both([user("a"), {"role": "assistant", "content": None, "tool_calls": [1]}]),
                        "with messages of tools"),
+    "words and a call of a tool": (both([user("a"), assistant("Let me look.") | {"tool_calls": [1]}]),
+                                   "with messages of tools"),
     "pictures": (both([user([{"type": "image_url"}])]), "with messages that are no text"),
+    "pictures with an empty text": (both([user([{"type": "image", "text": "", "image": "iVBOR"}])]),
+                                    "with messages that are no text"),
     "scores that contradict": ({"prompt": "Why?", "chosen": "a", "rejected": "b", "score_chosen": 1,
                                 "score_rejected": 2}, "scores say that the rejected answer is better"),
     "contradictory safety": ({"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 0,
@@ -126,6 +136,9 @@ def test_a_demonstration_of_weight_0_is_none(tmp_path):
     rows = [{"messages": chat, "weight": weight} for weight in (0, 1)]
     found, said = understood(tmp_path, "sft", rows)
     assert len(found) == 1 and "1 of 2 rows dropped (1 with the weight 0)" in said
+    for more in ({"weight": "0.0"}, {"train": False}):
+        chat = [user("a"), assistant("b") | more, user("c"), assistant("d")]
+        assert [row["response"] for row in understood(tmp_path, "sft", [{"messages": chat}])[0]] == ["d"]
 
 
 EMPTY = [
@@ -183,6 +196,48 @@ def test_a_dialogue_that_is_held_out_is_held_out_with_its_answers(mine):
     assert any(row["split"] == "train" for row in found[20:])
 
 
+def test_what_follows_a_held_out_question_is_held_out(mine):
+    """For it answers it: a dialogue, a tree, another dialogue that begins alike."""
+    more = [{"messages": [user(f"a {i}"), assistant("b"), user("c"), assistant("d")]} for i in range(20)]
+    write(mine / "sft.jsonl", [*more, {"messages": [user("Who?"), assistant("Ann"), user("And?"),
+                                                    assistant("Bob")]}])
+    write(mine / "prompts.jsonl", [{"prompt": "Who?", "split": "test"}, {"prompt": "x", "split": "train"}])
+    folder, _ = converted(mine)
+    assert [row["split"] for row in load_sft(folder)][-2:] == ["test", "test"]
+    assert "Ann" not in load_text(folder)[0] and "Ann" in load_text(folder)[1]
+    both = {"split": "test"}, {"split": "train"}
+    write(mine / "sft.jsonl", [*more, *(
+        {"messages": [*HI, assistant(f"so {i}")]} | both[i] for i in range(2))])
+    assert {row["split"] for row in load_sft(converted(mine)[0]) if row["prompt"] in ("Hi", HI)} == {"test"}
+
+
+def test_a_tree_is_in_one_split(mine):
+    deeper = [{"role": "prompter", "text": "And?", "replies": [{"role": "assistant", "text": "Yes."}]}]
+    write(mine / "sft.jsonl", [{"prompt": {"role": "prompter", "text": f"Why {i}?", "replies": [
+        {"role": "assistant", "text": f"So {i}.", "replies": deeper}]}} for i in range(60)])
+    rows = load_sft(converted(mine)[0])
+    assert len(rows) == 120 and {row["split"] for row in rows} == {"train", "dev", "test"}
+    for one, deeper in zip(rows[::2], rows[1::2], strict=True):
+        assert deeper["prompt"][0]["content"] == one["prompt"] and deeper["split"] == one["split"]
+        assert one["split"] == data.split_of(one["prompt"])
+
+
+def test_a_greeting_holds_nothing_out(mine):
+    """Where all dialogues begin with it, each goes by itself."""
+    write(mine / "sft.jsonl", [{"messages": [user("Hello"), assistant("Hi!"), user(f"q {i}"), assistant("a")]}
+                               for i in range(60)])
+    last = [row["split"] for row in load_sft(converted(mine)[0]) if row["response"] == "a"]
+    assert 30 < last.count("train") < 60
+
+
+def test_a_document_is_in_one_split(mine):
+    rows = [{"text": f"document {i}"} for i in range(60)]
+    twice = [{"text": "Twice.", "split": split} for split in ("test", "train")]
+    write(mine / "pretrain.jsonl", rows + twice)
+    learned, held_out = load_text(converted(mine)[0])
+    assert "Twice." not in learned and held_out.count("Twice.") == 2
+
+
 def test_a_list_inside_a_cell_is_spelled_like_any_other_prompt(mine):
     """And holds whole characters."""
     table = ("prompt,response_a,response_b,winner_model_a,winner_model_b\n"
@@ -205,6 +260,15 @@ def test_what_stands_beside_a_scored_answer_counts(tmp_path):
     found, said = understood(tmp_path, "preferences", rows)
     assert [verdict(row)[:2] for row in found] == [("Why?", [["a"], ["b"]]), ("s\n\nWhy?", [["e"], ["d"]])]
     assert "with fewer than two answers to compare" in said
+
+
+def test_scores_of_several_annotators_are_averaged(tmp_path):
+    rows = [{"prompt": "Why?", "response": text, "helpfulness": score} for text, score in (
+        ("Yes", 1), ("No", 3), ("Yes", 4), ("No", 0), ("Yes ", 4), ("No", 1))]
+    rows[3]["unsafe"] = True
+    [found], said = understood(tmp_path, "preferences", rows)
+    assert verdict(found) == ("Why?", [["Yes"], ["No"]], {"margin": pytest.approx(3 - 4 / 3)})
+    assert found["unsafe"] and "not used" not in said
 
 
 def test_all_rows_make_prompts_and_text(mine, capsys):
@@ -336,6 +400,12 @@ def test_trees_keep_their_split_and_what_is_cut_off_is_dropped(tmp_path):
     found, said = understood(tmp_path, "preferences", flat)
     assert [verdict(row) for row in found] == [("Why?", [["Yes"], ["No"]], {"split": "test"})]
     assert "1 of 2 rows dropped (1 whose earlier messages are not in the file)" in said
+    flat[0] |= {"split": "train", "unsafe": True}
+    [found], _ = understood(tmp_path, "preferences", flat)
+    assert found["split"] == "test" and found["unsafe"], "the strictest of its messages"
+    flat[0]["deleted"] = True
+    with pytest.raises(UserError, match="1 whose first message was deleted"):
+        understood(tmp_path, "preferences", flat)
 
 
 def test_a_person_who_answers_a_person_gives_no_answer(tmp_path):
@@ -408,6 +478,16 @@ TABLES = {
                          {"from": "gpt", "value": "Yes"}]) + '"\n', "Why?", "Yes"),
     "an object that is text": ("sft.csv", 'prompt,response\nAs JSON?,"{""a"": 1}"\n', "As JSON?", '{"a": 1}'),
     ".ndjson": ("sft.ndjson", '{"prompt": "Why?", "response": "Yes\\r\\nno"}\n', "Why?", "Yes\nno"),
+    "one message in a cell": ("sft.csv", 'prompt,response\n"[{\'from\': \'human\', \'value\': \'Why?\'}]"'
+                              ',"{\'from\': \'gpt\', \'value\': \'Yes\'}"\n', "Why?", "Yes"),
+    "a blank row": ("sft.csv", "prompt;response\nWhy?;Yes\n;\n", "Why?", "Yes"),
+    "the header once more": ("sft.csv", "prompt,response\nprompt,response\nWhy?,Yes\n", "Why?", "Yes"),
+    "the numbers of pandas": ("sft.csv", ",prompt,response\n0,Why?,Yes\n", "Why?", "Yes"),
+    "words for nothing": ("sft.csv", "instruction,input,system,output\nWhy?,nan,None,Yes\n", "Why?", "Yes"),
+    "no input": ("sft.jsonl", '{"instruction": "Why?", "input": "<noinput>", "output": "Yes"}', "Why?",
+                 "Yes"),
+    "text that begins as messages": ("sft.jsonl", json.dumps({"prompt": '[{"role": "a", "content": 1}] is?',
+                                     "response": "So"}), '[{"role": "a", "content": 1}] is?', "So"),
     "a list in an object": ("sft.json", '{"version": 1, "data": [{"prompt": "Why?", "response": "Yes"}]}',
                             "Why?", "Yes"),
 }
@@ -431,11 +511,38 @@ def test_the_arenas_table_is_read_from_its_file(mine):
 @pytest.mark.parametrize("header, said", [
     ("prompt,response,response", "sft.csv: its header has a column twice: prompt, response, response"),
     ('"prompt"x,response', "sft.csv, row 1: cannot be read as csv"),
-    ('prompt,response\n"a"b,c', "sft.csv, row 2: cannot be read as csv")])
-def test_a_header_that_is_none_is_told(mine, header, said):
+    ('prompt,response\n"a"b,c', "sft.csv, row 2: cannot be read as csv"),
+    ("prompt;response;\nWhy?;Yes; it is;", "row 2: has more cells than the header, which has 2"),
+    ("prompt,response\na,\"[{'role': 'x', 'content': 'a'\n 'b'}]\"", "row 2: .* as numpy prints it")])
+def test_a_table_that_is_none_is_told(mine, header, said):
     write(mine / "sft.csv", header + "\na,b,c\n")
     with pytest.raises(UserError, match=said):
         converted(mine)
+
+
+def test_a_quote_mark_takes_in_no_rows(mine):
+    write(mine / "sft.tsv", 'prompt\tresponse\nSay a quote\t"\nWho?\tAnn\nAnother\t"\n')
+    with pytest.raises(UserError, match="sft.tsv, row 2: a cell that is one quote mark has taken in the"):
+        converted(mine)
+    cells = 'Say a quote\t""""\nCode?\t"\n\tx = 1\n\ty\tz"\n'
+    write(mine / "sft.tsv", "prompt\tresponse\n" + cells + "a\tb\n" * 9)
+    assert [row["response"] for row in load_sft(converted(mine)[0])][0] == '"'
+
+
+def test_an_object_of_lists_is_read_with_their_splits(mine):
+    rows = {name: [{"prompt": f"{name} {i}", "response": "r"} for i in range(5)]
+            for name in ("train", "test")}
+    write(mine / "sft.json", json.dumps(rows))
+    assert [row["split"] for row in load_sft(converted(mine)[0])] == ["train"] * 5 + ["test"] * 5
+    write(mine / "sft.json", json.dumps({"system": "You are a pirate.", "data": rows["train"]}))
+    with pytest.raises(UserError, match='sft.json: "system" stands beside the list "data": write it into'):
+        converted(mine)
+
+
+def test_labels_inside_a_text_are_said(mine, capsys):
+    write(mine / "sft.jsonl", [{"prompt": "Human: Hi\nAssistant: Hello.\nHuman: Why?", "response": "Yes"},
+                               {"prompt": "What is a Human: a?", "response": "b"}] + rows_in(*"abcdefgh"))
+    assert 'in 1 of 10 rows lines begin with "Human:" or "Assistant:"' in converted(mine, capsys)[1]
 
 
 def test_messages_that_nobody_can_read_are_told(mine):
@@ -512,6 +619,9 @@ REFUSED = {  # files of a folder: what is said
     "another name": ({"mine.jsonl": ROW}, r"found mine.jsonl \(did you mean sft.jsonl\?\); rename it, or "
                      "name the file itself: --data .*/mine.jsonl"),
     "a folder inside": ({"data/sft.jsonl": ""}, "found data/; did you mean --data .*mine/data"),
+    "two folders inside": ({"train/sft.jsonl": "", "test/sft.jsonl": ""}, "put their files into one folder"),
+    "rows where prompts should be": ({"sft.jsonl": ROW, "prompts.txt": '{"prompt": "Why?"}'},
+                                     "prompts.txt, line 1: an object, where a prompt should be: call the"),
     "a saved data set": ({"dataset_info.json": "{}", "data-00000-of-00001.arrow": ""},
                          "a data set that the library datasets has saved, in its own format"),
     "packed, another name": ({"all.zip": ""}, "found all.zip; a packed file of this kind is not read"),
