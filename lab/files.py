@@ -301,7 +301,7 @@ def listed_rows(path, found):
     lists = {name: value for name, value in found.items() if isinstance(value, list) and value
              and all(isinstance(row, dict) for row in value)}
     splits = [SPLIT_WORDS.get(name.strip().lower()) for name in lists]
-    if lists and all(splits):
+    if len(set(splits)) > 1 and all(splits):
         return [{"split": split} | row for split, rows in zip(splits, lists.values(), strict=True)
                 for row in rows]
     if len(lists) != 1 or {"messages", "conversations"} & found.keys():

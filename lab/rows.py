@@ -107,6 +107,8 @@ def written_list(cell):
 
 def side_by_side(cell):
     """Whether two texts in a list of Python's follow each other without a comma: it would join them."""
+    if not re.search(r"['\"]\s+['\"]", str(cell)):
+        return False
     try:
         kinds = [part.type for part in tokenize.generate_tokens(io.StringIO(str(cell).strip()).readline)]
     except (tokenize.TokenError, SyntaxError):

@@ -393,11 +393,13 @@ def scored_answers(rows):
         groups[key, split_in(where, row), str(row.get("aspect"))].append((where, row))
     gathered = []
     for same in groups.values():
-        (where, first), given = same[0], defaultdict(list)  # given: {answer: scores by several annotators}
+        (where, first), texts, given = same[0], {}, defaultdict(list)  # given: scores of several annotators
         for there, row in same:
-            given[same_text(field(there, row, "response"))].append(number(there, row, "helpfulness", 0, 4))
-        scores = [sum(several) / len(several) for several in given.values()]
-        answers = {"responses": list(given), "scores": scores}
+            text = field(there, row, "response")
+            texts.setdefault(same_text(text), text)
+            given[same_text(text)].append(number(there, row, "helpfulness", 0, 4))
+        scores = [sum(given[key]) / len(given[key]) for key in texts]
+        answers = {"responses": list(texts.values()), "scores": scores}
         answers["unsafe"] = any([unsafe_in(there, row) for there, row in same])
         if len(set(scores)) == len(scores) == 2:
             answers["margin"] = min(3, abs(scores[0] - scores[1]))

@@ -264,10 +264,10 @@ def test_what_stands_beside_a_scored_answer_counts(tmp_path):
 
 def test_scores_of_several_annotators_are_averaged(tmp_path):
     rows = [{"prompt": "Why?", "response": text, "helpfulness": score} for text, score in (
-        ("Yes", 1), ("No", 3), ("Yes", 4), ("No", 0), ("Yes ", 4), ("No", 1))]
+        (" Yes", 1), ("No", 3), ("Yes", 4), ("No", 0), ("Yes ", 4), ("No", 1))]
     rows[3]["unsafe"] = True
     [found], said = understood(tmp_path, "preferences", rows)
-    assert verdict(found) == ("Why?", [["Yes"], ["No"]], {"margin": pytest.approx(3 - 4 / 3)})
+    assert verdict(found) == ("Why?", [[" Yes"], ["No"]], {"margin": pytest.approx(3 - 4 / 3)})
     assert found["unsafe"] and "not used" not in said
 
 
@@ -534,6 +534,9 @@ def test_an_object_of_lists_is_read_with_their_splits(mine):
             for name in ("train", "test")}
     write(mine / "sft.json", json.dumps(rows))
     assert [row["split"] for row in load_sft(converted(mine)[0])] == ["train"] * 5 + ["test"] * 5
+    write(mine / "sft.json", json.dumps({"train": rows["test"]}))
+    names = [row["prompt"] for row in load_sft(converted(mine)[0]) if row["split"] == "train"]
+    assert names == [f"test {i}" for i in range(5) if data.split_of(f"test {i}") == "train"]
     write(mine / "sft.json", json.dumps({"system": "You are a pirate.", "data": rows["train"]}))
     with pytest.raises(UserError, match='sft.json: "system" stands beside the list "data": write it into'):
         converted(mine)
