@@ -2,7 +2,8 @@
 import pytest
 import torch
 
-from lab.optim import adam, clip_gradients, muon, orthogonal, set_lr
+import lab.optim
+from lab.optim import Muon, adam, clip_gradients, muon, orthogonal, set_lr
 from model import GPT, GPTConfig
 
 
@@ -58,6 +59,7 @@ def test_the_matrices_of_the_blocks_move_by_muon_and_the_rest_by_adam():
     model = GPT(GPTConfig(5, 8, 1, 1, 4))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = muon(model, 0.01)
+    set_lr(optimizer, 0, 10, 0)  # the rates are those of a training
     model(torch.tensor([[1, 2, 3]])).pow(2).sum().backward()
     optimizer.step()
     for name, p in model.named_parameters():
@@ -69,6 +71,34 @@ def test_the_matrices_of_the_blocks_move_by_muon_and_the_rest_by_adam():
         else:
             moved = step[p.grad.abs() > 1e-4].abs()
             assert torch.allclose(moved, torch.full_like(moved, 0.01), rtol=0.01), name
+
+
+def test_muon_looks_ahead_along_a_slow_momentum(monkeypatch):
+    """Nesterov: .05 of a gradient of 1 goes into the momentum, and the step is .05 * 1 + .95 * .05 = .0975;
+    after a gradient of 0 it is .95 * .95 * .05. Before each the weight shrinks by rate * decay = .05."""
+    monkeypatch.setattr(lab.optim, "orthogonal", lambda x: x)
+    weight = torch.nn.Parameter(torch.tensor([[2.0]]))
+    optimizer, found = Muon([weight], lr=0.1, weight_decay=0.5), []
+    for gradient in (1.0, 0.0):
+        weight.grad = torch.tensor([[gradient]])
+        optimizer.step()
+        found.append(weight.item())
+    first = 2 * 0.95 - 0.1 * 0.0975
+    assert found == pytest.approx([first, first * 0.95 - 0.1 * 0.045125])
+
+
+@pytest.mark.parametrize("make", [lambda model: adam((model, 0.1)), lambda model: muon(model, 0.1)],
+                         ids=["adam", "muon"])
+def test_adam_forgets_squares_as_fast_as_a_short_training_needs(make):
+    """Betas .9 and .95. Gradients 1, then 0: m = .09 / .19, v = .0475 / .0975, step .1 m / sqrt(v)."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    optimizer, found = make(model), [model.weight.item()]
+    for gradient in (1.0, 0.0):
+        model.weight.grad = torch.tensor([[gradient]])
+        optimizer.step()
+        found.append(model.weight.item())
+    assert found[0] - found[1] == pytest.approx(0.1, rel=1e-4)
+    assert found[1] - found[2] == pytest.approx(0.1 * (0.09 / 0.19) / (0.0475 / 0.0975) ** 0.5, rel=1e-3)
 
 
 def test_an_optimizer_goes_on_where_it_stopped():
