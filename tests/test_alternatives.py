@@ -28,7 +28,7 @@ from alternatives import (  # noqa: E402
 from data import UserError, encode_prompt, encode_response  # noqa: E402
 from lab.cli import parse  # noqa: E402
 from lab.records import load_checkpoint  # noqa: E402
-from model import log_softmax  # noqa: E402
+from model import log_softmax, response_hidden, token_logprobs  # noqa: E402
 
 
 def sigmoid(x):
@@ -210,16 +210,48 @@ def test_dpo_learns_to_rank_and_its_reference_stays(make_gpt, enc, tmp_path):
     """The loss is log 2 before the first step, where the policy is the reference, and then falls."""
     ranking = {"prompt": "What is a dog?", "responses": ["best friend", "A dog is a dog", "A furry mammal"],
                "tiers": [[2], [0], [1]], "split": "train"}
+    rows = [ranking] * 4 + [ranking | {"split": "test"}] * 4
     path = tmp_path / "rankings.jsonl"
-    path.write_text(4 * (json.dumps(ranking) + "\n"), encoding="utf-8")  # of either collection
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")  # of either collection
     reference = make_gpt(vocab_size=enc.n_vocab, block_size=48, std=0.1)
     policy, stage = alternatives.with_heads(reference).eval(), FewSteps(path)
     cfg = alternatives.Config(method="dpo", batch_size=4, epochs=8, dpo_lr=0.01, beta=0.3)
     alternatives.train_dpo(stage, cfg, policy, reference, enc)
     losses = [row["loss"] for row in stage.rows]
     assert len(losses) == 16 and losses[0] == pytest.approx(math.log(2), abs=1e-5)
-    assert losses[-1] < 0.5 and stage.rows[-1]["accuracy"] == 1
+    assert losses[-1] < 0.5 and stage.rows[-1]["accuracy"] == 1 and stage.rows[0]["accuracy"] == 0
     assert stage.asked == ["rankings", "rankings.pilot"], "what the reward model learns from"
+
+
+def test_grpo_is_clipped_and_pays_with_its_own_coefficient(make_gpt, enc):
+    """A token that is e times as likely as when it was sampled, with A = 1, counts 1.2; at A = 0 only k3
+    counts, and its coefficient is 0."""
+    model = make_gpt(vocab_size=enc.n_vocab, block_size=48).eval()
+    ppo = alternatives.ppo_config(alternatives.Config())
+    tokens, mask = torch.tensor([[1, 2, 3, 4]]), torch.ones(1, 2)
+    mb = SimpleNamespace(tokens=tokens, prompt_lengths=torch.tensor([2]), mask=mask, responses=tokens[:, 2:])
+    hidden = response_hidden(model, tokens, mb.prompt_lengths, 2)
+    now = token_logprobs(model.lm_head(hidden), mb.responses, ppo.temperature).detach()
+    mb.old_logprobs, mb.ref_logprobs = now - 1, now + 2
+    cfg = alternatives.Config(method="grpo", k3_coef=0.0, kl_coef=1.0)
+    for advantage, loss in ((1.0, -1.2), (0.0, 0.0)):
+        found = alternatives.policy_loss(model, mb, torch.tensor([advantage]), cfg, ppo)
+        assert found.item() == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("method, lr", [("rloo", 5e-4), ("grpo", 2.5e-4)])
+def test_each_method_has_its_own_rate_and_asks_every_prompt(make_gpt, enc, monkeypatch, method, lr):
+    """The first of four steps has the peak rate, for a warm-up takes a quarter of them; the last one is at
+    two thirds of a cosine's half turn."""
+    asked, rollout = [], alternatives.train_ppo.rollout
+    monkeypatch.setattr(alternatives.train_ppo, "rollout", lambda *a: (asked.extend(a[4]), rollout(*a))[1])
+    reference = make_gpt(vocab_size=enc.n_vocab, block_size=96, std=0.1)
+    policy, stage = alternatives.with_heads(reference).eval(), FewSteps()
+    cfg = alternatives.Config(method=method, prompts=8, steps=4)
+    prompts = ["What is a dog?", "A cat"]
+    alternatives.train_rl(stage, cfg, policy, reference, enc, FirstHalf(enc), prompts)
+    rates = stage.rows[0]["lr"], stage.rows[-1]["lr"]
+    assert rates == pytest.approx((lr, lr / 4)) and set(asked) == {*prompts}
 
 
 def test_answers_to_a_prompt_stand_one_behind_another(make_gpt, enc, monkeypatch):

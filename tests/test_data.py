@@ -309,6 +309,10 @@ def test_every_row_is_seen_once_a_pass_in_batches_of_nearly_one_size(n, batch_si
     assert data.epoch_order(n, 0, batch_size, 5) == first[0]
 
 
+def test_a_step_has_as_nearly_a_batch_as_can_be():
+    assert [data.steps_per_epoch(n, 8) for n in (1, 11, 15, 17, 21)] == [1, 1, 2, 2, 3]
+
+
 def test_the_order_depends_on_the_seed():
     assert data.epoch_order(50, 0, 50, 1) != data.epoch_order(50, 0, 50, 2)
     assert data.epoch_order(50, 1, 50, 1) == data.epoch_order(50, 0, 50, 2), "the seed counts the passes, too"
@@ -330,6 +334,9 @@ def test_comparisons_are_certain_and_a_tie_is_even():
     row = {"tiers": [[1], [0, 2]]}
     assert data.comparisons(row) == [(1, 0, 1.0, 1), (1, 2, 1.0, 1)]
     assert data.comparisons(row, ties=True)[2] == (0, 2, 0.5, 0)
+    by_ai = {"tiers": [[0], [1], [2]], "pairs": [[0, 2, 0.9], [1, 0, 0.25], [1, 2, 0.5]]}
+    assert data.comparisons(by_ai) == [(0, 2, 0.9, 2), (0, 1, 0.75, 1)], "an AI's own pairs, its places apart"
+    assert data.comparisons(by_ai, ties=True)[2] == (1, 2, 0.5, 0)
 
 
 def test_wins_become_tiers():

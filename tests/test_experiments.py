@@ -3,6 +3,7 @@ import importlib
 import json
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -54,6 +55,31 @@ def test_win_rates_prompt_by_prompt():
     assert runs.corrected({"accuracy": 0.7, "ceiling": 0.9}) == pytest.approx(0.5)
     assert runs.corrected({"rm_accuracy": 0.9, "rm_ceiling": 0.9}) == pytest.approx(1)
     assert runs.corrected({"rm_accuracy": None, "rm_ceiling": 0}) is None
+
+
+def test_intervals_count_prompts(monkeypatch):
+    """Differences 0 0 2 2: mean 1, deviation 1.155, half an interval 1.96 * 1.155 / sqrt(4) = 1.132. Two
+    prompts with shares 1 and 0, two answers each: deviation 0.707, error 0.707 / sqrt(2)."""
+    assert experiments.paired([0] * 4, [0, 0, 2, 2]).endswith("+1.000 (95 % interval -0.132 to +2.132)")
+    gold = {"gold of each answer": {"PPO": [1, 0, 1, 0], "SFT": [0, 1, 0, 1]}}
+    monkeypatch.setattr(experiments, "results", lambda path: gold)
+    monkeypatch.setattr(experiments, "prompts_of", lambda folder: ["a", "b"])
+    assert experiments.standard_error(Path("ppo")) == pytest.approx(0.5)
+
+
+def test_score_and_gold_each_count_in_their_own_deviations(monkeypatch):
+    """Here a score is ten times the gold score: in deviations both are the same."""
+    for name in ("encoding_of", "model_of"):
+        monkeypatch.setattr(experiments, name, lambda folder: None)
+    texts = [str(i * i % 7) for i in range(12)]
+    monkeypatch.setattr(experiments, "prompts_of", lambda folder: ["a", "b", "c"])
+    monkeypatch.setattr(experiments, "answer", lambda *rest: [SimpleNamespace(text=text) for text in texts])
+    monkeypatch.setattr(experiments, "gold_score", lambda prompt, text: float(text))
+    monkeypatch.setattr(experiments, "score_texts", lambda *rest: [10 * float(text) for text in texts])
+    monkeypatch.setattr(experiments, "log_probability", lambda *rest: [-1.0] * 12)
+    best, mean, _ = experiments.best_of_many(Path("run"), 4)
+    assert best["score"] == pytest.approx(best["gold"]) and best["gold"][0] == pytest.approx(0)
+    assert best["n"] == [1, 2, 4] and mean == pytest.approx(sum(map(float, texts)) / 12)
 
 
 def test_an_experiment_shares_a_name_with_a_chapter_only_where_it_is_the_same_command():

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import lab.explain
 import train_ppo
 from data import UserError
 from lab.explain import (
@@ -260,6 +261,15 @@ def saved(tmp_path):
         return path
 
     return save
+
+
+def test_a_step_under_the_microscope_has_the_peak_rates(make_gpt, monkeypatch):
+    """Of the policy and of the critic: the training ended at 0."""
+    agent, cfg = SimpleNamespace(networks=[make_gpt(), make_gpt()]), train_ppo.Config(config="tiny")
+    monkeypatch.setattr(lab.explain, "restore", lambda path, checkpoint, objects: None)
+    stage = SimpleNamespace(cfg=cfg, checkpoint={}, path=None)
+    _, optimizer = lab.explain.load_agent(SimpleNamespace(make_agent=lambda *_: agent), stage, None, None)
+    assert [group["lr"] for group in optimizer.param_groups] == [cfg.lr, cfg.critic_lr]
 
 
 def test_the_knobs_are_those_of_the_checkpoint(saved):

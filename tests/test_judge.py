@@ -187,6 +187,15 @@ def test_notes_on_an_answer_are_written_once():
     assert len(judge.model.noted) == 5 + 5, "remarks and notes; an answer alone is compared with nothing"
 
 
+def test_notes_are_those_of_an_aspect():
+    model = Told(first_wins, lambda text: text[:8])
+    judge = AI(model, {"helpful": "Be kind.", "safety": "Be safe."}, chain_of_thought=True)
+    for aspect, preamble in (("helpful", "Be kind."), ("safety", "Be safe.")):
+        model.noted.clear()
+        judge.notes(["What?"], ["a"], aspect)
+        assert len(model.noted) == 2 and all(text.startswith(preamble) for text in model.noted)
+
+
 def test_a_question_is_asked_once_at_a_time():
     judge = AI(Told(longer_wins), SILENT)
     found = judge.compare(["What?"] * 3, ["a", "aaa", "a"], ["aa", "a", "aa"])

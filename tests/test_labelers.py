@@ -43,10 +43,10 @@ def test_the_same_seed_gives_the_same_labels(answers_are_their_gold):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("gap", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("gap", [0.0, 0.3, 0.9, 1.8])
 def test_noise_follows_the_bradley_terry_model(answers_are_their_gold, gap):
-    """The better answer wins with probability sigmoid(gap / noise); within five deviations of 8000."""
-    human, n = SimulatedHuman(0, noise=0.3, tie_gap=0.0), 8000
+    """The better answer wins with probability sigmoid(gap / noise); within five deviations of 20,000."""
+    human, n = SimulatedHuman(0, noise=0.3, tie_gap=0.0), 20000
     wins = sum(human.rank(f"question {i}", [str(gap), "0"])[0] == [0] for i in range(n)) / n
     p = 1 / (1 + math.exp(-gap / 0.3))
     assert abs(wins - p) < 5 * math.sqrt(p * (1 - p) / n)
@@ -68,6 +68,12 @@ def test_without_noise_the_ranking_is_the_true_one(answers_are_their_gold):
 def test_answers_that_feel_alike_are_tied(answers_are_their_gold):
     human = SimulatedHuman(0, noise=1e-9, tie_gap=0.3)
     assert [sorted(t) for t in human.rank("?", ["1.0", "3.0", "1.2", "-1"])] == [[1], [0, 2], [3]]
+    assert human.rank("?", ["0", "0.2", "0.4"]) == [[2, 1, 0]], "each is near to the next"
+
+
+def test_each_question_about_a_prompt_has_its_own_noise(answers_are_their_gold):
+    human = SimulatedHuman(0, noise=1.0, tie_gap=0.0)
+    assert {str(human.rank("?", [str(i + 1), str(i)])) for i in range(50)} == {"[[0], [1]]", "[[1], [0]]"}
 
 
 def test_label_is_a_matrix_of_probabilities(answers_are_their_gold):

@@ -26,6 +26,7 @@ from lab.measure import (
     full_kl_and_entropy,
     gold_of,
     held_out_loss,
+    hits_of,
     independent,
     is_below,
     look_at_step,
@@ -196,7 +197,10 @@ def test_held_out_loss_weighs_every_token_the_same(make_gpt):
     rows = [([1, 2], [3]), ([4], [5, 6]), ([7, 8, 9], [1, 2, 3, 4])]
     model = make_gpt(dropout=0.5).train()
     losses = [held_out_loss(model, sft_batches(rows, 0, n)) for n in (1, 2, 3)]
+    assert model.training
     model.eval()
+    held_out_loss(model, sft_batches(rows, 0, 3))
+    assert not model.training, "as it was"
     total = 0.0
     for prompt, response in rows:
         logp = model(torch.tensor([prompt + response]))[0].log_softmax(-1)
@@ -291,6 +295,13 @@ def test_evaluation_by_hand(enc):
     assert one["rank_correlation"] == pytest.approx(math.sqrt(3) / 2)
     tie = [{"prompt": "A", "responses": ["b", "c"], "tiers": [[0, 1]]}]
     assert evaluate(length_model(), enc, tie) is None
+    same = {"prompt": "A", "responses": [DOG[0]] * 2, "tiers": [[0], [1]]}  # equal scores have no order
+    more = evaluate(length_model(), enc, [ROWS[0], same], lambda prompt, response: gold[response])
+    assert more["rank_correlation"] == one["rank_correlation"]
+
+
+def test_rankings_of_one_prompt_count_once_in_the_interval():
+    assert hits_of([ROWS[0]] * 10, [1.0] * 30)["interval"] == wilson(1, 1)
 
 
 def test_calibration_curve_and_gaps():
@@ -339,6 +350,9 @@ def test_agreement_counts_the_pairs_that_both_tell_apart():
     circle = [{"prompt": "?", "responses": ["1", "2", "3"], "tiers": [[0, 1, 2]],
                "pairs": [[0, 1, 0.9], [1, 2, 0.9], [0, 2, 0.1]]}]
     assert "0.33 of 3 pairs" in agreement(circle, lambda p, r: float(r)), "in a circle, but told apart"
+    alike = [{"prompt": f"{i}", "responses": ["1", "1"], "tiers": [[0], [1]]} for i in range(9)]
+    said = agreement([*alike, rows[0]], lambda p, r: float(r))
+    assert said == agreement(rows, lambda p, r: float(r)), "prompts that the gold score does not tell apart"
     unranked = [{**rows[0], "tiers": []}]
     assert agreement(unranked, lambda p, r: 0.0, "The AI").startswith("No pair that both the AI")
 
@@ -490,8 +504,17 @@ def test_what_goes_wrong_in_a_run_is_told(steps, now, kinds):
     rows = [HEALTHY] + [HEALTHY | now] * (steps - 1)
     assert list(warnings_of(rows)) == kinds
     assert warnings_of([*rows, *[HEALTHY] * 5]) == {}, "judged are the last rows"
+    higher = [row | {"score": row["score"] - 1.0} for row in rows]
+    assert list(warnings_of(higher)) == kinds
     higher = [row | {"score": row["score"] + 3.0} for row in rows]
     assert list(warnings_of(higher)) == kinds, "what counts is by how much the score has risen"
+
+
+def test_the_price_of_the_kl_is_that_of_each_iteration():
+    """Five nats at a beta of 0, then none at 1: nothing was paid."""
+    free, last = HEALTHY | {"kl": 5.0, "kl_coef": 0.0}, HEALTHY | {"kl": 0.0, "kl_coef": 1.0}
+    assert warnings_of([HEALTHY, *[free] * 4, last]) == {}
+    assert warnings_of([HEALTHY | {"score": -1.0}, *[HEALTHY | {"kl": 8.0}] * 9]) == {}, "1.2 for a rise of 1"
 
 
 def test_a_warning_is_said_once_and_names_a_chapter_that_exists():

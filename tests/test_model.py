@@ -113,6 +113,25 @@ def test_new_heads_start_as_they_should():
     assert model.score_gain.item() == 1 and model.score_bias.item() == 0
 
 
+def test_projections_back_into_the_residual_stream_start_smaller():
+    """1 / sqrt(C) of C = 64 channels is 1/8; 2 projections in each of 8 blocks: a quarter of that."""
+    torch.manual_seed(0)
+    block = GPT(GPTConfig(5, 8, 8, 2, 64)).h[3]
+    for layer, std in ((block.attn.c_attn, 1 / 8), (block.attn.c_proj, 1 / 32), (block.mlp.c_proj, 1 / 32)):
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+def test_dropout_is_on_the_embeddings_and_on_what_a_block_adds():
+    """What came before stays whole: where a block adds nothing it is the identity."""
+    torch.manual_seed(0)
+    model, tokens = GPT(GPTConfig(5, 8, 1, 1, 8, dropout=0.5)).train(), torch.tensor([[1, 2, 3]])
+    x, places = torch.randn(1, 3, 8), torch.arange(3)[None]
+    for part in (model.h[0].attn.c_proj, model.h[0].mlp["c_proj"]):
+        torch.nn.init.zeros_(part.weight)
+    assert torch.equal(model.h[0](x, places), x)
+    assert not torch.equal(model.hidden(tokens), model.hidden(tokens)), "the embeddings"
+
+
 def test_too_long_a_sequence_is_an_error_in_words(make_gpt):
     with pytest.raises(ValueError, match="context of 24"):
         make_gpt()(torch.zeros(1, 25, dtype=torch.long))

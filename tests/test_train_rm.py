@@ -376,6 +376,8 @@ def test_a_safety_model_gets_its_share_of_helpfulness_rankings(tmp_path):
     assert rankings_of(stage, cfg)[1] == others, "the same ones again"
     assert len(rankings_of(stage, Config(rankings=("s", "h"), aspect="safety", helpful_share=0.9))[1]) == 5
     assert len(rankings_of(stage, Config(rankings=("s", "h"), aspect="safety", limit=9))[1]) == 1
+    half = Config(rankings=("s", "h"), aspect="safety", helpful_share=0.5, limit=4)
+    assert len(rankings_of(stage, half)[1]) == 4, "half of all"
 
 
 def test_left_out_rows_are_not_learned_and_reported_apart(tmp_path):
