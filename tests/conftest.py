@@ -3,6 +3,7 @@ a server, commands in a process of their own."""
 import contextlib
 import functools
 import importlib
+import inspect
 import io
 import itertools
 import json
@@ -34,7 +35,8 @@ if hasattr(signal, "SIGHUP"):
 
 import data  # noqa: E402
 import lab.run  # noqa: E402
-from lab.cli import run_main  # noqa: E402
+from lab.cli import Common, run_main  # noqa: E402
+from lab.optim import MuonAdamW  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
@@ -179,6 +181,67 @@ def enc():
     """A tokenizer of some 300 tokens, trained on a few sentences."""
     text = "A dog is a furry mammal. A dog is man's best friend. What is a cat? A cat is a small hunter. " * 5
     return data.make_encoding(data.train_bpe(text, 300))
+
+
+def watch(monkeypatch, name, module):
+    """The arguments of every call of a function that the module knows, in the order of its signature, and its
+    result: a list that grows."""
+    formula, calls = getattr(module, name), []
+
+    def watched(*args, **named):
+        calls.append((inspect.signature(formula).bind(*args, **named).args, formula(*args, **named)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(module, name, watched)
+    return calls
+
+
+@pytest.fixture
+def rates(monkeypatch):
+    """The learning rate of every step that Muon makes: a list that grows."""
+    seen, step = [], MuonAdamW.step
+
+    def watched(self):
+        seen.append(self.param_groups[0]["lr"])
+        step(self)
+
+    monkeypatch.setattr(MuonAdamW, "step", watched)
+    return seen
+
+
+def some_answers_end(model, enc):
+    """EOS becomes likelier than other tokens: some answers end, some are cut off."""
+    with torch.no_grad():
+        eos = model.wte.weight[enc.eot_token]
+        model.ln_f.bias += 4 * eos / eos.pow(2).sum()
+    return model
+
+
+ASKED = {"train": ["A dog is" + " a cat" * i for i in range(8)], "dev": ["What is a dog?"],
+         "test": ["What is a cat?"]}
+
+
+@pytest.fixture
+def random_run(tmp_path, monkeypatch, make_gpt, enc):
+    """Path of runs/tiny-mine, on a user's few prompts and demonstrations. pretrain, sft and rm are there, and
+    know nothing."""
+    monkeypatch.setattr(lab.run, "picture", lambda file, *rest: file.write(b"no picture"))  # slow
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    text = "A dog is a furry mammal. What is a cat? A cat is a small hunter.\n"
+    (tmp_path / "mine/pretrain.txt").write_text(text * 60)
+    rows = [{"prompt": p, "split": split} for split, prompts in ASKED.items() for p in prompts]
+    answers = {"train": "A furry mammal.", "dev": "A best friend.", "test": "A small hunter."}
+    demonstrations = [{**row, "response": answers[row["split"]]} for row in rows]
+    for name, some in (("prompts", rows), ("sft", demonstrations)):
+        (tmp_path / f"mine/{name}.jsonl").write_text("\n".join(map(json.dumps, some)))
+    for seed, name in enumerate(("pretrain", "sft", "rm")):
+        model = make_gpt(seed, 0.2, vocab_size=enc.n_vocab, block_size=64, reward_head=name == "rm")
+        stage = lab.run.Stage(Common(data="mine", device="cpu"), name)
+        stage.track(model=some_answers_end(model, enc))
+        stage.save(0, True)
+    (tmp_path / "runs/tiny-mine/tokenizer.json").write_text(data.dump_encoding(enc))
+    return tmp_path / "runs/tiny-mine"
 
 
 @pytest.fixture

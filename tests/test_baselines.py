@@ -84,6 +84,8 @@ def test_rules_are_learned_from_training_rows_and_measured_on_held_out_ones(enc)
     assert shorter["accuracy"] == 0.375, "x; equally long answers are half a hit"
     low, high = bag["interval"]
     assert low == pytest.approx(0.2561, abs=1e-4) and high == pytest.approx(0.9632, abs=1e-4), "3 prompts"
+    turned = baselines(enc, training, [ranking("x", "cat", "dog")])
+    assert turned["bag of words"]["accuracy"] == 0, "nothing is learned from what is held out"
     thumbs = [thumb("a", "dog", True), thumb("b", "cat cat", False)]
     found = baselines(enc, thumbs, [*thumbs, thumb("c", "", False)])
     assert found["bag of words"]["accuracy"] == 1.0 and found["bag of words"]["pairs"] == 2

@@ -145,6 +145,26 @@ def test_a_fold_is_trained_and_measured(make_gpt, enc, capsys):
     assert "0.650" in table and "0.600" in table, "weighted by pairs"
 
 
+def test_no_fold_learns_the_rankings_that_it_is_measured_on(random_run, monkeypatch):
+    """The "model" here is what it has learned from."""
+    rows, parts = [row(f"What is a cat {i}?", "A dog.", "") for i in range(4)], []
+
+    def accuracy(learned, enc, held_out):
+        parts.append((learned, held_out))
+        return 1.0, 2
+
+    text = "".join(json.dumps({**r, "split": "train"}) + "\n" for r in rows)
+    (random_run / "data/preferences.jsonl").write_text(text)
+    monkeypatch.setattr(folds, "command", lambda *words: None)
+    monkeypatch.setattr(folds, "train_fold", lambda base, enc, training, *rest: training)
+    monkeypatch.setattr(folds, "accuracy", accuracy)
+    folds.folds(SimpleNamespace(config="tiny", data="mine", folds=2))
+    for part in parts:
+        learned, held_out = ({r["prompt"] for r in some} for some in part)
+        assert len(learned) == len(held_out) == 2 and not learned & held_out
+    assert len(parts) == 2
+
+
 # ------------------------------------------------------------------------------------------------
 # Records, and the pages that hold them
 # ------------------------------------------------------------------------------------------------

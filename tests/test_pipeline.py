@@ -367,7 +367,9 @@ def test_an_interrupted_pipeline_goes_on_where_it_stopped(few, stopped, learned)
 def test_more_rounds_go_on_and_other_knobs_are_another_pipeline(few, done, refused):
     out = done(few, f"{SMALL['rs.2']} --rounds 3")
     assert "rs.1 is finished" in out and "rs.2 is finished" in out
-    assert load_checkpoint(few / "runs/tiny/rs.3.pt")["parents"].keys() >= {"rs.1.pt", "rs.2.pt"}
+    second, third = (load_checkpoint(few / f"runs/tiny/rs.{n}.pt") for n in (2, 3))
+    assert third["parents"].keys() >= {"rs.1.pt", "rs.2.pt"}
+    assert third["state"]["winners"][:-1] == second["state"]["winners"], "those of all rounds"
     message = refused(few, f"{SMALL['rs.2']} --rounds 3 --answers_per_prompt 4")
     assert "rs.1 was trained with other knobs (answers_per_prompt 3 -> 4)" in message
     done(few, f"{SMALL['rs.2']} --rounds 1 --lr 0.01 --overwrite")

@@ -238,6 +238,8 @@ def test_two_parts_of_a_collection_share_a_file_and_more_questions_go_on(tmp_pat
     tests = ask(path, held_out, Largest(), policy, cfg, held_out=True)
     assert {row["split"] for row in first} == {"train"} and {row["split"] for row in tests} == {"dev", "test"}
     assert first[0]["responses"] != tests[0]["responses"], "the parts have random numbers of their own"
+    other = ask(tmp_path / "other.jsonl", training, Largest(), policy, Config(seed=1))
+    assert first[0]["responses"] != other[0]["responses"], "and so has another seed"
     assert {row["answers_of"] for row in first + tests} == {"sft"}
     more, _ = questions_of(PROMPTS, Config(questions=11))
     rest = Largest()

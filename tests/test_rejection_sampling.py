@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ASKED, leave_reports_out
 
 import data
 import rejection_sampling
 from lab.best_of_n import log_probability
+from lab.records import fingerprint, record_of
 from lab.report import table
 from lab.report_rounds import curve_in_words
 from rejection_sampling import (
@@ -136,6 +138,22 @@ def test_the_curve_begins_with_a_random_answer_and_ends_with_the_best(make_gpt, 
     assert {row["gold"] for row in curve} == {None}, "not all of these prompts are of the tiny world"
 
 
+def test_what_the_best_gains_at_least_on_a_random_answer(monkeypatch):
+    """Best of 2 is 1 and 3 points above its own prompt's mean: 2 - 1.96 x 1; that one prompt is worth 100
+    points more is nothing. Log-probabilities are those at the temperature of the answers."""
+    sampled = [["0", "2"], ["106", "100"]], torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    asked, instead = [], {
+        "sample_and_score": lambda *_: sampled, "in_tiny_world": lambda prompts: True,
+        "gold_score": lambda prompt, text: float(text),
+        "log_probability": lambda *args: asked.append(args[4]) or [-3.0] * 4}
+    for name, function in instead.items():
+        monkeypatch.setattr(rejection_sampling, name, function)
+    cfg = Config(answers_per_prompt=2, temperature=0.7)
+    one, two = best_of_n_curve(None, None, None, ["p", "q"], cfg)
+    assert (one["gold"], one["gold_gain_low"], two["gold"]) == pytest.approx((52, 0, 54))
+    assert two["gold_gain_low"] == pytest.approx(0.04) and asked == [0.7]
+
+
 def row_of(n, kl, gold=None, low=None):
     return {"n": n, "score": 0.5 * n, "gold": gold, "gold_gain_low": low, "kl_bound": best_of_n_kl_bound(n),
             "kl": kl, "kl_error": 0.034}
@@ -154,6 +172,7 @@ def test_an_estimate_above_its_bound_is_not_left_without_a_word():
 
 def test_of_one_prompt_nobody_knows_how_sure_a_mean_is():
     assert standard_error(torch.ones(1)) is None and standard_error(torch.ones(4)) == 0
+    assert standard_error(torch.tensor([1.0, 3.0])) == pytest.approx(1), "the root of 2 / the root of 2"
     one = [{**row_of(n, 0.5, float(n)), "kl_error": None} for n in (1, 2)]
     said = " ".join(curve_in_words(one, "rs.1").split())
     assert "0.50 ± -" in said and "nobody knows how sure" in said and "nan" not in said
@@ -174,6 +193,29 @@ def test_a_round_is_a_stage_of_its_own():
     assert [one.rounds for one in rounds] == [1, 2, 3] and not any(one.then_ppo for one in rounds)
     assert [one.overwrite for one in rounds] == [False, False, True]
     assert rounds[1].argv[-4:] == ["--rounds", "2", "--then_ppo", "false"] and cfg.rounds == 3
+
+
+def test_a_round_samples_from_the_model_of_the_round_before(random_run, monkeypatch, rates):
+    """Training prompts, with other random numbers in each round, and held-out ones for the curve, with the
+    same. The rates of its steps are those of the log."""
+    seen, whole = [], rejection_sampling.sample_and_score
+
+    def sample_and_score(policy, enc, scorer, prompts, cfg):
+        seen.append((fingerprint(policy), prompts, torch.rand(1).item()))
+        return whole(policy, enc, scorer, prompts, cfg)
+
+    monkeypatch.setattr(rejection_sampling, "sample_and_score", sample_and_score)
+    monkeypatch.setattr(rejection_sampling, "count_from_sft", lambda *_: None)  # 300 answers
+    leave_reports_out(monkeypatch)
+    knobs = "--rounds 2 --answers_per_prompt 2 --max_new_tokens 8 --epochs 1 --batch_size 4 --device cpu"
+    rejection_sampling.main(f"--data mine --refresh_reward_model false {knobs}".split())
+    models, prompts, drawn = zip(*seen, strict=True)
+    sft, first, second = (record_of(random_run, name)["fingerprint"] for name in ("sft", "rs.1", "rs.2"))
+    assert models == (sft, sft, first, first) and len({sft, first, second}) == 3
+    assert prompts == (ASKED["train"], ASKED["test"]) * 2
+    assert drawn[0] != drawn[2] and drawn[1] == drawn[3]
+    logged = [row for name in ("rs.1", "rs.2") for row in data.load_rows(random_run / f"{name}.jsonl")]
+    assert rates == [row["lr"] for row in logged]
 
 
 @pytest.fixture

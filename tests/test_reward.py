@@ -115,15 +115,23 @@ def test_the_scale_is_measured_on_given_answers(make_gpt, enc):
 
 
 def test_the_scale_is_that_of_prompts_all_over_the_list(monkeypatch):
-    """Of 450 prompts in order every third is left out, of 100 each is asked three times."""
-    asked = []
-    monkeypatch.setattr("lab.scorers.answer", lambda model, enc, prompts, *rest: asked.append(prompts) or [])
+    """Of 450 prompts in order every third is left out, of 100 each is asked three times. The answers are like
+    those that will be scored, as long and as warm."""
+    asked, knobs = [], []
+
+    def answer(model, enc, prompts, *rest):
+        asked.append(prompts)
+        knobs.append(rest)
+        return []
+
+    monkeypatch.setattr("lab.scorers.answer", answer)
     scorer = SimpleNamespace(mean=0.0, std=1.0, measure_scale=lambda *args: None)
     for n in (450, 100):
         count_from_sft(scorer, SimpleNamespace(state={}), None, None, list(range(n)),
-                       SimpleNamespace(max_new_tokens=1, temperature=1.0))
+                       SimpleNamespace(max_new_tokens=5, temperature=0.7))
     assert asked[0] == [i for i in range(450) if i % 3 != 2]
     assert asked[1] == [i // 3 for i in range(300)]
+    assert knobs == [(5, 0.7)] * 2
 
 
 def test_measuring_again_forgets_the_scale_before(make_gpt, enc):

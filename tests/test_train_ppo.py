@@ -1,7 +1,6 @@
 """The formulas of PPO: numbers computed by hand, references written as plain loops, and what padding must
 never change. Then one step, and the loop."""
 import dataclasses
-import inspect
 import json
 import math
 import random
@@ -10,13 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ASKED, some_answers_end, watch
 
 import data
 import lab.run
 import lab.scorers
 import train_ppo
 from lab.records import load_model
-from lab.run import Stage
 from model import generate, join, token_logprobs
 from train_ppo import (
     Agent,
@@ -38,6 +37,7 @@ from train_pretrain import lm_loss
 from world.reward import Scorer, score_texts
 
 EOS, PAD = 10, 11
+PROMPTS = ASKED["train"]
 
 
 def close(got, expected, atol=1e-6):
@@ -571,23 +571,10 @@ def test_padding_a_batch_further_changes_nothing(make_gpt):
 # ------------------------------------------------------------------------------------------------
 
 
-def watch(monkeypatch, name, module=train_ppo):
-    """The arguments of every call of a function that the module knows, in the order of its signature, and its
-    result: a list that grows."""
-    formula, calls = getattr(module, name), []
-
-    def watched(*args, **named):
-        calls.append((inspect.signature(formula).bind(*args, **named).args, formula(*args, **named)))
-        return calls[-1][1]
-
-    monkeypatch.setattr(module, name, watched)
-    return calls
-
-
 def test_every_pass_takes_all_answers_in_a_new_order(make_gpt, monkeypatch):
     """Three passes over 8 answers, at most 5 a step: 4 and 4, not 5 and 3; in parts of 3. All that is known
     of an answer stays as it was when it was sampled."""
-    calls = watch(monkeypatch, "ppo_loss")
+    calls = watch(monkeypatch, "ppo_loss", train_ppo)
     cfg, agent = config(ppo_epochs=3, minibatch_size=5, micro_batch_size=3), two_networks(make_gpt)
     batch = sampled_batch(agent, cfg)
     sampled = dataclasses.replace(batch)
@@ -613,7 +600,7 @@ def test_the_order_of_answers_comes_from_the_seed_of_torch(make_gpt, monkeypatch
         random.seed(other)
         np.random.seed(other)
         with monkeypatch.context() as patch:
-            calls = watch(patch, "ppo_loss")
+            calls = watch(patch, "ppo_loss", train_ppo)
             update(agent, torch.optim.SGD(agent.parameters(), lr=0), batch, cfg)
         orders.append([args[1].texts for args, _ in calls])
     assert orders[0] == orders[1], "random numbers that are not torch's have a part in it"
@@ -622,7 +609,7 @@ def test_the_order_of_answers_comes_from_the_seed_of_torch(make_gpt, monkeypatch
 def test_the_parts_of_a_minibatch_divide_by_its_tokens(make_gpt, monkeypatch):
     """Two minibatches of 4 answers in parts of 3 and 1: all parts of one get the number of its real tokens,
     and their numbers are added up."""
-    calls = watch(monkeypatch, "ppo_loss")
+    calls = watch(monkeypatch, "ppo_loss", train_ppo)
     cfg, agent = config(minibatch_size=5, micro_batch_size=3), two_networks(make_gpt)
     updates = update(agent, torch.optim.SGD(agent.parameters(), lr=0), sampled_batch(agent, cfg), cfg)
     for numbers, some in zip(updates, (calls[:2], calls[2:]), strict=True):
@@ -678,7 +665,7 @@ def test_every_minibatch_begins_without_gradients(make_gpt, monkeypatch):
     """Two passes over two minibatches of 4 answers, in parts of 3 and 1. The weights stay where they are: the
     gradients of a pass, weighed by their tokens, are together that of the batch."""
     ([*whole, _],) = steps(make_gpt)
-    calls = watch(monkeypatch, "ppo_loss")
+    calls = watch(monkeypatch, "ppo_loss", train_ppo)
     found = steps(make_gpt, ppo_epochs=2, minibatch_size=5, micro_batch_size=3)
     tokens = [args[1].mask.sum() for args, _ in calls]
     assert len(found) == 4, "optimizer steps"
@@ -722,8 +709,6 @@ def test_the_loss_on_pretraining_text_has_its_weight(make_gpt):
 # Rollout, with models that know nothing
 # ------------------------------------------------------------------------------------------------
 
-PROMPTS = ["A dog is" + " a cat" * i for i in range(8)]
-
 
 class Lengths:
     """In place of a reward model: long answers are good ones."""
@@ -734,14 +719,6 @@ class Lengths:
         ids = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
         self.asked = ids, prompts, texts
         return lengths.float()
-
-
-def some_answers_end(model, enc):
-    """EOS becomes likelier than other tokens: some answers end, some are cut off."""
-    with torch.no_grad():
-        eos = model.wte.weight[enc.eot_token]
-        model.ln_f.bias += 4 * eos / eos.pow(2).sum()
-    return model
 
 
 def rolled_out(make_gpt, enc, prompts=PROMPTS, reference=None, kl_coef=0.1, scorer=None, **changes):
@@ -860,44 +837,36 @@ FLAGS = ("--data mine --batch_size 8 --minibatch_size 8 --micro_batch_size 8 --m
 
 
 @pytest.fixture
-def loop(tmp_path, monkeypatch, make_gpt, enc):
+def loop(random_run, monkeypatch):
     """loop(flags) runs train_ppo.py from random models and 8 prompts. Returns the rows of its metrics, and
     what its formulas got and gave: {name: [(arguments, result)]}."""
-    monkeypatch.setattr(lab.run, "picture", lambda file, *rest: file.write(b"no picture"))  # slow
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine").mkdir()
-    text = "A dog is a furry mammal. What is a cat? A cat is a small hunter.\n"
-    (tmp_path / "mine/pretrain.txt").write_text(text * 60)
-    rows = [json.dumps({"prompt": prompt, "split": "train"}) for prompt in PROMPTS]
-    (tmp_path / "mine/prompts.jsonl").write_text("\n".join(rows))
-    for seed, name in enumerate(("pretrain", "sft", "rm")):
-        model = make_gpt(seed, 0.2, vocab_size=enc.n_vocab, block_size=64, reward_head=name == "rm")
-        parent = Stage(train_ppo.Config(data="mine", device="cpu"), name)
-        parent.track(model=some_answers_end(model, enc))
-        parent.save(0, True)
-    (tmp_path / "runs/tiny-mine/tokenizer.json").write_text(data.dump_encoding(enc))
-    calls = {name: watch(monkeypatch, name) for name in FORMULAS}
+    calls = {name: watch(monkeypatch, name, train_ppo) for name in FORMULAS}
 
     def run(flags):
         train_ppo.main(f"{FLAGS} {flags}".split())
-        metrics = (tmp_path / "runs/tiny-mine/ppo.jsonl").read_text().splitlines()
+        metrics = (random_run / "ppo.jsonl").read_text().splitlines()
         return [json.loads(line) for line in metrics], calls
 
     return run
 
 
-def test_the_formulas_get_the_knobs(loop):
-    """Each its own, and none a number that was written into the loop."""
-    knobs = "--temperature 0.8 --kl_coef 0.3 --gamma 0.9 --lam 0.7 --clip 0.1 --value_clip 0.4"
+def test_the_formulas_get_the_knobs(loop, random_run, enc, monkeypatch):
+    """Each its own, and none a number that was written into the loop; the loss on text gets the text to learn
+    from, too."""
+    knobs = "--temperature 0.8 --kl_coef 0.3 --gamma 0.9 --lam 0.7 --clip 0.1 --value_clip 0.4 --ptx_coef 2"
+    on_text = watch(monkeypatch, "add_ptx_gradient", train_ppo)
     _, calls = loop(f"--steps 1 {knobs}")
     got = {name: calls[name][0][0] for name in calls}
     assert got["generate"][3:5] == (8, 0.8)
     assert got["kl_shaped_rewards"][4] == 0.3 and got["gae"][3:5] == (0.9, 0.7)
     assert got["ppo_policy_loss"][4] == 0.1 and got["value_loss"][4] == 0.4
+    (_, corpus, coef), _ = on_text[0]
+    assert coef == 2 and enc.decode(corpus.tolist()) == (random_run / "data/pretrain.txt").read_text()
 
 
 def test_every_prompt_goes_with_its_tokens(loop, enc, monkeypatch):
-    """The scorer gets the text, the policy the tokens: of the same prompt."""
+    """The scorer gets the text, the policy the tokens: of the same prompt. Each is asked, the last one, too:
+    that one of 8 is missing among 128 happens once in a million times."""
     roll, asked = train_ppo.rollout, []
 
     def noted(*args):
@@ -905,8 +874,8 @@ def test_every_prompt_goes_with_its_tokens(loop, enc, monkeypatch):
         return roll(*args)
 
     monkeypatch.setattr(train_ppo, "rollout", noted)
-    loop("--steps 2")
-    assert len({prompt for prompt, _ in asked}) > 2
+    loop("--steps 1 --batch_size 128 --minibatch_size 128 --micro_batch_size 128 --ppo_epochs 1")
+    assert {prompt for prompt, _ in asked} == set(PROMPTS)
     assert all(ids == data.encode_prompt(enc, prompt) for prompt, ids in asked)
 
 
@@ -946,10 +915,10 @@ def test_the_score_of_the_log_is_on_the_sft_scale(loop):
 
 
 def test_beta_moves_by_the_kl_of_each_iteration(loop):
-    """At first the KL is 0, far below the target: beta falls by the most, 0.2 x 8 answers / horizon 8."""
-    (first, second), calls = loop("--steps 2 --lr 0.01 --kl_coef 0.5 --kl_target 1 --kl_horizon 8")
-    assert first["kl_coef"] == 0.5 and second["kl_coef"] == pytest.approx(0.4)
-    assert [args[4] for args, _ in calls["kl_shaped_rewards"]] == pytest.approx([0.5, 0.4])
+    """It is far below the target: beta falls by the most, 0.2 x 8 answers / horizon 8, again and again."""
+    rows, calls = loop("--steps 3 --kl_coef 0.5 --kl_target 100 --kl_horizon 8")
+    assert [row["kl_coef"] for row in rows] == pytest.approx([0.5, 0.4, 0.32])
+    assert [args[4] for args, _ in calls["kl_shaped_rewards"]] == pytest.approx([0.5, 0.4, 0.32])
 
 
 def test_each_network_has_its_learning_rate_and_both_warm_up(loop):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import train_pretrain
-from data import UserError, dump_encoding, tokens_of
+from data import UserError, dump_encoding, load_rows, tokens_of
 from train_pretrain import check_init, first_words, held_out_texts, lm_loss, make_tokenizer
 
 
@@ -121,6 +121,17 @@ def test_only_a_pretrained_model_of_another_run_is_gone_on_with(tmp_path, enc, m
     kind["stage"] = "rm"
     with pytest.raises(UserError, match="checkpoint of the stage rm"):
         check_init(tmp_path / "pretrain.pt", tmp_path / "mine")
+
+
+def test_a_model_that_goes_on_learns_with_dropout(random_run, monkeypatch, rates):
+    """And at the rates of the log."""
+    monkeypatch.setattr(train_pretrain, "report", lambda stage, *rest: stage.finish("", [], ""))
+    logs, knobs = [], "--init runs/tiny-mine/pretrain.pt --steps 3 --batch_size 2 --device cpu"
+    for dropout in ("0", "0.5"):
+        train_pretrain.main(f"--data mine {knobs} --dropout {dropout} --run with{dropout}".split())
+        logs.append(load_rows(random_run.parent / f"with{dropout}/pretrain.jsonl"))
+    assert logs[0][0]["loss"] != logs[1][0]["loss"]
+    assert [row["lr"] for log in logs for row in log] == rates
 
 
 @pytest.mark.parametrize("text, expected", [

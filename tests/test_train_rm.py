@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import leave_reports_out, watch
 
 import lab.rankings
 import lab.run
@@ -654,7 +655,7 @@ FLAGS = ["--start", "pretrain", "--epochs", "6", "--batch_size", "4", "--lr", "1
 
 
 @pytest.mark.parametrize("more", [[], ["--loss", "regression"], ["--lm_coef", "0", "--ties", "half"]])
-def test_what_always_won_gets_the_higher_score(run, enc, capsys, more):
+def test_what_always_won_gets_the_higher_score(run, enc, capsys, rates, more):
     train_rm.main([*FLAGS, *more])
     model, checkpoint = load_model(run / "rm.pt")
     held_out = [row for row in load_rows(run / "rankings.jsonl") if row["split"] == "test"]
@@ -665,6 +666,7 @@ def test_what_always_won_gets_the_higher_score(run, enc, capsys, more):
     assert set(checkpoint["parents"]) == OF_RM | {"pretrain.pt", "rankings.jsonl", "rankings.pilot.jsonl"}
     log = [json.loads(line) for line in (run / "rm.jsonl").read_text().splitlines()]
     assert len(log) == checkpoint["step"] and log[-1]["loss"] < log[0]["loss"]
+    assert [row["lr"] for row in log] == rates
     assert [row["step"] for row in log if row["held_out_accuracy"] is not None] == [
         *range(0, len(log), 5), *([len(log) - 1] if (len(log) - 1) % 5 else [])]
     said = capsys.readouterr().out
@@ -694,13 +696,34 @@ def test_each_answer_goes_through_the_model_once_a_pass(run, monkeypatch):
     assert sum(seen) == 2 * 12 * 3, "the ranking that is one big tie holds no pair"
 
 
-def test_a_reward_model_goes_on_with_new_rankings(run, enc, capsys):
+def test_what_is_held_out_is_not_learned(run, enc, monkeypatch):
+    """Text; and rankings, of which the dev ones are for the curve and the scale."""
+    (run / "data/pretrain.held_out.txt").write_text("A cat is a furry mammal. " * 60)
+    calls = {name: watch(monkeypatch, name, train_rm) for name in ("text_loss", "accuracy", "calibrate")}
+    leave_reports_out(monkeypatch)
+    train_rm.main([*FLAGS, "--epochs", "1"])
+    got = {name: calls[name][0][0] for name in calls}
+    assert enc.decode(got["text_loss"][1].tolist()) == (run / "data/pretrain.txt").read_text()
+    dev = [row for row in load_rows(run / "rankings.jsonl") if row["split"] == "dev"]
+    assert got["accuracy"][2] == got["calibrate"][3] == dev
+
+
+def test_a_reward_model_goes_on_with_new_rankings(run, enc, capsys, monkeypatch):
     train_rm.main(FLAGS)
     new = [*rankings("A dog is man's best friend.", "A cat.", 8),
            *rankings("A dog is man's best friend.", "A cat.", 2, "test")]
     write_collection(run, "rankings.ppo", new)
     capsys.readouterr()
-    train_rm.main(["--start", "rm", "--rankings", "rankings.ppo", "--name", "rm.2", "--epochs", "8"])
+    scales, whole = set(), train_rm.group_scores
+
+    def group_scores(model, enc, batch):
+        scales.add((model.score_gain.item(), model.score_bias.item()))
+        return whole(model, enc, batch)
+
+    monkeypatch.setattr(train_rm, "group_scores", group_scores)
+    train_rm.main(["--start", "rm", "--rankings", "rankings.ppo", "--name", "rm.2", "--epochs", "6",
+                   "--damaged", "0.75"])
+    assert scales == {(1.0, 0.0)}, "raw scores while it learns"
     said = capsys.readouterr().out
     assert "earlier rounds' answers" in said and "scored by rm " in said
     model, checkpoint = load_model(run / "rm.2.pt")
@@ -708,7 +731,7 @@ def test_a_reward_model_goes_on_with_new_rankings(run, enc, capsys):
     assert checkpoint["knobs"]["lr"] == 1e-2 and checkpoint["knobs"]["batch_size"] == 4
     assert set(checkpoint["parents"]) == OF_RM | {"rm.pt", "rankings.jsonl", "rankings.pilot.jsonl",
                                                "rankings.ppo.jsonl"}
-    assert checkpoint["steps"] == 8 * round((8 + 4) / 4), "8 new rankings and 4 of the earlier ones"
+    assert checkpoint["steps"] == 6 * round((8 + 4 + 6) / 4), "8 new ones, 4 earlier ones, 6 damaged"
 
 
 def test_scores_may_begin_at_zero_but_not_those_of_a_model_that_goes_on(run):

@@ -6,13 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import data
 import preferences
 import rejection_sampling
 import train_ppo
 import train_rm
 import train_sft
-from data import UserError, lay_out, sft_batch
+from data import UserError, lay_out, load_rows, sft_batch
 from lab.measure import held_out_loss, sft_batches
+from lab.records import load_model
 from lab.school import by_length, examine, with_context
 from lab.tokens import laid_out
 from train_sft import batch_loss, order_of, rows_of, sft_loss
@@ -175,6 +177,24 @@ def test_an_examination_counts_verdicts_that_are_the_reviewers():
     judge = SimpleNamespace(next_token=lambda texts, words: [
         {w: float(says[text[0]] == w) for w in words} for text in texts])
     assert examine(judge, "comparisons", "Best=", reviews) == ["comparisons", 3, pytest.approx(2 / 3)]
+
+
+def test_what_is_held_out_is_measured_and_not_learned(random_run, enc, monkeypatch, rates):
+    """The loss of demonstrations, and the table's prompts. A step has the rate of the log, and dropout."""
+    asked = []
+    monkeypatch.setattr(train_sft, "compare", lambda models, enc, rows, *rest, **more: asked.extend(rows)
+                        or SimpleNamespace(text="", results={}))
+    logs, knobs = [], "--batch_size 4 --warmup 1 --device cpu"
+    for dropout in ("0", "0.5"):
+        train_sft.main(f"--data mine {knobs} --dropout {dropout} --name with{dropout}".split())
+        logs.append(load_rows(random_run / f"with{dropout}.jsonl"))
+    held_out = lay_out(enc, ["What is a cat?"], ["A small hunter."], 64)
+    model, _ = load_model(random_run / "with0.pt")
+    expected = held_out_loss(model, sft_batches(held_out, data.special_id(enc, "pad"), 1))
+    assert logs[0][-1]["test_loss"] == pytest.approx(expected, abs=1e-4)
+    assert [row["prompt"] for row in asked] == ["What is a cat?"] * 2
+    assert [row["lr"] for log in logs for row in log] == rates
+    assert logs[0][0]["loss"] != logs[1][0]["loss"]
 
 
 @pytest.mark.parametrize("script, flags, words", [

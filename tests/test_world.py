@@ -407,11 +407,12 @@ def test_reviews_never_ask_the_annotator(monkeypatch):
     assert all(review(rng, prompts, BY_SUBJECT, 0.5) for _ in range(300))
 
 
-def test_reviews_are_about_training_questions_alone(reviews):
-    others = [p.text for p in PROMPTS.values() if world_split(p.text) != "train" and not p.completion]
-    training = [row["prompt"] for row in reviews if row["split"] == "train"]
-    assert len(training) == 2000 and not any(f" {q} " in f" {text} " for q in others for text in training)
-    assert sum(row["split"] == "dev" for row in reviews) == 100
+def test_reviews_are_about_questions_of_their_own_split(reviews):
+    """Those to learn from about training questions alone, those to measure with about dev questions."""
+    for split, n in (("train", 2000), ("dev", 100)):
+        others = [p.text for p in PROMPTS.values() if world_split(p.text) != split and not p.completion]
+        texts = [row["prompt"] for row in reviews if row["split"] == split]
+        assert len(texts) == n and not any(f" {q} " in f" {text} " for q in others for text in texts)
 
 
 def notes_in(text):
