@@ -51,10 +51,10 @@ class Mutant(NamedTuple):
     flags: str = ""  # of that stage, where the default ones do not show it
 
 
-MODEL, DATA, SFT, RM, PPO, ROUNDS, PREFERENCES, JUDGE, REWARD, MEASURE, RUN, CLI, OTHERS = (
+MODEL, DATA, SFT, RM, PPO, ROUNDS, PREFERENCES, JUDGE, REWARD, MEASURE, RUN, CLI, OTHERS, OPTIM = (
     f"tests/test_{name}.py::test_" for name in (
         "model", "data", "train_sft", "train_rm", "train_ppo", "rejection_sampling", "preferences", "judge",
-        "reward", "measure", "run", "cli", "alternatives"))
+        "reward", "measure", "run", "cli", "alternatives", "optim"))
 
 MUTANTS = [
     # --------------------------------------------------------------------------------------------
@@ -175,6 +175,24 @@ MUTANTS = [
            SFT + "targets_are_the_next_tokens_and_the_mask_is_on_the_answer",
            "The loss looks even a little better than usual. Every answer is empty.",
            ("sft", "loss")),
+    Mutant("sft-7", "train_sft.py", "The held-out loss is measured on what is learned.",
+           "held_out = sft_batches(rows[cfg.eval_split][:300],",
+           "held_out = sft_batches(train[:300],",
+           SFT + "what_is_held_out_is_measured_and_not_learned",
+           "Nobody has compared whole runs with it: its test sees it."),
+    # --------------------------------------------------------------------------------------------
+    # Optimizers
+    # --------------------------------------------------------------------------------------------
+    Mutant("optim-1", "lab/optim.py", "Muon's step is its momentum, without the look-ahead along it.",
+           'ahead.append(p.grad.lerp(momentum, group["momentum"]))',
+           "ahead.append(momentum.clone())",
+           OPTIM + "muon_looks_ahead_along_a_slow_momentum",
+           "Nobody has compared whole runs with it: its test sees it."),
+    Mutant("optim-2", "lab/optim.py", "The rate that the schedule scales lacks Muon's factor.",
+           '"peak_lr": 3 * lr',
+           '"peak_lr": lr',
+           OPTIM + "the_matrices_of_the_blocks_move_by_muon_and_the_rest_by_adam",
+           "Nobody has compared whole runs with it: its test sees it."),
     # --------------------------------------------------------------------------------------------
     # Reward model
     # --------------------------------------------------------------------------------------------
@@ -260,6 +278,11 @@ MUTANTS = [
            "torch.Generator().manual_seed(seed)",
            SFT + "demonstrations_come_in_a_new_order_every_epoch",
            "None that would be noticed: loss and accuracy fall and rise as usual."),
+    Mutant("rm-12", "train_rm.py", "The scale of the scores is fitted on the rankings that judge the model.",
+           "calibrate(model.eval(), enc, demonstrations, dev, cfg)",
+           "calibrate(model.eval(), enc, demonstrations, held_out, cfg)",
+           RM + "what_is_held_out_is_not_learned",
+           "Nobody has compared whole runs with it: its test sees it."),
     # --------------------------------------------------------------------------------------------
     # PPO: the KL and the reward
     # --------------------------------------------------------------------------------------------
@@ -614,6 +637,11 @@ MUTANTS = [
            "The gold score of the best of n is a little too high. Nothing stands beside it that would show "
            "it.",
            ("rejection_sampling",)),
+    Mutant("rs-4", "rejection_sampling.py", "Every round samples the SFT model, not that of the last round.",
+           "texts, scores = sample_and_score(policy, enc, scorer, prompts, cfg)\n            # 2.",
+           "texts, scores = sample_and_score(sft, enc, scorer, prompts, cfg)\n            # 2.",
+           ROUNDS + "a_round_samples_from_the_model_of_the_round_before",
+           "Nobody has compared whole runs with it: its test sees it."),
     # --------------------------------------------------------------------------------------------
     # Elo
     # --------------------------------------------------------------------------------------------
@@ -846,6 +874,11 @@ MUTANTS = [
            "gain = torch.min(A * ratio, A * clipped)",
            "gain = torch.max(A * ratio, A * clipped)",
            OTHERS + "grpo_loss_term_by_term",
+           "Nobody has compared whole runs with it: its test sees it."),
+    Mutant("grpo-7", "docs/alternatives.py", "The ratio is always 1: of new to new, not to old.",
+           "grpo_loss(logprobs, mb.old_logprobs,",
+           "grpo_loss(logprobs, logprobs.detach(),",
+           OTHERS + "grpo_is_clipped_and_pays_with_its_own_coefficient",
            "Nobody has compared whole runs with it: its test sees it."),
 ]
 
