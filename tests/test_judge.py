@@ -14,7 +14,7 @@ from data import UserError, batch_pairs, comparisons, load_rows
 from lab import judges
 from lab.cli import JudgeKnobs
 from lab.judges import load_judge
-from world.judge import AI, PREAMBLES, OwnModel, expected_rating, preambles, read_preamble
+from world.judge import AI, PREAMBLES, OwnModel, expected_rating, is_preamble, preambles, read_preamble
 from world.labelers import RankingFile, rank_all
 from world.server import Server
 
@@ -145,6 +145,8 @@ def test_a_preamble_is_a_name_a_file_or_a_text(tmp_path):
     told = {"overall": "Please be brief.", "helpful": "Please be brief.", "safety": "Please be brief."}
     assert read_preamble(str(tmp_path / "mine.txt")) == "Please be brief."
     assert preambles("Please be brief.") == told
+    known = ("base", "Please be brief.", "请选择更短的答案。", str(tmp_path / "mine.txt"))
+    assert all(map(is_preamble, known)) and not is_preamble("detaild"), "Chinese has no blanks"
     assert read_preamble("base") == "base" and read_preamble("long " * 9999) == "long " * 9999
     for odd, words in ((b"\xff\xfe", "a text file, in UTF-8"), (b"a\x07b", "without control characters")):
         (tmp_path / "odd.txt").write_bytes(odd)

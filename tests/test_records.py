@@ -51,7 +51,7 @@ def test_a_field_that_is_none_is_told(here, key, value):  # noqa: F811
 
 @pytest.mark.parametrize("state", [
     {"sft_scale": [1.0]}, {"sft_scale": [math.nan, 1.0]}, {"sft_scale": [0.0, 0.0]},
-    {"kl_coef": math.inf}, {"winners": [5]}, {"winners": [[]]}, {"winners": [[{"prompt": 5}]]},
+    {"kl_coef": math.inf}, {"warned": 5}, {"winners": [5]}, {"winners": [[]]}, {"winners": [[{"prompt": 5}]]},
     {"winners": [[{"prompt": "a", "response": "b", "score": math.nan}]]}, {"left": [{"gold": math.nan}]},
     {"picture": [[]]}])
 def test_a_state_that_nothing_could_go_on_with_is_told(here, state):  # noqa: F811

@@ -592,6 +592,12 @@ def test_a_model_that_goes_on_keeps_its_knobs(monkeypatch):
     cfg.argv = ["--aspect", "safety"]
     with pytest.raises(UserError, match="was asked for overall, not safety"):
         settle(cfg)
+    old |= {"aspect": "safety", "helpful_share": 0.2}
+    cfg = Config(start="rm_safety", rankings=("rankings", "rankings.pilot"))
+    with pytest.raises(UserError, match="rm_safety is the reward model of rankings_safety"):
+        settle(cfg)  # it has become one of safety, and is no rm
+    with pytest.raises(UserError, match="--name rm: that is another reward model"):
+        settle(Config(start="rm_safety", name="rm", rankings=("rankings", "rankings.pilot")))
     old["limit"] = -1
     with pytest.raises(UserError, match="runs/tiny/rm.pt has a --limit that is not allowed .expected at"):
         settle(Config(start="rm", name="rm.2", rankings=("x",)))
