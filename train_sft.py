@@ -93,7 +93,7 @@ def sft_loss(logits, targets, response_mask):
     logits:        (B, T, V)
     targets:       (B, T) already shifted; a slice, not contiguous
     response_mask: (B, T) aligned with targets: 1 where the target belongs to the answer
-    (InstructGPT, Ouyang et al. 2022, section 3.5.)
+    (SFT: InstructGPT, Ouyang et al. 2022, section 3.5; on the answer alone: Llama 2, section 3.1.)
     """
     losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
     return (losses * response_mask).sum() / response_mask.sum()
