@@ -167,7 +167,7 @@ def questions_of(prompts, cfg):
         raise UserError(f"no training prompt is {kind}, and --aspect {cfg.aspect} asks about those")
     each = {"sft": PER_PROMPT[cfg.aspect], "pilot": 2, "pilot_ai": 2}.get(cfg.answers_of, 1)
     wanted = cfg.questions or (20 if cfg.labeler == "human" else each * len(training))
-    rng, drawn = random.Random(cfg.seed), []
+    rng, drawn = random.Random(seed_of_questions(cfg)), []
     while len(drawn) < wanted:
         drawn += rng.sample(training, len(training))
     return drawn[:wanted], split["dev"] + split["test"] * cfg.held_out_rankings
@@ -233,7 +233,8 @@ def ask(path, prompts, labeler, policy, cfg, held_out=False):
             first = labeler.done // N * N
 
             # 1. Sample K answers to each of the next prompts; whoever goes on samples the same N again.
-            questions = sample(policy, prompts[first : first + N], K, f"{cfg.seed} {what} {first}")
+            seed = f"{seed_of_questions(cfg)} {what} {first}"
+            questions = sample(policy, prompts[first : first + N], K, seed)
             questions = [{**question, "answers_of": cfg.answers_of} for question in questions]
             try:
                 # 2. Have them ranked, and 3. keep every ranking before the next question is asked.
@@ -259,11 +260,20 @@ def name_of(cfg):
     return f"rankings{aspect}{labeler}{model}"
 
 
+def own_seed(cfg):
+    """The seed of a collection: one with a name of its own has its own."""
+    return cfg.seed if cfg.name in ("", name_of(cfg)) else cfg.seed + zlib.crc32(cfg.name.encode())
+
+
+def seed_of_questions(cfg):
+    """The seed of its prompts and answers. People who collect under names of their own are asked other
+    questions each, so that they can share the work; a simulated human or an AI is asked the same ones."""
+    return own_seed(cfg) if cfg.labeler == "human" else cfg.seed
+
+
 def labelers(stage, enc, cfg):
     """(who labels the training questions, who the held-out ones, or None)."""
-    # A collection with a name of its own has noise of its own.
-    seed = cfg.seed if cfg.name == name_of(cfg) else cfg.seed + zlib.crc32(cfg.name.encode())
-    simulated = SimulatedHuman(seed, cfg.noise, cfg.tie_gap, cfg.flip_rate, cfg.position_habit)
+    simulated = SimulatedHuman(own_seed(cfg), cfg.noise, cfg.tie_gap, cfg.flip_rate, cfg.position_habit)
     if cfg.labeler == "simulated":
         return simulated, simulated
     if cfg.labeler == "human":

@@ -21,7 +21,6 @@ sys.path.insert(0, str(HERE.parent))
 import lab.before_torch
 
 import torch
-import torch.nn.functional as F
 from beside import beside, report
 
 import data
@@ -98,10 +97,8 @@ def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, p_chosen=None):
     p_chosen: (P,) probability that `chosen` is the better one, or None: it is
     Example: policy = reference -> log 2; beta 0.5, one nat more for the better one alone -> 0.474.
     """
-    z = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
-    if p_chosen is None:
-        return -F.logsigmoid(z).mean()
-    return -(p_chosen * F.logsigmoid(z) + (1 - p_chosen) * F.logsigmoid(-z)).mean()
+    r_chosen, r_rejected = beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
+    return train_rm.bradley_terry_loss(r_chosen, r_rejected, p_chosen=p_chosen)
 
 
 def rloo_advantages(rewards):

@@ -9,7 +9,6 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from data import comparisons, is_thumb, sft_batch
 from lab.cli import InvariantError
@@ -128,8 +127,7 @@ def held_out_loss(model, batches):
         T = batch[0].shape[1]
         parts = (x.to(device).split(rows_at_once(model, T, 256, T)) for x in batch)
         for inputs, targets, mask in zip(*parts, strict=True):
-            losses = F.cross_entropy(model(inputs).transpose(1, 2), targets, reduction="none")
-            total += (losses * mask).sum().item()
+            total -= (token_logprobs(model(inputs), targets) * mask).sum().item()
             count += mask.sum().item()
     model.train(was_training)
     return total / count

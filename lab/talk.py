@@ -29,6 +29,7 @@ from data import (
     special_id,
 )
 from lab.cli import Help, Parser, add_flag, did_you_mean, knob
+from lab.commands import recipe_of
 from lab.hub_export import export
 from lab.machine import pick_device
 from lab.measure import agreement, full_kl_and_entropy, wilson, win_rate
@@ -157,13 +158,17 @@ def speaker(path, device, label):
 
 
 def others(path):
-    """What there is in place of a checkpoint that is missing, as the end of a sentence."""
+    """What there is in place of a checkpoint that is missing, and what makes it, as the end of a sentence."""
+    script, *flags = (recipe_of(path.stem) or "train_ppo.py").split()
+    makes = f"{' '.join(['python', script, '--config tiny', *flags])} makes"
     if not path.parent.is_dir():
-        return f" (there is no folder {path.parent}; python train_ppo.py --config tiny makes runs/tiny)"
+        made = path if path.parent == Path("runs/tiny") else "runs/tiny"
+        return f" (there is no folder {path.parent}; {makes} {made})"
     names = sorted(p.name for p in path.parent.glob("*.pt"))
-    if not names:
-        return f"; {path.parent} has none yet"
-    return f"; {path.parent} has {', '.join(names)}{did_you_mean(path.name, names)}"
+    has = f"; {path.parent} has {', '.join(names) or 'none yet'}"
+    if path.parent == Path("runs/tiny") and recipe_of(path.stem):
+        return f"{has}; {makes} it"
+    return has + did_you_mean(path.name, names)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ for whoever writes them.
     python tests/assignment.py OUT                   writes the student's repository into the new folder OUT,
                                                      with HANDOUT.md and, in Chinese, HANDOUT.zh.md
     python tests/assignment.py OUT --problems 1-5,7  asks for some of the problems; what they need is given
-                                                     solved, or with --blank is not
+                                                     solved, with --solved all others are, so that every
+                                                     command works, and with --blank none
     python tests/assignment.py OUT --grade           grades it: points for each problem; --json for machines,
                                                      --gradescope FILE for Gradescope
     python tests/assignment.py FOLDER --grade-all    grades every folder in FOLDER, and writes grades.csv and
@@ -35,7 +36,7 @@ from grader.attacks import attack_all
 from grader.examine import in_words, standing
 from grader.handout import write
 from grader.points import Grader, grade, grade_all, gradescope, read_student, submissions_in, write_json
-from grader.problems import ALL, PROBLEMS, Mistake
+from grader.problems import ALL, PROBLEMS, Mistake, needed_by
 from grader.proof import prove
 from grader.sources import check, numbers_in
 
@@ -60,6 +61,8 @@ def make_parser():
     parser.add_argument("--problems", metavar="NUMBERS", help="some of the problems, as in 1-5,7")
     parser.add_argument("--blank", action="store_true",
                         help="leave blank what the problems need, too: the student's own from earlier")
+    parser.add_argument("--solved", action="store_true",
+                        help="give solutions of all other problems, which the experiments need")
     parser.add_argument("--variant", type=int, metavar="SEED",
                         help="grade with other numbers and hidden cases; SEED from 1, the same for a class")
     parser.add_argument("--json", action="store_true",
@@ -81,7 +84,9 @@ def check_flags(args):
          "expected OUT, the folder of a student's repository, or --prove or --attack"),
         ((args.json or args.gradescope) and not args.grade,
          "--json and --gradescope go with OUT: python tests/assignment.py OUT --grade --json"),
-        (args.blank and (grades or alone), "--blank says what is written: give it without --grade"),
+        ((args.blank or args.solved) and (grades or alone),
+         "--blank and --solved say what is written: give them without --grade"),
+        (args.blank and args.solved, "--blank or --solved: give one of them"),
         (args.variant is not None and not grades, "--variant goes with --grade or --grade-all"),
         (args.variant is not None and args.variant < 1,
          f"--variant {args.variant}: expected a number from 1"),
@@ -99,7 +104,8 @@ def act(args):
     """Do what the command line asks for. Returns the exit code."""
     numbers = numbers_in(args.problems) if args.problems else list(ALL)
     if not (args.grade or args.grade_all or args.prove or args.attack):
-        write(args.out, numbers, args.blank)
+        given = [n for n in ALL if n not in numbers] if args.solved else needed_by(numbers)
+        write(args.out, numbers, [] if args.blank else given)
         points = sum(PROBLEMS[n - 1].points for n in numbers)
         print(f"{args.out}: {len(numbers)} problems, {points} points; HANDOUT.md and HANDOUT.zh.md there are "
               "for the student")

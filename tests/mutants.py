@@ -7,6 +7,8 @@ would see of it in a run.
     python tests/mutants.py list                         names and symptoms, without saying what is wrong
     python tests/mutants.py apply ppo-7 OUT              an exercise: a broken copy in the new folder OUT, the
                                                          symptom, and the command that shows it
+    python tests/mutants.py apply sft-3 OUT --solved 1-3 and of the problems of tests/assignment.py only these
+                                                         solved, for a class that has not got further
     python tests/mutants.py apply ppo-7 --answer         its solution; writes nothing
     python tests/mutants.py symptom ppo-7 OUT.png        trains the stage right and wrong and draws what
                                                          shows it
@@ -35,6 +37,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+from grader.problems import ALL, FILES, Mistake
+from grader.sources import blanked, numbers_in
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -766,15 +771,15 @@ MUTANTS = [
     # DPO, RLOO, GRPO
     # --------------------------------------------------------------------------------------------
     Mutant("dpo-1", "docs/alternatives.py", "The sign: the worse answer becomes the likelier one.",
-           "z = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))",
-           "z = beta * ((rejected - ref_rejected) - (chosen - ref_chosen))",
+           "bradley_terry_loss(r_chosen, r_rejected, p",
+           "bradley_terry_loss(r_rejected, r_chosen, p",
            OTHERS + "dpo_counts_what_the_policy_changed",
            "The loss falls as usual, but the share of pairs that the implicit reward ranks right falls "
            "below one half, where it should rise.",
            ("dpo", "accuracy", "loss")),
     Mutant("dpo-2", "docs/alternatives.py", "The reference is left out.",
-           "z = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))",
-           "z = beta * (chosen - rejected)",
+           "r_chosen, r_rejected = beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)",
+           "r_chosen, r_rejected = beta * chosen, beta * rejected",
            OTHERS + "dpo_counts_what_the_policy_changed",
            "The loss does not begin at the logarithm of two, where it begins in every right run: before the "
            "first step the policy has changed nothing.",
@@ -798,11 +803,11 @@ MUTANTS = [
            OTHERS + "log_probabilities_are_those_of_whole_answers",
            "Nobody has compared whole runs with it: its test sees it."),
     Mutant("dpo-6", "docs/alternatives.py", "A doubtful label counts as a sure one.",
-           "return -(p_chosen * F.logsigmoid(z) + (1 - p_chosen) * F.logsigmoid(-z)).mean()",
-           "return -(p_chosen * F.logsigmoid(z)).mean()",
+           "(r_chosen, r_rejected, p_chosen=p_chosen)",
+           "(r_chosen, r_rejected)",
            OTHERS + "dpo_with_a_doubtful_label",
-           "None with the simulated human, whose labels are sure. With those of an AI the loss begins below "
-           "the logarithm of two."),
+           "None with the simulated human, whose labels are sure. With those of an AI the loss falls lower "
+           "than the doubt in the labels allows."),
     Mutant("rloo-1", "docs/alternatives.py", "The baseline holds the answer itself.",
            "others = (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)",
            "others = rewards.mean(1, keepdim=True)",
@@ -892,11 +897,8 @@ GALLERY = ("pretrain-1", "pretrain-2", "sft-3", "sft-5", "rm-1", "rm-2", "sample
 # equally old.
 PARTS = ("*.py", "*.md", "*.txt", "*.toml", "LICENSE", "world/*.py", "lab/*.py", "tests/*.py", "docs/**/*.py",
          "docs/**/*.md", "docs/**/*.png")
-OURS = ("mutants.py", "test_mutants.py", "bugs.png")
-
-
-class Mistake(Exception):
-    """What whoever typed the command can mend; one sentence."""
+OURS = ("mutants.py", "test_mutants.py", "bugs.png", "teaching.md", "teaching-answers.md")
+SOLVES = ("docs/alternatives.py",)  # some problems in passing
 
 
 def problem(mutant):
@@ -913,15 +915,32 @@ def broken(mutant):
     return (ROOT / mutant.file).read_text(encoding="utf-8").replace(mutant.right, mutant.wrong)
 
 
-def copy_to(folder, mutant=None, tests=True):
-    """Write a copy of the repository into a new folder, with the bug of a mutant in it."""
+def copy_to(folder, mutant=None, tests=True, solved=ALL):
+    """Write a copy of the repository into a new folder, with the bug of a mutant in it. solved: the problems
+    of tests/assignment.py that are solved there."""
     changed = {ROOT / mutant.file: broken(mutant).encode("utf-8")} if mutant else {}
+    others = ()
+    if solved != ALL:
+        changed |= {ROOT / file: blank_but(file, solved, mutant) for file in FILES}
+        others = [ROOT / name for name in SOLVES if name != mutant.file]
     parts = [part for part in PARTS if tests or part != "tests/*.py"]
-    for path in sorted({path for part in parts for path in ROOT.glob(part)}):
+    for path in sorted({path for part in parts for path in ROOT.glob(part)}.difference(others)):
         if path.name not in OURS:
             target = folder / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(changed.get(path) or path.read_bytes())
+
+
+def blank_but(file, solved, mutant):
+    """The bytes of a file with only some of the problems solved, and the bug in it. Raises Mistake where the
+    bug is in what is blank then."""
+    text = blanked(file, solved)
+    if file == mutant.file:
+        if mutant.right not in text:
+            raise Mistake(f"{mutant.name} is in a function of {file} that --solved leaves blank: name its "
+                          "problem, too")
+        text = text.replace(mutant.right, mutant.wrong)
+    return text.encode("utf-8")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1207,8 +1226,9 @@ def how_to_see(mutant, out):
             "The same command with the right code shows what is usual.")
 
 
-def apply(mutant, out, answer):
-    """Write the exercise and print its symptom and how to see it, or print its solution."""
+def apply(mutant, out, answer, solved=ALL):
+    """Write the exercise and print its symptom and how to see it, or print its solution. solved: see
+    copy_to."""
     if answer:
         print(f"{mutant.file}: {mutant.what}\n\nwrong:\n{mutant.wrong}\n\nright:\n{mutant.right}\n\n"
               f"Its test: {mutant.test}")
@@ -1221,7 +1241,7 @@ def apply(mutant, out, answer):
         raise Mistake(f"{out} is inside this repository: name a folder outside, where the right code is not "
                       "next to it")
     else:
-        copy_to(out, mutant, tests=False)
+        copy_to(out, mutant, tests=False, solved=solved)
         print(f"{mutant.symptom}\n\n{out} has one wrong place, and no tests: they would name it.\n"
               f"{how_to_see(mutant, out)}")
 
@@ -1246,7 +1266,8 @@ def main(argv=None):
                 print(textwrap.fill(f"{m.name:<12}{m.symptom}", width, subsequent_indent=" " * 12,
                                     break_on_hyphens=False))
         elif args.command == "apply":
-            apply(by_name(args.name), args.out, args.answer)
+            solved = numbers_in(args.solved, "--solved") if args.solved else ALL
+            apply(by_name(args.name), args.out, args.answer, solved)
         elif args.out.suffix != ".png" or not args.out.resolve().parent.is_dir():
             raise Mistake(f"{args.out}: expected a .png file in a folder that is there")
         elif args.command == "symptom":
@@ -1274,6 +1295,8 @@ def parser_of_commands():
         command.add_argument("name", metavar="NAME")
     exercise.add_argument("out", metavar="OUT", type=Path, nargs="?", help="a new folder")
     exercise.add_argument("--answer", action="store_true", help="print the solution instead")
+    exercise.add_argument("--solved", metavar="NUMBERS",
+                          help="leave all problems of the assignment but these blank, as in 1-3")
     for command in (one, many):
         command.add_argument("out", metavar="OUT", type=Path, help="a .png file")
         command.add_argument("--run-folder", type=Path, default=Path("runs/tiny"), metavar="FOLDER",

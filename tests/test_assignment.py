@@ -98,12 +98,13 @@ def test_the_student_gets_everything_else_and_no_solution(student):
     files = {path.relative_to(student).as_posix() for path in student.rglob("*") if path.is_file()}
     left_out = set(repository()) - files
     handouts = files - set(repository())
-    assert handouts == {"HANDOUT.md", "HANDOUT.zh.md"}
+    assert handouts == {"HANDOUT.md", "HANDOUT.zh.md", "ANSWERS.md"}
     assert left_out >= {f"tests/{name}.py" for name in (
         "assignment", "test_assignment", "mutants", "test_mutants", "test_layout")}
     assert not [name for name in left_out if name.startswith(("world/", "lab/")) or "/" not in name]
     pages_and_pictures = {name for name in repository() if name.startswith("docs/")}
-    kept = {name for name in pages_and_pictures if "teaching" not in name and "bugs.png" not in name}
+    theirs = ("teaching", "bugs.png", "alternatives.py", "6-alternatives")  # for teachers, or with solutions
+    kept = {name for name in pages_and_pictures if not any(part in name for part in theirs)}
     assert files & pages_and_pictures == kept
     for name in files - handouts:
         expected = (ROOT / name).read_bytes()
@@ -128,16 +129,19 @@ def test_no_page_names_what_was_left_out(student):
 
 
 def test_some_problems_are_handed_out_with_what_they_need(tmp_path, capsys):
-    """Problem 12 needs seven others: given, solved, or with --blank not; the rest is blank all the same."""
-    for flags, solved in (([], {1, 3, 6, 7, 8, 9, 10}), (["--blank"], set())):
-        out = tmp_path / f"student{len(flags)}"
+    """Problem 12 needs seven others: given, solved, or with --blank not; the rest is blank all the same, or
+    with --solved given, too."""
+    needed, others = {1, 3, 6, 7, 8, 9, 10}, set(range(1, 12))
+    for flags, solved in (([], needed), (["--blank"], set()), (["--solved"], others)):
+        out = tmp_path / f"student{''.join(flags)}"
         assert main([str(out), "--problems", "12", *flags]) == 0
         for file in FILES:
             assert (out / file).read_text(encoding="utf-8") == blanked(file, solved)
         for words, own in ((english, "bring your own"), (chinese, "请用你自己的")):
             text = (out / words.FILE).read_text(encoding="utf-8")
             assert re.findall(r"^## (\d+)\.", text, re.M) == ["12"]
-            assert (own in text) == bool(flags)
+            assert (own in text) == (flags == ["--blank"])
+        assert re.findall(r"^## (\d+)\.", (out / "ANSWERS.md").read_text(encoding="utf-8"), re.M) == ["12"]
     assert "1 problems, 18 points" in capsys.readouterr().out
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import mutants
 import pytest
 from conftest import ROOT
+from grader.problems import ALL, FILES, problems_of
 from mutants import GALLERY, METRICS, MUTANTS, STAGES, Mutant, broken, how_to_see, main, verdict
 
 from lab.cli import InvariantError, parse
@@ -131,6 +132,22 @@ def test_an_exercise_differs_in_one_file_and_shows_no_trace(tmp_path, capsys, na
         assert not (out / part).exists(), part
 
 
+def test_an_exercise_for_a_class_that_has_not_got_further(tmp_path, capsys):
+    """Of the assignment's problems only those that are handed in already are solved in it."""
+    out = tmp_path / "exercise"
+    assert main(["apply", "sft-3", str(out), "--solved", "1-3"]) == 0
+    mutant = MUTANTS[NAMES.index("sft-3")]
+    assert (out / mutant.file).read_text(encoding="utf-8").count(mutant.wrong) == 1
+    for file in FILES:
+        wanted = {number for number in problems_of(file).values() if number > 3}
+        text = (out / file).read_text(encoding="utf-8")
+        assert {n for n in ALL if f'NotImplementedError("problem {n}: ' in text} == wanted, file
+    for part in ("docs/alternatives.py", "docs/teaching-answers.md", "docs/zh/teaching-answers.md"):
+        assert not (out / part).exists(), part
+    assert main(["apply", "dpo-2", str(tmp_path / "other"), "--solved", "1-3"]) == 0
+    assert (tmp_path / "other/docs/alternatives.py").exists(), "its own file is there"
+
+
 def test_the_solution_says_what_is_wrong_and_writes_nothing(tmp_path, capsys):
     mutant = MUTANTS[NAMES.index("ppo-16")]
     assert main(["apply", "ppo-16", str(tmp_path / "again"), "--answer"]) == 0
@@ -145,6 +162,8 @@ def test_the_solution_says_what_is_wrong_and_writes_nothing(tmp_path, capsys):
     (["apply", "ppo-1", str(ROOT / "inside")], "inside this repository"),
     (["apply", "ppo-1"], "new folder OUT"),
     (["apply"], "required: NAME"),
+    (["apply", "ppo-1", "out", "--solved", "1-3"], "that --solved leaves blank"),
+    (["apply", "sft-3", "out", "--solved", "0"], "--solved 0: there are problems 1 to 12"),
     (["--only", "ppo-0"], "ppo-0: no mutant has this name"),
     (["--jobs", "0"], "at least 1"),
     (["--jobs", "two"], "invalid int"),

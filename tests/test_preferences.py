@@ -248,6 +248,19 @@ def test_two_parts_of_a_collection_share_a_file_and_more_questions_go_on(tmp_pat
     assert len(load_rows(path)) == 11 + len(held_out)
 
 
+@pytest.mark.parametrize("labeler, theirs", [("human", True), ("simulated", False), ("ai", False)])
+def test_people_who_collect_under_names_of_their_own_share_the_work(tmp_path, labeler, theirs):
+    """Each is asked about other prompts and other answers; several of the others label the same ones."""
+    usual, *own = (Config(labeler=labeler, questions=5, name=name) for name in ("", "anna", "ben"))
+    asked = [questions_of(PROMPTS, cfg)[0] for cfg in (usual, *own)]
+    answers = [[row["responses"] for row in ask(tmp_path / f"{i}.jsonl", PROMPTS[:5], Largest(), policy, cfg)]
+               for i, cfg in enumerate((usual, *own))]
+    for found in (asked, answers):
+        different = found[0] != found[1] != found[2] != found[0]
+        assert different if theirs else found[0] == found[1] == found[2]
+    assert asked[0] == questions_of(PROMPTS, Config(questions=5))[0], "under the usual name the usual ones"
+
+
 def test_the_number_of_answers_is_the_labelers_unless_a_flag_says_otherwise(tmp_path):
     def counting(prompts):
         return [SimpleNamespace(text=str(i)) for i in range(len(prompts))]

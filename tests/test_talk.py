@@ -244,7 +244,9 @@ def test_a_reward_model_alone_asks_for_answers(run, capsys, typed):
 
 MISTAKES = [
     ("pppo.pt --prompt A", "pppo.pt: no such checkpoint; . has ppo.pt, rm.pt, sft.pt: did you mean ppo.pt"),
-    ("../none/ppo.pt --prompt A", "there is no folder"),
+    ("../none/ppo.pt --prompt A", "there is no folder .*; python train_ppo.py --config tiny makes runs/"),
+    ("runs/tiny/sft.pt --prompt A", "; python train_sft.py --config tiny makes runs/tiny/sft.pt"),
+    ("runs/tiny/rm_first.pt --prompt A", "train_rm.py --config tiny --rankings rankings --epochs 1 --name"),
     ("rm.pt --prompt A", "rm.pt is a reward model: give it an answer to score with --response"),
     ("rm.pt --response A", "give both"),
     ("sft.pt --prompt A --response B", "needs a reward model; .*sft.pt is a checkpoint of the stage sft"),

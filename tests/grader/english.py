@@ -24,10 +24,11 @@ seconds. A problem with prerequisites can be tested only when those are solved.{
 functions of the program are written, `python -m pytest` and `python train_ppo.py --config tiny` work.
 
 **Hints, questions, experiments.** Hints are folded away: try twenty minutes without. Questions are answered
-in words; they bring none of the points here. Experiments come last, for their commands train whatever is
-missing: those of pretraining, SFT and talking to a model need problems 1 to 3, a reward model of `--rankings
-rankings` 4 as well, PPO and the usual reward model all but 5 and 11, and rejection sampling 11, too. What is
-not written yet ends a command with `NotImplementedError` and the number of its problem.
+in words, in `ANSWERS.md`: 4 points each, which your teacher gives, apart from those here. Experiments come
+last, for their commands train whatever is missing (talking to a model trains nothing): those of pretraining
+and SFT need problems 1 to 3, a reward model of `--rankings rankings` 4 as well, PPO and the usual reward
+model all but 5 and 11, and rejection sampling 11, too. What is not written yet ends a command with
+`NotImplementedError` and the number of its problem.
 
 **How to hand in.** This whole folder. Only the files that the table below names are read, and of these only
 the functions asked for, with the functions, constants and imports of your own that they use, each in the same
@@ -51,9 +52,10 @@ other; so does one that Python cannot read.
 
 {sections}
 """
-GIVEN = " The problems below need these others, which are given, solved: {problems}."
+GIVEN = " These others are given, solved: {problems}."
 NOT_GIVEN = " The problems below need these others, which are not given, so bring your own: {problems}."
 OTHERS = " Blank as well, but no part of this sheet: {problems}."
+ANSWERS = "# Answers to the written questions"
 NOTE = """> An assignment: some functions here are blank, and commands that need them do not work yet. Begin
 > with [HANDOUT.md](HANDOUT.md).
 

@@ -18,8 +18,8 @@ DEAD = re.compile(rf"<!-- [^>]*{MADE_BY}[^>]* -->\n+|[;；][^;；.。]*{MADE_BY}
 
 
 def page(file):
-    """The text of a page without what a student has no use for: sections, commands, figures of scripts that
-    stay here; a link to what stays here is its words, a picture its caption."""
+    """The text of a page without what a student has no use for: sections, paragraphs, commands, figures of
+    scripts that stay here; a link to what stays here is its words, a picture its caption."""
     names = for_students()
 
     def plain(link):
@@ -30,8 +30,10 @@ def page(file):
             return link[0]
         return f"*[picture: {words}]*" if picture else words
 
-    text = (ROOT / file).read_bytes().decode("utf-8")
-    return LINK.sub(plain, DEAD.sub("", STAYS.sub("", text)))
+    text = DEAD.sub("", STAYS.sub("", (ROOT / file).read_bytes().decode("utf-8")))
+    gone = [f"`python {name} " for name in left_out()]
+    paragraphs = [block for block in text.split("\n\n") if not any(command in block for command in gone)]
+    return LINK.sub(plain, "\n\n".join(paragraphs))
 
 
 LANGUAGES = {"en": english, "zh": chinese}
@@ -64,25 +66,33 @@ def section(number, language):
         nodes=" ".join(problem.nodes()))
 
 
-def handout(language="en", numbers=ALL, blank=False):
-    """The text of HANDOUT.md or HANDOUT.zh.md. blank: whether what the problems need is left blank, too."""
+def handout(language="en", numbers=ALL, given=()):
+    """The text of HANDOUT.md or HANDOUT.zh.md. given: the problems that are solved."""
     words, needs = LANGUAGES[language], needed_by(numbers)
-    others = [n for n in ALL if n not in (*numbers, *needs)]
+    others = [n for n in ALL if n not in (*numbers, *needs, *given)]
     chosen = [PROBLEMS[number - 1] for number in numbers]
-    needed = words.NOT_GIVEN if blank else words.GIVEN
+    lacking = [n for n in needs if n not in given]
     rows = [f"| {n}. {title(n, language)} | {p.points} | {quoted(p.functions, words.COMMA)} |"
             for n, p in zip(numbers, chosen, strict=True)]
     return words.PAGE.format(
         n=len(chosen), points=sum(p.points for p in chosen), version=version(), rows="\n".join(rows),
-        needed=needed.format(problems=listed(needs, language)) if needs else "",
+        needed="".join(sentence.format(problems=listed(problems, language)) for sentence, problems
+                       in ((words.GIVEN, given), (words.NOT_GIVEN, lacking)) if problems),
         others=words.OTHERS.format(problems=listed(others, language)) if others else "",
         imports=quoted((name for name in IMPORTS if name != "__future__"), words.COMMA),
         sections="\n\n".join(section(number, language) for number in numbers))
 
 
-def write(out, numbers=ALL, blank=False):
-    """Write the student's repository into the new folder `out`: these problems blank, what they need solved
-    unless `blank`, what neither asks for nor needs blank, too, for it may be asked for later."""
+def answer_sheet(numbers):
+    """The text of ANSWERS.md: a heading for each written question, in both languages, to write below."""
+    heads = [words.ANSWERS for words in LANGUAGES.values()]
+    questions = ["## {}. {} · {}".format(n, *(title(n, language) for language in LANGUAGES)) for n in numbers]
+    return "\n\n".join([*heads, *questions]) + "\n"
+
+
+def write(out, numbers=ALL, given=()):
+    """Write the student's repository into the new folder `out`: these problems blank, those of `given`
+    solved, and all others blank, too, for they may be asked for later."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Mistake(f"{out} exists already: name a new folder for the student's repository, or give "
                       "--grade to grade this one")
@@ -93,10 +103,11 @@ def write(out, numbers=ALL, blank=False):
     changed = {name: page(name) for name in names if name.endswith(".md")}
     for file, words in (("README.md", english), ("docs/zh/README.md", chinese)):
         changed[file] = words.NOTE + changed[file]
-    changed |= {file: blanked(file, () if blank else needed_by(numbers)) for file in FILES}
+    changed |= {file: blanked(file, given) for file in FILES}
     write_to(out, names, changed)
     for language, words in LANGUAGES.items():
-        (out / words.FILE).write_text(handout(language, numbers, blank), encoding="utf-8")
+        (out / words.FILE).write_text(handout(language, numbers, given), encoding="utf-8")
+    (out / "ANSWERS.md").write_text(answer_sheet(numbers), encoding="utf-8")
 
 
 def left_out():

@@ -17,6 +17,7 @@ OURS = (  # what students do not get
     "tests/*benchmark*.py", "tests/peers.py",
     "tests/test_layout.py", "tests/test_docs.py",  # house rules, which say nothing about a student's code
     "docs/*teaching*.md", ".ci/*", ".github/*",
+    "docs/alternatives.py", "tests/test_alternatives.py", "docs/*6-alternatives.md",  # solve 9 in passing
 )
 
 
@@ -125,14 +126,14 @@ def write_to(folder, names, changed):
         (folder / name).write_bytes(text)
 
 
-def numbers_in(text):
+def numbers_in(text, flag="--problems"):
     """"1-3,7" -> [1, 2, 3, 7]. Raises Mistake."""
     found = set()
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
         if not (first.isdecimal() and (last or first).isdecimal()):
-            raise Mistake(f"--problems {text}: expected numbers as in 1-5,7")
+            raise Mistake(f"{flag} {text}: expected numbers as in 1-5,7")
         found |= set(range(int(first), int(last or first) + 1))
     if not found or not found <= set(ALL):
-        raise Mistake(f"--problems {text}: there are problems 1 to {len(PROBLEMS)}")
+        raise Mistake(f"{flag} {text}: there are problems 1 to {len(PROBLEMS)}")
     return sorted(found)
