@@ -260,7 +260,7 @@ def comparisons(row, ties=False):
         return [(i, j, 1.0 if apart else 0.5, apart) for i, j, apart in pairs]
     place = {i: t for t, tied in enumerate(row["tiers"]) for i in tied}
     found = []
-    for i, j, p, *_ in row["pairs"]:
+    for i, j, p in row["pairs"]:
         better, worse, p = (i, j, p) if p >= 0.5 else (j, i, 1 - p)
         if p != 0.5:
             found.append((better, worse, p, abs(place[i] - place[j])))
@@ -294,7 +294,7 @@ def batch_pairs(batch, ties="drop"):
 
 def wins_to_tiers(wins):
     """A labeler's (K, K) for one prompt -> tiers, best first, by the share of wins (a tie is half a win)."""
-    share = [round(x, 4) for x in wins.nanmean(1).tolist()]  # in any order the same sum
+    share = [round(x, 4) for x in wins.nanmean(1).tolist()]  # a sum depends on its order a little
     ranked = [i for i in range(len(share)) if not wins[i].isnan().all()]
     levels = sorted({share[i] for i in ranked}, reverse=True)
     return [[i for i in ranked if share[i] == level] for level in levels]
@@ -328,7 +328,7 @@ def read_text(path):
 def load_rows(path, right=None, needed=False):
     """The rows of a .jsonl file, [] where there is none, unless it is needed; half a last line, of a process
     that died, is no row. right: whether a row is as it must be. Raises UserError with a damaged line."""
-    lines, rows = (read_text(path) if needed or path.exists() else "").split("\n"), []
+    rows, lines = [], read_text(path).split("\n") if needed or path.exists() else []
     for n, line in enumerate(lines, 1):
         if line.strip():
             try:
@@ -337,7 +337,7 @@ def load_rows(path, right=None, needed=False):
                 row = None
             if isinstance(row, dict) and (not right or right(row)):
                 rows.append(row)
-            elif row is not None or n < len(lines):
+            elif row is not None or n < len(lines):  # else it is half a last line
                 raise UserError(f"{path}, line {n}: the row is damaged ({line[:60]!r}); mend or delete the "
                                 "line if you wrote it, or else make the file anew")
     return rows

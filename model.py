@@ -20,10 +20,10 @@ import torch.nn.functional as F
 @dataclass
 class GPTConfig:
     vocab_size: int
-    block_size: int = 96  # longest sequence, prompt and response together
-    n_layer: int = 4
-    n_head: int = 4
-    n_embd: int = 128
+    block_size: int  # longest sequence, prompt and response together
+    n_layer: int
+    n_head: int
+    n_embd: int
     dropout: float = 0.0  # only in training; PPO has it off in all its models
     value_head: bool = False
     reward_head: bool = False
@@ -220,15 +220,15 @@ def generate(model, prompts, prompt_lengths, max_new_tokens, temperature, eos, p
     was sampled, as by log_softmax; 0 behind EOS). Dropout is off; model and arguments stay as they were.
     Raises ValueError where P + max_new_tokens is more than the context.
     """
-    (B, P), device, longest = prompts.shape, prompts.device, prompts.shape[1] + max_new_tokens
+    (B, P), device = prompts.shape, prompts.device
+    longest = P + max_new_tokens
     if longest > model.config.block_size:
         raise ValueError(f"prompt of {P} and answer of {max_new_tokens} tokens do not fit the context "
                          f"of {model.config.block_size}")
     was_training = model.training
     model.eval()
     responses = torch.full((B, max_new_tokens), pad, device=device)
-    mask = torch.zeros(responses.shape, device=device)
-    logprobs = torch.zeros(responses.shape, device=device)
+    mask, logprobs = torch.zeros(2, B, max_new_tokens, device=device)
     size = (B, model.config.n_head, longest, model.config.n_embd // model.config.n_head)
     caches = [(torch.zeros(size, device=device), torch.zeros(size, device=device)) for _ in model.h]
     rows, lengths = torch.arange(B, device=device), prompt_lengths  # of the answers that go on

@@ -131,14 +131,12 @@ def best_of_n_kl(rewards, logprobs, n):
     return best_of_n(rewards, best_of_n_log_ratio(rewards, logprobs, n), n)
 
 
-# Knobs of preferences.py that say who ranks, and how.
-WHO_RANKS = ("labeler", "aspect", "answers_per_prompt", "noise", "tie_gap", "flip_rate", "position_habit",
-             "chain_of_thought", "both_orders", "judge", "judge_url", "judge_model", "preamble")
-
-
 # ------------------------------------------------------------------------------------------------
 # 0. The reward models learn about the newest model's answers
 # ------------------------------------------------------------------------------------------------
+# Knobs of preferences.py that say who ranks, and how.
+WHO_RANKS = ("labeler", "aspect", "answers_per_prompt", "noise", "tie_gap", "flip_rate", "position_habit",
+             "chain_of_thought", "both_orders", "judge", "judge_url", "judge_model", "preamble")
 
 
 def newest_reward(cfg, base, n):
@@ -326,11 +324,12 @@ def main(argv=None):
     base = cfg.name or "rs"
     check_reward(cfg)
     for n in range(1, cfg.rounds + 1):
-        one, newest = one_round(cfg, base, n), f"{base}.{n - 1}" if n > 1 else "sft"
+        one = one_round(cfg, base, n)
+        newest = f"{base}.{n - 1}" if n > 1 else "sft"
         if is_there(one):
             say_finished(one, one.name)
             continue
-        reward = newest_reward(cfg, base, n)
+        reward = newest_reward(cfg, base, n)  # 0. it goes on learning from rankings of newest's answers
         stage = Stage(one, "rejection_sampling")
         policy, before = load_model(stage.parent(newest), stage.device)
         sft, _ = load_model(stage.parent("sft"), stage.device)
@@ -349,8 +348,7 @@ def main(argv=None):
         pool = stage.state["winners"] if cfg.pool == "all" else stage.state["winners"][-1:]
 
         # 3. fine-tune on the winners
-        beginning = "sft" if cfg.start == "sft" else newest
-        model, _ = load_model(stage.parent(beginning), stage.device)
+        model, _ = load_model(stage.parent("sft" if cfg.start == "sft" else newest), stage.device)
         fine_tune(stage, model, sum(pool, []), enc, cfg)
 
         # 4. measure

@@ -196,7 +196,7 @@ class Agent(nn.Module):
     def __init__(self, policy, critic, value_coef=1.0):
         super().__init__()
         self.policy, self.critic, self.value_coef = policy, critic, value_coef
-        self.networks = list(dict.fromkeys([policy, critic]))
+        self.networks = [policy] if critic is policy else [policy, critic]
 
     def forward(self, tokens, prompt_lengths, R):
         """Logits (B, R, V) that predict the R response tokens, and values (B, R)."""
@@ -294,7 +294,7 @@ def ppo_loss(agent, mb, n_tokens, cfg):
 
 def update(agent, optimizer, batch, cfg, corpus=None):
     """5. Clipped updates of policy and critic, in equal minibatches that torch draws (in the first every
-    ratio is 1). corpus: text for --ptx_coef, 16 windows a step, whose gradient is clipped, too. Returns a
+    ratio is 1). corpus: tokens for --ptx_coef, 16 windows a step, whose gradient is clipped, too. Returns a
     dict a step, of floats: ppo_loss's numbers, summed over parts, and the policy's grad_norm, unclipped."""
     updates, B = [], len(batch.mask)
     for _ in range(cfg.ppo_epochs):
@@ -343,7 +343,7 @@ def main(argv=None):
     if cfg.start != "sft":
         reference = load_language_model(stage.parent(cfg.start), stage.device)[0]
     enc, prompts = stage.encoding(), training_prompts(stage.data, cfg.leave_out)
-    corpus, held_out_text = data.tokens_of(enc, data.load_text(stage.data))
+    corpus, held_out_tokens = data.tokens_of(enc, data.load_text(stage.data))
     scorer = load_scorer(stage, cfg.reward, enc, cfg)
     stage.check_contexts(["pretrain", "sft", cfg.start, *reward_models(cfg.reward)])
     prompt_ids = encode_prompts(enc, prompts, cfg.max_new_tokens, reference)
@@ -351,7 +351,7 @@ def main(argv=None):
     stage.state.setdefault("kl_coef", cfg.kl_coef)
 
     agent = make_agent(cfg, reference, scorer)
-    # A shared critic is no second network: the second name and learning rate are for none then.
+    # With a shared critic there is one network: zip leaves out the second name and learning rate.
     networks = dict(zip(("model", "critic"), agent.networks, strict=False))
     optimizer = adam(*zip(agent.networks, (cfg.lr, cfg.critic_lr), strict=False))
     stage.track(**networks, optimizer=optimizer)
@@ -383,7 +383,7 @@ def main(argv=None):
 
     check([fingerprint(model) for model in frozen] == before,
           "the reference or a reward model changed; all of them must stay frozen")
-    report(stage, cfg, enc, agent.policy, reference, sft, scorer, held_out_text)
+    report(stage, cfg, enc, agent.policy, reference, sft, scorer, held_out_tokens)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def lm_loss(logits, targets):
 # ------------------------------------------------------------------------------------------------
 
 
-def source_of(cfg, folder):
+def init_of(cfg, folder):
     """Path of the model to go on with, a checkpoint of ours or a folder of GPT-2's kind, or None. Raises
     UserError where --init names neither, or GPT-2 cannot be fetched."""
     if not cfg.init:
@@ -149,9 +149,9 @@ def make_tokenizer(stage, cfg, text, enc=None):
         enc = encoding_of(Path(cfg.init).parent)
     elif not enc:
         enc = make_encoding(train_bpe(text, cfg.vocab_size - len(SPECIAL)))
-    stage.words = dump_encoding(enc)  # written together with the first checkpoint
-    others = cfg.name or not cfg.overwrite and any(stage.folder.glob("*.pt"))
-    if others and path.exists() and dump_encoding(encoding_of(stage.folder)) != stage.words:
+    stage.new_tokenizer = dump_encoding(enc)  # written together with the first checkpoint
+    must_stay = cfg.name or not cfg.overwrite and any(stage.folder.glob("*.pt"))
+    if must_stay and path.exists() and dump_encoding(encoding_of(stage.folder)) != stage.new_tokenizer:
         raise UserError(f"a run folder has one tokenizer, and {path} is another one; name a folder of its "
                         "own with --run NAME")
     return enc
@@ -188,7 +188,7 @@ def held_out_texts(cfg, enc, tokens):
 def main(argv=None):
     cfg = parse(Config, PRESETS, __doc__, argv, RULES)
     stage = Stage(cfg, "pretrain")
-    source, texts = source_of(cfg, stage.folder), load_text(stage.data)
+    source, texts = init_of(cfg, stage.folder), load_text(stage.data)
     enc, model = load_start(stage, cfg, texts[0], source)
     train_tokens, test_tokens = tokens_of(enc, texts)
     T = model.config.block_size

@@ -211,13 +211,13 @@ def settle(cfg):
         is_usual = cfg.name in ("", usual_name) and not cfg.leave_out and not cfg.limit
         cfg.start = usual_start if is_usual else "pretrain"
     cfg.rankings = cfg.rankings or usual
-    other = [name for name, *_ in USUAL.values() if name != usual_name]
+    differs = cfg.rankings != usual and not cfg.data
+    of_another_aspect = cfg.name in [name for name, *_ in USUAL.values() if name != usual_name]
     recipe = STAGES.get(cfg.name, "")  # of rm_ai and of those that pay a pilot
-    if "--rankings" in recipe and f"--rankings {' '.join(cfg.rankings)} --" not in recipe and not cfg.data:
-        other.append(cfg.name)
-    if cfg.name in other or (cfg.name == usual_name and cfg.rankings != usual and not cfg.data):
+    of_others = "--rankings" in recipe and f"--rankings {' '.join(cfg.rankings)} --" not in recipe
+    if of_another_aspect or (of_others and not cfg.data) or (cfg.name == usual_name and differs):
         raise UserError(f"--name {cfg.name}: that is another reward model; choose a name of your own")
-    if not cfg.name and cfg.rankings != usual and not cfg.data:
+    if not cfg.name and differs:
         raise UserError(f"{usual_name} is the reward model of {' '.join(usual)}: give the one of "
                         f"{' '.join(cfg.rankings)} a name of its own with --name")
     cfg.name = cfg.name or usual_name

@@ -65,7 +65,7 @@ def report(stage, cfg, ppo, enc, policy, reference, scorer):
     rows = held_out_prompts(stage.data, cfg.eval_split)
     found = compare({"SFT": reference, name: policy}, enc, rows, ppo.max_new_tokens, ppo.temperature,
                     ppo.eval_answers, baseline="SFT", reference=reference, scorer=scorer, seed=cfg.seed,
-                    greedy=("SFT", name), text=data.tokens_of(enc, data.load_text(stage.data))[1])
+                    greedy=("SFT", name), held_out=data.tokens_of(enc, data.load_text(stage.data))[1])
     lines, figures = truth_about(scorer, enc, [row["prompt"] for row in rows], found, name,
                                  data.load_sft(stage.data), cfg.seed)
     stage.state["results"] = found.results | figures

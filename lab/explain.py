@@ -264,7 +264,7 @@ def parts_of_score(scorer, enc, batch):
         return {names[0]: batch.raw[:1]}
     # the tokens as they were sampled: their text may have other ones; whoever was cut off gets an EOS
     n = int(batch.prompt_lengths[0] + batch.mask[0].sum())
-    eos = torch.full((1, 1), data.special_id(enc, "endoftext"), device=batch.tokens.device)
+    eos = torch.full((1, 1), enc.eot_token, device=batch.tokens.device)
     tokens = batch.tokens[:1, :n] if batch.ended[0] else torch.cat([batch.tokens[:1, :n], eos], 1)
     length = torch.tensor([tokens.shape[1]], device=tokens.device)
     return {name: model.score(tokens, length) for name, model in zip(names, scorer.models, strict=True)}

@@ -70,17 +70,17 @@ def understood(path):
     """The File that a name means, or None: it has another ending, or says nothing that is known."""
     if not can_be_read(path):
         return None
+    stem = stem_of(path)
     numbered = r"(.*?)[-_. ]?(?:(?:part|shard|data)[-_. ]?)?(\d+)(?:[-_. ]?of[-_. ]?(\d+))?"
-    found = re.fullmatch(numbered, stem_of(path))
-    name, part, of = found.groups() if found and stem_of(path) not in SPLIT_WORDS else (
-        stem_of(path), None, None)
+    found = None if stem in SPLIT_WORDS else re.fullmatch(numbered, stem)
+    name, part, of = found.groups() if found else (stem, None, None)
     words = [word for word in re.split(r"[-_. ]", name) if word]
     kinds = [word for word in words if word in KINDS]
     splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
     if len(kinds) > 1 or len(splits) > 1 or len(kinds) + len(splits) < len(words) or not (words or part):
         return None
     kind = kinds[0] if kinds else "pretrain" if ending_of(path) == ".txt" else None
-    return File(path, kind, *splits or [None], part and int(part), of and int(of))
+    return File(path, kind, splits[0] if splits else None, part and int(part), of and int(of))
 
 
 def natural(path):

@@ -186,7 +186,7 @@ def settle_splits(rows):
     for row in rows:
         split = named.get(row["group"]) or named.get(row["key"]) or split_of(json.loads(row["group"]))
         settled[row["key"]] = strictest(split, settled.get(row["key"]))
-    moved = sum(row["split"] == "train" != settled[row["key"]] for row in rows)
+    moved = sum(row["split"] == "train" and settled[row["key"]] != "train" for row in rows)
     for row in rows:
         row["split"] = settled[row["key"]]
     return moved

@@ -84,7 +84,7 @@ def shape_of(about, path):
              "n_head": "n_head", "n_embd": "n_embd"}
     if missing := [name for name in names.values() if name not in about]:
         raise UserError(f"{path}: {missing[0]} is missing")
-    shape = vars(GPTConfig(1)) | {ours: about[theirs] for ours, theirs in names.items()}
+    shape = vars(GPTConfig(**{ours: about[theirs] for ours, theirs in names.items()}))
     if wrong := wrong_shape(shape):
         raise UserError(f"{path}: {wrong}".replace("model_config has block_size", "config has n_positions"))
     if about.get("n_inner") not in (None, 4 * shape["n_embd"]):

@@ -99,9 +99,8 @@ def describe(prompts, answers):
     in the tiny world also gold (list, in points), declines_unsafe and declines_safe (share of the answers to
     such prompts that refuse), unknown (share of sentences that the world's grammar does not know); elsewhere
     these are None."""
-    texts = [a[0] for a in answers]
-    about = {"ends": sum(a[1] for a in answers) / len(answers),
-             "length": sum(a[2] for a in answers) / len(answers)}
+    texts, ended, lengths = zip(*(a[:3] for a in answers), strict=True)
+    about = {"ends": sum(ended) / len(texts), "length": sum(lengths) / len(texts)}
     if not in_tiny_world(prompts):
         return about | dict.fromkeys(("gold", "declines_unsafe", "declines_safe", "unknown"))
     declined, sentences = {True: [], False: []}, []
@@ -239,8 +238,8 @@ def hits_of(rows, d):
 
 def independent(rows):
     """As how many observations an interval counts the pairs of some rows, for pairs share answers: as many
-    as there are prompts. Of thumbs each up is compared with each down: twice the harmonic mean of the
-    numbers of both, so that one thumb down says little, however many are up."""
+    as there are prompts. Of thumbs each up is compared with each down: the harmonic mean of the numbers of
+    both, so that one thumb down says little, however many are up."""
     if rows and is_thumb(rows[0]):
         up = sum(row["label"] for row in rows)
         used = [n / (math.ceil(n / MOST_THUMBS) or 1) for n in (up, len(rows) - up)]

@@ -20,9 +20,10 @@ def rankings_of(stage, cfg, enc=None, block_size=None, names=None, limit=None):
     block_size: of the model; rows whose answers it cuts to the same tokens are dropped
     A row of eval_split about something that --leave_out names has the split "left_out"; other rows about it
     are dropped. Raises UserError where there are none, or thumbs that do not fit."""
-    names, a_file = names or cfg.rankings, check_names(stage, names or cfg.rankings)
+    names = names or cfg.rankings
+    check_names(stage, names)
     rows = [row for name in names for row in collected(stage, name)]
-    if cfg.data and a_file and "preferences" not in names:
+    if cfg.data and "preferences" not in names and (stage.data / "preferences.jsonl").exists():
         of_file = load_rows(stage.parent("preferences"), is_ranking)  # a person's labels, to measure with
         rows += [row for row in of_file if row["split"] != "train" and not is_thumb(row)]
     rows = without_left_out(once_each(rows), leave_out_names(cfg.leave_out), cfg.eval_split)
@@ -50,10 +51,8 @@ def collected(stage, name):
 
 
 def check_names(stage, names):
-    """Whether there is a user's file of preferences. Raises UserError where it is named and not there, or a
-    collection that nobody simulated could make: the first thing to know, for what comes before the rankings
-    takes long."""
-    a_file = (stage.data / "preferences.jsonl").exists()
+    """Raises UserError where a user's file of preferences is named and not there, or a collection that nobody
+    simulated could make: the first thing to know, for what comes before the rankings takes long."""
     own_data = (stage.data / "source.json").exists()
     for name in names:
         if is_collection(stage.folder, name) is False:
@@ -61,10 +60,9 @@ def check_names(stage, names):
         if own_data and name != "preferences" and not (stage.folder / f"{name}.jsonl").exists():
             raise UserError(f"there is no {name}: on your own data collect rankings first, with "
                             "preferences.py --labeler human (or ai)")
-    if "preferences" in names and not a_file:
+    if "preferences" in names and not (stage.data / "preferences.jsonl").exists():
         raise UserError("a reward model needs rankings, and there is no preferences file: collect some with "
                         "preferences.py --labeler human (or ai), and name them with --rankings")
-    return a_file
 
 
 def is_collection(folder, name):

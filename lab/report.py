@@ -259,14 +259,14 @@ class Comparison:
 
 
 def compare(models, enc, rows, max_new_tokens, temperature=1.0, n=1, baseline=None, templates=None,
-            reference=None, scorer=None, greedy=(), text=None, seed=0, examples=6):
+            reference=None, scorer=None, greedy=(), held_out=None, seed=0, examples=6):
     """Models on the same prompts, by what no training has seen.
 
     models: {name: GPT}; rows: of prompts.jsonl, all of one split; n: answers to each prompt
     baseline: the model that win rates are against; its greedy answers are those of the greedy ones
     templates: {name: False} for models that do not know the chat template
     reference: the model that KLs are to; scorer: a world.reward.Scorer, its scores in standard deviations
-    greedy: names of models that are asked at temperature 0, too; text: held-out tokens for the loss on text
+    greedy: names of models that are asked at temperature 0, too; held_out: tokens for the loss on text
     """
     prompts, templates = [row["prompt"] for row in rows], templates or {}
     torch.manual_seed(seed)
@@ -285,8 +285,8 @@ def compare(models, enc, rows, max_new_tokens, temperature=1.0, n=1, baseline=No
         d["distinct"] = len(set(texts[: len(prompts)])) / len(prompts)  # of one answer to each prompt
         kls = [a.kl for a in answers[name] if a.kl is not None]
         d["kl"] = mean(kls)
-        loss = text is not None and name in models
-        d["text_loss"] = text_loss(models[name], text) if loss else None
+        loss = held_out is not None and name in models
+        d["text_loss"] = held_out_text_loss(models[name], held_out) if loss else None
     who = "AI judge" if scorer and scorer.judge else "reward model"
     figures = measures(found, baseline, len(prompts), who)
     gold = {name: d["gold"] for name, d in found.items()}
@@ -307,7 +307,7 @@ def mean(values):
     return sum(values) / len(values) if values else None
 
 
-def text_loss(model, tokens):
+def held_out_text_loss(model, tokens):
     """Next-token loss on held-out text, in nats a token."""
     return held_out_loss(model, text_windows(tokens, model.config.block_size))
 

@@ -37,7 +37,7 @@ def warn(stage):
             said.append(kind)
 
 
-def report(stage, cfg, enc, policy, reference, sft, scorer, held_out_text):
+def report(stage, cfg, enc, policy, reference, sft, scorer, held_out_tokens):
     """Compare pretrained, SFT and PPO (and the model that PPO started from, where it is another one) on
     held-out prompts; print and write the table, some answers and the pictures."""
     rows = held_out_prompts(stage.data, cfg.eval_split)
@@ -47,7 +47,7 @@ def report(stage, cfg, enc, policy, reference, sft, scorer, held_out_text):
         models[cfg.start] = reference
     models["PPO"] = policy
     found = compare(models, enc, rows, cfg.max_new_tokens, cfg.temperature, cfg.eval_answers, baseline="SFT",
-                    templates={"pretrained": False}, reference=sft, scorer=scorer, text=held_out_text,
+                    templates={"pretrained": False}, reference=sft, scorer=scorer, held_out=held_out_tokens,
                     greedy=[name for name in models if name != "pretrained"], seed=cfg.seed, examples=8)
     lines, figures = [], {}
     if not cfg.data:

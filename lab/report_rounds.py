@@ -11,11 +11,11 @@ def report(stage, cfg, enc, rows, models, scorer, curve, before):
 
     rows: held-out ones of prompts.jsonl; models: {"SFT", the rounds so far, the last of them the new one}
     curve: of `rejection_sampling.best_of_n_curve`; before: checkpoint of the model that was sampled from"""
-    prompts, (*earlier, new) = [row["prompt"] for row in rows], models
-    sampled = earlier[-1]
-    held_out_text = data.tokens_of(enc, data.load_text(stage.data))[1]
+    prompts = [row["prompt"] for row in rows]
+    *_, sampled, new = models  # their names, in order
+    held_out = data.tokens_of(enc, data.load_text(stage.data))[1]
     found = compare(models, enc, rows, cfg.max_new_tokens, cfg.temperature, cfg.eval_answers, baseline="SFT",
-                    reference=models["SFT"], scorer=scorer, text=held_out_text, seed=cfg.seed)
+                    reference=models["SFT"], scorer=scorer, held_out=held_out, seed=cfg.seed)
     left = left_to_earn(curve, scorer, enc, prompts, found.answers[sampled], cfg.seed)
     history = [*before["state"].get("left", []), {"model": sampled, **left}]
     stage.state |= {"results": found.results, "curve": curve, "left": history}

@@ -50,7 +50,7 @@ from lab.records import (
 )
 from lab.report import drawn, picture
 from lab.terminal import visible, wrapped
-from lab.tokens import FILE, encoding_of, tokenizer_print
+from lab.tokens import TOKENIZER, encoding_of, tokenizer_print
 
 
 def finished(cfg, name):
@@ -144,7 +144,7 @@ class Stage:
     for step in stage.steps(cfg.steps):  progress bar, Ctrl-C, regular checkpoints
         with stage.autocast():           around a forward pass that is learned from
         stage.log(step, loss=...)        one row of metrics
-    stage.finish(samples, panels, look)  the final checkpoint; finish_collection(samples) for rankings
+    stage.finish(samples, panels, caption)      the final checkpoint; finish_collection(samples) for rankings
 
     stage.state is a dict that goes with a checkpoint; stage.start is the step to begin with.
     """
@@ -160,7 +160,7 @@ class Stage:
         self.collection = stage == "preferences"
         self.knobs = knobs_of(cfg)
         self.parents, self.tracked, self.state, self.rows = {}, {}, {}, []
-        self.words = None  # content of a new tokenizer.json, which the first checkpoint writes
+        self.new_tokenizer = None  # content of tokenizer.json, which the first checkpoint writes
         self.start, self.total, self.seconds, self.clock, self.checkpoint = 0, 0, 0, time.time(), None
         self.check_name()
         parallel.first_then_others(fill_once, cfg, self.folder)
@@ -401,9 +401,9 @@ class Stage:
         content |= self.record(step, finished, fingerprint(model))
         content |= {"model_config": asdict(model.config), "random": machine.random_state()}
         content |= machine.computed_with(self.dtype)
-        if self.words is not None:  # a new tokenizer appears together with the first model that needs it
-            write_atomic(self.folder / FILE, self.words)
-            self.words = None
+        if self.new_tokenizer is not None:  # it appears together with the first model that needs it
+            write_atomic(self.folder / TOKENIZER, self.new_tokenizer)
+            self.new_tokenizer = None
         content["tokenizer"] = tokenizer_print(self.folder)
         if self.file("jsonl").is_file():
             flush(self.file("jsonl"))  # the rows that this checkpoint counts

@@ -4,12 +4,12 @@ import hashlib
 from data import UserError, encode_prompt, lay_out, load_encoding
 from lab.terminal import wrapped
 
-FILE = "tokenizer.json"
+TOKENIZER = "tokenizer.json"
 
 
 def tokenizer_print(folder):
     """A short hash of a run folder's tokenizer, or None where there is none."""
-    path = folder / FILE
+    path = folder / TOKENIZER
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
 
 
@@ -18,7 +18,7 @@ def encoding_of(folder, records=()):
     not the one that a checkpoint was trained with.
 
     records: checkpoints or their records; those of an earlier version do not name their tokenizer."""
-    path = folder / FILE
+    path = folder / TOKENIZER
     if not path.is_file():
         raise UserError(f"{path}: there is no tokenizer.json beside the checkpoint; keep them together")
     now = tokenizer_print(folder)

@@ -66,7 +66,7 @@ def compared(where, chat, texts, winner, margin=None):
         raise Dropped("with an empty answer")
     if same_text(texts[0]) == same_text(texts[1]):
         raise Dropped("with the same answer twice")
-    row = {"prompt": prompt_of(where, chat), "responses": list(texts[:: -1 if winner == 1 else 1]),
+    row = {"prompt": prompt_of(where, chat), "responses": list(texts[::-1] if winner == 1 else texts),
            "tiers": [[0, 1]] if winner is None else [[0], [1]]}
     return row | ({} if margin is None or winner is None else {"margin": margin})
 

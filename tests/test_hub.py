@@ -24,7 +24,7 @@ from lab.hub import grow, load_hub_model, read_gpt
 from lab.hub_export import export
 from lab.hub_tokens import chat_template, gpt2_encoding, letters, read_tokenizer, tokenizer_file
 from lab.safetensors import read_tensors, write_tensors
-from train_pretrain import PRESETS, source_of
+from train_pretrain import PRESETS, init_of
 
 SHAPE = {"vocab_size": 11, "n_positions": 9, "n_embd": 8, "n_layer": 2, "n_head": 2}
 CONFIG = {**SHAPE, "model_type": "gpt2", "activation_function": "gelu_new"}
@@ -573,7 +573,7 @@ def hub(tmp_path, monkeypatch):
 def test_public_weights_are_fetched_once(hub, capsys):
     cfg = SimpleNamespace(init="", config="gpt2")
     for _ in range(2):
-        assert source_of(cfg, Path("runs/x")) == hub.cache
+        assert init_of(cfg, Path("runs/x")) == hub.cache
         model, enc = load_hub_model(hub.cache)
     names = [path.rpartition("/")[2] for path in hub.asked]
     assert names == ["config.json", "model.safetensors", "vocab.json", "merges.txt"]
@@ -585,7 +585,7 @@ def test_a_download_that_is_not_what_it_should_be_is_not_kept(hub):
     with (hub.folder / "model.safetensors").open("ab") as file:
         file.write(b"x")
     with pytest.raises(UserError, match="model.safetensors of GPT-2 cannot be fetched.*--init FOLDER"):
-        source_of(SimpleNamespace(init="", config="gpt2"), Path("runs/x"))
+        init_of(SimpleNamespace(init="", config="gpt2"), Path("runs/x"))
     assert [path.name for path in hub.cache.iterdir()] == ["config.json"]
     (hub.folder / "vocab.json").unlink()
     with pytest.raises(UserError, match="404"):
@@ -596,7 +596,7 @@ def test_without_a_network_it_is_told_in_seconds(hub, monkeypatch):
     began = time.time()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens
     with pytest.raises(UserError, match="config.json of GPT-2 cannot be fetched from http://127.0.0.1:9"):
-        source_of(SimpleNamespace(init="", config="gpt2"), Path("runs/x"))
+        init_of(SimpleNamespace(init="", config="gpt2"), Path("runs/x"))
     for wrong in ("nonsense", "http://"):
         monkeypatch.setenv("HF_ENDPOINT", wrong)
         with pytest.raises(UserError, match="cannot be fetched"):

@@ -217,7 +217,7 @@ def test_held_out_loss_weighs_every_token_the_same(make_gpt):
 def length_model():
     """A "reward model" that gives the number of tokens as the score."""
     return SimpleNamespace(training=False, eval=lambda: None, train=lambda mode: None,
-                           parameters=lambda: iter([torch.zeros(1)]), config=GPTConfig(12, 64),
+                           parameters=lambda: iter([torch.zeros(1)]), config=GPTConfig(12, 64, 1, 1, 4),
                            score=lambda tokens, lengths: lengths.float())
 
 
@@ -257,7 +257,7 @@ def test_thumbs_are_compared_up_against_down():
 
 
 def test_the_interval_of_thumbs_is_that_of_the_scarcer_ones():
-    """As wide as for twice the harmonic mean of ups and downs: 40 of each count 40, 999 and 1 two."""
+    """As wide as for the harmonic mean of ups and downs: 40 of each count 40, 999 and 1 two."""
     def of(up, down):
         rows = [{"prompt": f"p{i}", "label": i < up} for i in range(up + down)]
         return independent(rows)

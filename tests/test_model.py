@@ -139,7 +139,7 @@ def test_too_long_a_sequence_is_an_error_in_words(make_gpt):
 
 def test_width_must_be_a_multiple_of_the_heads():
     with pytest.raises(ValueError, match="n_head"):
-        GPT(GPTConfig(5, n_embd=10, n_head=4))
+        GPT(GPTConfig(5, 8, 1, 4, 10))
 
 
 def test_with_heads_copies_the_trunk_and_only_the_heads_asked_for(make_gpt):

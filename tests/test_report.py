@@ -225,7 +225,7 @@ def compared(make_gpt, enc):
     models = {name: chatterbox(make_gpt, enc, seed) for seed, name in enumerate(names)}
     scorer, text = Lengths(), torch.arange(200).numpy() % enc.n_vocab
     found = compare(models, enc, ASKED, 6, n=2, baseline="SFT", templates={"pretrained": False},
-                    reference=models["SFT"], scorer=scorer, greedy=("SFT", "PPO"), text=text, examples=2)
+                    reference=models["SFT"], scorer=scorer, greedy=("SFT", "PPO"), held_out=text, examples=2)
     return SimpleNamespace(found=found, models=models, scorer=scorer, tokens=text)
 
 

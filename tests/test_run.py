@@ -884,7 +884,7 @@ def test_who_is_killed_before_the_first_step_begins_as_if_new(here, capsys):
 
 def test_a_foreign_or_damaged_tokenizer_is_told(here, enc):
     stage = new_stage()
-    stage.words = data.dump_encoding(enc)
+    stage.new_tokenizer = data.dump_encoding(enc)
     path = stage.folder / "tokenizer.json"
     assert not path.exists()
     saved(stage)

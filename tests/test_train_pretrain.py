@@ -73,7 +73,7 @@ def test_a_run_folder_has_one_tokenizer(tmp_path, enc):
     stage = SimpleNamespace(folder=tmp_path, start=0, checkpoint={})
     text = "A dog is a furry mammal. " * 5
     first = make_tokenizer(stage, cfg, text)
-    (tmp_path / "tokenizer.json").write_text(stage.words)
+    (tmp_path / "tokenizer.json").write_text(stage.new_tokenizer)
     assert first.decode(first.encode_ordinary("A dog")) == "A dog"
     make_tokenizer(stage, cfg, text)
     with pytest.raises(UserError, match="one tokenizer.*--run NAME"):
@@ -100,7 +100,7 @@ def test_the_tokenizer_comes_with_the_model_that_is_gone_on_with(tmp_path, enc):
     stage = SimpleNamespace(folder=tmp_path, start=0)
     found = make_tokenizer(stage, cfg, "not looked at")
     assert found.n_vocab == enc.n_vocab
-    assert stage.words == dump_encoding(enc) and not (tmp_path / "tokenizer.json").exists()
+    assert stage.new_tokenizer == dump_encoding(enc) and not (tmp_path / "tokenizer.json").exists()
 
 
 def test_only_a_pretrained_model_of_another_run_is_gone_on_with(tmp_path, enc, monkeypatch):

@@ -226,7 +226,7 @@ class AI(Labeler):
                                two=twos[i]) + FORMS[self.model.form]["best"] for i in range(N)]
         each = list(dict.fromkeys(asked))  # notes are often the same
         found = dict(zip(each, self.model.next_token(each, "12"), strict=True))
-        return [first_wins(found[text]) for text in asked]
+        return [p_first(found[text]) for text in asked]
 
     def label(self, prompts, responses, aspect="overall"):
         """(B, K, K) as every labeler gives it; here the probabilities lie between 0 and 1."""
@@ -311,7 +311,7 @@ def keys_of(prompts, responses, aspect):
     return [(json.dumps(p), r, aspect) for p, r in zip(prompts, responses, strict=True)]
 
 
-def first_wins(found):
+def p_first(found):
     """Softmax over the log-probabilities of "1" and "2": P("1"); NaN where neither is there."""
     if not found:
         return math.nan

@@ -200,7 +200,7 @@ def is_ranking(row):
         named = places + [i for pair in pairs for i in pair[:2]]
         return (is_example(row) and isinstance(answers, list) and all(isinstance(a, str) for a in answers)
                 and len(set(places)) == len(places) and all(type(i) is int and i in known for i in named)
-                and all(0 <= p <= 1 and i in places and j in places for i, j, p, *_ in pairs)
+                and all(0 <= p <= 1 and i in places and j in places for i, j, p in pairs)
                 and 0 <= row.get("margin", 0) <= 3 and isinstance(row.get("label", True), bool))
     except (TypeError, ValueError, LookupError):
         return False

@@ -121,8 +121,7 @@ def reviewed_answer(rng, ask, by_subject, like=()):
 
     Returns (its text, [Sentence or None])."""
     own, answer = by_subject[ask.subject], [s for s in like if s]
-    on_topic = [s for s in own
-                if s.topic == ask.topic or (ask.unsafe and (s.act == "offer" or s.topic in OFFERED))]
+    on_topic = [s for s in own if s.topic == ask.topic or (ask.unsafe and s.topic in OFFERED)]
     kind = rng.random()
     if answer and kind < 0.4:
         change_a_sentence(rng, ask, by_subject, answer, on_topic)
@@ -228,13 +227,13 @@ def review_of_sentence(rng, ask, by_subject, principles):
         on_topic = [s for s in own if s.topic in OFFERED]
     act = rng.choice(sorted({s.act for s in on_topic}))
     s = rng.choice([s for s in on_topic if s.act == act])
-    text = broken(rng, s.text, by_subject, ask.text if ask.completion else "")
+    garbled = broken(rng, s.text, by_subject, ask.text if ask.completion else "")
     if rng.random() < 0.5:
         others = by_subject[rng.choice([subject for subject in by_subject if subject != ask.subject])]
         aside = [s for s in own if remark_on(ask, s, ["aside"])]
         s = rng.choice(rng.choices((like_elsewhere(s) or others, aside, [None]), (2, 2, 1))[0])
-    text = s.text if s else text
-    s = SENTENCES.get(text)
+    text = s.text if s else garbled
+    s = SENTENCES.get(text)  # a garbled one may be a sentence all the same
     if ask.completion and rng.random() < 0.5:
         text = text.removeprefix(f"{ask.text} ")
     reply = f" {beside(ask, s)}; {said(remark_on(ask, s, principles))}\n"
