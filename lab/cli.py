@@ -58,8 +58,8 @@ class Common(Which):
     device: str = knob("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"), learned=False)
     threads: int = knob(0, "of the CPU (0: one a core); 1 where several runs share it", low=0, high=1024,
                         learned=False)
-    dtype: str = knob("auto", "of products in pretraining, SFT and reward models: bfloat16 where there are "
-                      "units for it (sampling and PPO compute in float32)", learned=False,
+    dtype: str = knob("auto", "of products in pretraining, SFT and reward models: bfloat16 where that is "
+                      "faster (sampling and PPO compute in float32)", learned=False,
                       choices=("auto", "float32", "bfloat16"))
     overwrite: bool = knob(False, "begin this stage anew although it is there", learned=False)
 

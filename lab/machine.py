@@ -7,14 +7,16 @@ LEARNS_IN_BFLOAT16 = ("pretrain", "sft", "rm")  # PPO does not: the ratio of an 
 
 
 def pick_dtype(name, device, stage):
-    """"auto" -> the type of a training pass's products. bfloat16 needs units for it: on a CPU Intel's AMX,
-    where it was found to be faster; without such units it is several times slower."""
+    """"auto" -> the type of a training pass's products. bfloat16 needs units for it, on a CPU Intel's AMX;
+    without such units it is several times slower. With AMX only pretraining gains by it, where all batches
+    have one shape: for each new shape a CPU's bfloat16 products are compiled anew, and kept in memory."""
     if stage not in LEARNS_IN_BFLOAT16:
         return "float32"
     if name != "auto":
         return name
     units = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-             "cpu": lambda: torch.cpu.get_capabilities().get("amx_bf16", False), "mps": lambda: False}
+             "cpu": lambda: stage == "pretrain" and torch.cpu.get_capabilities().get("amx_bf16", False),
+             "mps": lambda: False}
     return "bfloat16" if units[device]() else "float32"
 
 

@@ -104,7 +104,10 @@ def test_a_fingerprint_changes_with_any_weight(make_gpt):
 
 @pytest.mark.parametrize("asked, device, units, stage, dtype", [
     ("auto", "cpu", {"amx_bf16": False, "avx512_bf16": True}, "pretrain", "float32"),
-    ("auto", "cpu", {"amx_bf16": True}, "rm", "bfloat16"),
+    ("auto", "cpu", {"amx_bf16": True}, "pretrain", "bfloat16"),
+    ("auto", "cpu", {"amx_bf16": True}, "sft", "float32"),
+    ("auto", "cpu", {"amx_bf16": True}, "rm", "float32"),
+    ("bfloat16", "cpu", {"amx_bf16": True}, "rm", "bfloat16"),
     ("auto", "cpu", {"amx_bf16": True}, "ppo", "float32"),
     ("auto", "cpu", {}, "sft", "float32"), ("auto", "mps", {}, "sft", "float32"),
     ("bfloat16", "cpu", {}, "sft", "bfloat16"), ("bfloat16", "cpu", {}, "ppo", "float32"),
