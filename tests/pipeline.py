@@ -35,7 +35,7 @@ THREE = ("--steps 3 --batch_size 16 --minibatch_size 8 --micro_batch_size 8 --ma
 ROUNDS = ("--answers_per_prompt 3 --epochs 1 --batch_size 100 --max_new_tokens 12 --eval_answers 2 "
           "--eval_split dev")
 PPO = "--steps 2 --batch_size 8 --minibatch_size 4 --micro_batch_size 4 --max_new_tokens 8 --warmup 0"
-SMOKE = "--config smoke --run tiny"  # a few steps, in the folder that a plain command means
+SMOKE = "--config smoke --run tiny --dtype float32"  # a few steps, where a plain command looks for them
 SMALL = {
     "pretrain": f"train_pretrain.py {SMOKE}",
     "sft": f"train_sft.py {SMOKE}",
