@@ -753,7 +753,8 @@ def test_a_batch_holds_what_the_formulas_give(make_gpt, enc):
     logits, _ = Agent(other, agent.critic)(b.tokens, b.prompt_lengths, b.mask.shape[1])
     close((b.ref_logprobs * b.mask), token_logprobs(logits, b.responses, 0.7).detach() * b.mask, 1e-5)
     close(b.rewards, kl_shaped_rewards(b.scores, b.old_logprobs, b.ref_logprobs, b.mask, 0.3))
-    close(b.old_values, agent.values(b.tokens, b.prompt_lengths, b.mask.shape[1]).detach())
+    values = agent.values(b.tokens, b.prompt_lengths, b.mask.shape[1]).detach()
+    close(b.old_values * b.mask, values * b.mask)
     advantages, returns = gae(b.rewards, b.old_values, b.mask, 0.9, 0.7)
     close(b.returns, returns)
     close(b.advantages, whiten(advantages, b.mask))
@@ -804,7 +805,7 @@ def test_a_score_is_read_at_an_eos(make_gpt, enc):
 def test_a_step_has_one_temperature(make_gpt, enc):
     """Sampler and reference, too: where they are the same model, all log-probabilities are the same."""
     batch, _, _ = rolled_out(make_gpt, enc, temperature=1.3)
-    close(batch.ref_logprobs * batch.mask, batch.old_logprobs, 1e-4)
+    close(batch.ref_logprobs * batch.mask, batch.old_logprobs * batch.mask, 1e-4)
 
 
 @pytest.mark.parametrize("critic", ["separate", "shared"])
