@@ -188,7 +188,7 @@ def update(agent, optimizer, batch, cfg, corpus=None):
     steps = []
     for _ in range(cfg.ppo_epochs):
         n = len(batch.mask)
-        for rows in torch.rand(n).argsort().chunk(-(-n // cfg.minibatch_size)):
+        for rows in torch.rand(n).argsort().tensor_split(-(-n // cfg.minibatch_size)):
             n_tokens = float(batch.mask[rows].sum())
             optimizer.zero_grad(set_to_none=True)
             if cfg.ptx_coef:

@@ -204,6 +204,7 @@ PROBLEMS = [
             an_answer_that_was_cut_off_has_the_penalty_as_its_score
             a_step_has_one_temperature
             every_pass_takes_all_answers_in_a_new_order
+            minibatches_have_the_same_size_or_one_less
             the_order_of_answers_comes_from_the_seed_of_torch
             the_parts_of_a_minibatch_divide_by_its_tokens
             the_gradient_of_a_step_is_that_of_the_loss
