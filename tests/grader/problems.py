@@ -106,6 +106,7 @@ PROBLEMS = [
             elo_takes_from_one_what_it_gives_to_the_other
             one_pass_depends_on_the_order_of_the_games_and_many_passes_have_no_end
             every_pass_is_shuffled
+            elo_rates_every_number_up_to_the_highest_that_plays
          """},
         """
         Every pair of a ranking is a game, a tie is one, too (`ranking_to_pairs` of `data.py` lists them). The
