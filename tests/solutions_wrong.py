@@ -37,6 +37,9 @@ WRONG = [
         "a small number added to the probabilities": f"-({NAIVE} + 1e-9).log().mean()",
         "log-probabilities that are cut off": f"-{NAIVE}.log().clamp(min=-100).mean()",
         "exp overflows": "(logits.exp().sum(-1, True).log() - logits.gather(-1, targets[..., None])).mean()",
+        "the largest logit of all is taken from each":
+            "((logits - logits.max()).exp().sum(-1, True).log() + logits.max() "
+            "- logits.gather(-1, targets[..., None])).mean()",
         "token 0 is left out": f"F.cross_entropy({FLAT}, ignore_index=0)",
         "smoothed labels": f"F.cross_entropy({FLAT}, label_smoothing=0.1)",
         "view, which slices refuse": "F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))",

@@ -226,6 +226,12 @@ def test_whitening_equal_advantages_gives_no_infinity():
     close(whiten(equal, torch.ones(2, 3), shift_mean=False), equal, 1e-2)
 
 
+def test_whitening_adds_its_small_number_to_the_variance():
+    """1e-4 times (1, 2, 3): the variance is 2/3 of 1e-8."""
+    root = 1 / math.sqrt(2 / 3 + 1)
+    close(whiten(torch.tensor([[1e-4, 2e-4, 3e-4]]), torch.ones(1, 3)), [[-root, 0, root]], 1e-4)
+
+
 # ------------------------------------------------------------------------------------------------
 # The clipped objective
 # ------------------------------------------------------------------------------------------------

@@ -149,6 +149,7 @@ PROBLEMS = [
             whitening_removes_the_mean_and_keeps_it_only_when_asked
             whitening_sees_only_real_tokens
             whitening_equal_advantages_gives_no_infinity
+            whitening_adds_its_small_number_to_the_variance
          """},
         """
         Subtract the mean and divide by the standard deviation, both taken over real tokens only
