@@ -59,9 +59,12 @@ def sft_batch(rows, pad):
     mask = ((places >= begin) & (places < lengths[:, None])).float()
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask[:, 1:].contiguous()
 """),
-    Right(2, "a mask of true and false", """
+    Right(2, "pad_sequence, a mask of true and false", """
+from torch.nn.utils.rnn import pad_sequence
+
+
 def sft_batch(rows, pad):
-    tokens, _ = pad_rows([p + r for p, r in rows], pad)
+    tokens = pad_sequence([torch.tensor(p + r) for p, r in rows], batch_first=True, padding_value=pad)
     mask = torch.zeros(tokens.shape, dtype=torch.bool)
     for i, (p, r) in enumerate(rows):
         mask[i, len(p) : len(p) + len(r)] = True
