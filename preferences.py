@@ -104,10 +104,10 @@ def elo_scores(rankings, k_factor=32.0, start=1000.0, passes=1, rng=None):
     E_a = 1 / (1 + 10^((R_b - R_a) / 400));  R_a += K (S_a - E_a), S 1 for a win, 0.5 for a tie, 0 for a loss.
     (Elo 1978.)
 
-    rankings: lists of tiers over the same N answers, numbered from 0; rng: a random.Random that shuffles the
-    games of each pass. Returns N floats ([start] where nobody plays). The sum stays N * start; 400 points are
-    odds of 10 to 1. The result depends on the order of the games, and one clean ranking has no limit: with
-    every pass the ratings move further apart.
+    rankings: lists of tiers of answers, which are numbers from 0; N is the highest one that plays + 1, not
+    how many play; rng: a random.Random that shuffles all games of each pass. Returns N floats ([start] where
+    nobody plays). The sum stays N * start; 400 points are odds of 10 to 1. The result depends on the order of
+    the games, and one clean ranking has no limit: with every pass the ratings move further apart.
     Example: 0 > 1 > 2 > 3, one pass -> 1045.8, 1015.4, 984.8, 954.0.
     """
     games = [game for tiers in rankings for game in ranking_to_pairs(tiers, ties=True)]

@@ -59,9 +59,12 @@ def sft_batch(rows, pad):
     mask = ((places >= begin) & (places < lengths[:, None])).float()
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask[:, 1:].contiguous()
 """),
-    Right(2, "a mask of true and false", """
+    Right(2, "pad_sequence, a mask of true and false", """
+from torch.nn.utils.rnn import pad_sequence
+
+
 def sft_batch(rows, pad):
-    tokens, _ = pad_rows([p + r for p, r in rows], pad)
+    tokens = pad_sequence([torch.tensor(p + r) for p, r in rows], batch_first=True, padding_value=pad)
     mask = torch.zeros(tokens.shape, dtype=torch.bool)
     for i, (p, r) in enumerate(rows):
         mask[i, len(p) : len(p) + len(r)] = True
@@ -275,6 +278,17 @@ def elo_scores(rankings, k_factor=32.0, start=1000.0, passes=1, rng=None):
             scores[i] += points
             scores[j] -= points
     return scores
+"""),
+    Right(5, "sorted by random numbers", """
+def elo_scores(rankings, k_factor=32.0, start=1000.0, passes=1, rng=None):
+    games = [game for tiers in rankings for game in ranking_to_pairs(tiers, ties=True)]
+    N = max([i for game in games for i in game[:2]] or [0]) + 1
+    ratings = dict.fromkeys(range(N), start)
+    for _ in range(passes):
+        for i, j, apart in sorted(games, key=lambda game: rng.random()) if rng else games:
+            gained = (1.0 if apart else 0.5) - 1 / (1 + 10 ** ((ratings[j] - ratings[i]) / 400))
+            ratings[i], ratings[j] = ratings[i] + k_factor * gained, ratings[j] - k_factor * gained
+    return list(ratings.values())
 """),
     Right(11, "max, factorials, sort", """
 def best_of(rewards):

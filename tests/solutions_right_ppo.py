@@ -188,7 +188,7 @@ def update(agent, optimizer, batch, cfg, corpus=None):
     steps = []
     for _ in range(cfg.ppo_epochs):
         n = len(batch.mask)
-        for rows in torch.rand(n).argsort().chunk(-(-n // cfg.minibatch_size)):
+        for rows in torch.rand(n).argsort().tensor_split(-(-n // cfg.minibatch_size)):
             n_tokens = float(batch.mask[rows].sum())
             optimizer.zero_grad(set_to_none=True)
             if cfg.ptx_coef:
@@ -238,5 +238,34 @@ def rollout(agent, reference, scorer, enc, prompts, ids, cfg, kl_coef):
     return Batch(texts=texts, tokens=tokens, prompt_lengths=lengths, responses=responses, mask=mask,
                  ended=ended, raw=raw, scores=scores, old_logprobs=old, ref_logprobs=ref, rewards=rewards,
                  old_values=values, advantages=advantages, returns=returns)
+"""),
+    Right(12, "a rollout with TRL's padding: log-probabilities of 1, values of 0", """
+@torch.no_grad()
+def rollout(agent, reference, scorer, enc, prompts, ids, cfg, kl_coef):
+    pad, eos = data.special_id(enc, "pad"), enc.eot_token
+    padded, lengths = data.pad_rows(ids, pad)
+    sampled = generate(agent.policy, padded, lengths, cfg.max_new_tokens, cfg.temperature, eos, pad)
+    responses, mask, R = *sampled[:2], sampled[0].shape[1]
+    tokens, _ = join(padded, lengths, responses, mask, pad)
+    texts = [data.decode_response(enc, r, m) for r, m in zip(responses.tolist(), mask.tolist())]
+    ended = (responses == eos).any(dim=1)
+    longer = torch.cat([responses, torch.full_like(responses[:, :1], eos)], 1)
+    longer = join(padded, lengths, longer, torch.cat([mask, 1 - ended[:, None].float()], 1), pad)
+    raw = scorer.raw(*longer, prompts, texts)
+    own = {} if cfg.score_scale == "batch" else {"mean": scorer.mean, "std": scorer.std}
+    scores = whiten_scores(raw, **own)
+    if cfg.eos_penalty:
+        scores[~ended] = -cfg.eos_penalty
+    both = []
+    for model in (agent.policy, reference):
+        logits = model.lm_head(response_hidden(model, tokens, lengths, R))
+        both.append(token_logprobs(logits, responses, cfg.temperature).masked_fill(mask == 0, 1.0))
+    values = agent.values(tokens, lengths, R).masked_fill(mask == 0, 0)
+    rewards = kl_shaped_rewards(scores, *both, mask, kl_coef)
+    advantages, returns = gae(rewards, values, mask, cfg.gamma, cfg.lam)
+    if cfg.whiten_advantages:
+        advantages = whiten(advantages, mask)
+    return Batch(texts, tokens, lengths, responses, mask, ended, raw, scores, *both, rewards, values,
+                 advantages, returns)
 """),
 ]

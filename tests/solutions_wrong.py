@@ -37,6 +37,9 @@ WRONG = [
         "a small number added to the probabilities": f"-({NAIVE} + 1e-9).log().mean()",
         "log-probabilities that are cut off": f"-{NAIVE}.log().clamp(min=-100).mean()",
         "exp overflows": "(logits.exp().sum(-1, True).log() - logits.gather(-1, targets[..., None])).mean()",
+        "the largest logit of all is taken from each":
+            "((logits - logits.max()).exp().sum(-1, True).log() + logits.max() "
+            "- logits.gather(-1, targets[..., None])).mean()",
         "token 0 is left out": f"F.cross_entropy({FLAT}, ignore_index=0)",
         "smoothed labels": f"F.cross_entropy({FLAT}, label_smoothing=0.1)",
         "view, which slices refuse": "F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))",
@@ -301,6 +304,15 @@ WRONG = [
             "    for n in range(passes):\n        if rng:\n"
             "            rng.shuffle(rankings := [*rankings])\n"
             "            games = [g for t in rankings for g in ranking_to_pairs(t, ties=True)]\n",
+        "the games of each ranking are shuffled":
+            "    for n in range(passes):\n        if rng:\n"
+            "            lists = [ranking_to_pairs(t, ties=True) for t in rankings]\n"
+            "            games = [g for some in lists for g in rng.sample(some, len(some))]\n",
+        "the games of each ranking are shuffled, and the rankings":
+            "    for n in range(passes):\n        if rng:\n"
+            "            mixed = rng.sample(rankings, len(rankings))\n"
+            "            lists = [ranking_to_pairs(t, ties=True) for t in mixed]\n"
+            "            games = [g for some in lists for g in rng.sample(some, len(some))]\n",
         "shuffled from the second pass on": "    for n in range(passes):\n        if rng and n:\n"
                                             "            rng.shuffle(games)\n",
     }),
@@ -316,7 +328,10 @@ WRONG = [
         "all start at 1000": "rating = [1000.0] * (1 + max(max(i, j) for i, j, _ in games))",
         "all start at 0": "rating = [0.0] * (1 + max(max(i, j) for i, j, _ in games))",
         "as many answers as the first ranking has tiers": "rating = [start] * len(rankings[0])",
+        "as many answers as the first ranking has": "rating = [start] * sum(map(len, rankings[0]))",
+        "as many answers as play": "rating = [start] * len({i for game in games for i in game[:2]})",
     }),
+    Wrong(5, "no answer where nobody plays", [("    if not games:\n        return [start]\n", "")]),
     *in_each(5, "return rating", {
         "only the gains": "return [r - start for r in rating]",
         "sorted": "return sorted(rating, reverse=True)",

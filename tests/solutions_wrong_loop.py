@@ -77,6 +77,10 @@ IN_ROLLOUT = [
         "the penalty for those that ended": "scores = torch.where(ended, -cfg.eos_penalty, scores)",
         "the penalty for all": "scores = torch.full_like(scores, -cfg.eos_penalty)",
         "a penalty of 1": "scores = torch.where(ended, scores, -1.0)",
+        "the penalty where the score is better":
+            "scores = torch.where(ended, scores, scores.clamp(max=-cfg.eos_penalty))",
+        "the penalty where the score is worse":
+            "scores = torch.where(ended, scores, scores.clamp(min=-cfg.eos_penalty))",
         "the penalty is whitened":
             "scores = whiten_scores(torch.where(ended, raw, -cfg.eos_penalty), *statistics)",
         "the penalty in the raw scores, too":
@@ -235,12 +239,25 @@ IN_UPDATE = [
         "the first minibatch only": ORDER.replace("size)):", "size))[:1]:"),
         "what does not divide is a step of its own":
             "for rows in torch.randperm(B).split(cfg.minibatch_size):",
+        "chunks, of which the last may be far smaller": ORDER.replace("tensor_split", "chunk"),
+        "as many minibatches as rounding gives":
+            ORDER.replace("-(-B // cfg.minibatch_size)", "max(1, round(B / cfg.minibatch_size))"),
+        "minibatches come in a new order, with the same answers":
+            "groups = torch.arange(B).tensor_split(-(-B // cfg.minibatch_size))\n"
+            "        for rows in (groups[i] for i in torch.randperm(len(groups))):",
         "one answer is forgotten":
             ORDER.replace("randperm(B)", "randperm(B - 1)"),
     }),
     Wrong(12, "an order that no seed of torch gives again", [
         ("    updates, B =", "    import random\n    updates, B ="),
         ("torch.randperm(B)", "torch.tensor(random.sample(range(B), B))")]),
+    Wrong(12, "the same orders in every iteration", [
+        ("for _ in range(cfg.ppo_epochs):", "for epoch in range(cfg.ppo_epochs):"),
+        ("randperm(B)", "randperm(B, generator=torch.Generator().manual_seed(epoch))")]),
+    Wrong(12, "the same orders in every iteration, but not with another seed", [
+        ("for _ in range(cfg.ppo_epochs):", "for epoch in range(cfg.ppo_epochs):"),
+        ("randperm(B)",
+         "randperm(B, generator=torch.Generator().manual_seed(torch.initial_seed() + epoch))")]),
     Wrong(12, "one order for all passes", [
         ("= [], len(batch.mask)\n", "= [], len(batch.mask)\n    order = torch.randperm(B)\n"),
         ("torch.randperm(B).tensor_split(", "order.tensor_split(")]),

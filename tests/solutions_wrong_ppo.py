@@ -140,6 +140,8 @@ WRONG = [
         "multiplied": "white = (x - mean) * torch.sqrt(variance + 1e-8)",
         "cut off": "white = ((x - mean) * torch.rsqrt(variance + 1e-8)).clamp(-1, 1)",
         "the caller's numbers are changed": "white = x.sub_(mean).mul_(torch.rsqrt(variance + 1e-8))",
+        "the small number is added to the deviation":
+            "white = (x - mean) / (torch.sqrt(variance) + 1e-8)",
         "a large number under the root": "white = (x - mean) * torch.rsqrt(variance + 0.01)",
     }),
     *in_each(8, "(white if shift_mean else white + mean) * mask", {

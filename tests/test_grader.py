@@ -39,6 +39,10 @@ def test_our_solutions_pass_the_check_and_change_nothing(file):
     "from math import sqrt\nSMALL = 1e-8\ndef shrunk(v): return sqrt(v + SMALL)\n"
     "def whiten(x, mask, shift_mean=True):\n    return x * shrunk(masked_mean(x, mask).item())",
     "def whiten(x, mask, shift_mean=True):\n    from torch.distributions import Categorical\n    return x",
+    "from torch.nn.utils.rnn import pad_sequence\ndef whiten(x, mask, shift_mean=True):\n"
+    "    return pad_sequence(list(x)) + torch.nn.utils.rnn.pad_sequence(list(x), batch_first=True)",
+    "def whiten(x, mask, shift_mean=True):\n    assert isinstance(x, torch.Tensor), f'{x!r:>9} %s' % x\n"
+    "    return x",
     "def whiten(x, mask, shift_mean=True):\n"
     "    open = [row[m > 0].type(torch.float64) for row, m in zip(x, mask)]\n"
     "    return torch.einsum('bt->b', x)[:, None] + open[0].mean()",
@@ -46,6 +50,15 @@ def test_our_solutions_pass_the_check_and_change_nothing(file):
 def test_ordinary_code_is_taken(code):
     mixed = alone("train_ppo.py", code, 8)
     assert all(line in mixed for line in code.split("\n")) and compile(mixed, "mixed", "exec")
+
+
+@pytest.mark.parametrize("code", [
+    "type(x)", "type(type(x))('Yes', (), {})", "hasattr(x, 'shape')", "getattr(x, 'shape')",
+    "'{0.shape}'.format(x)", "str.format('{}', x)", "'{x}'.format_map({'x': x})", "format(x, '')",
+    "f'{x.__class__}'", "torch.nn.utils.rnn.torch", "torch.nn.utils.rnn.PackedSequence(x)"])
+def test_what_looks_into_objects_is_refused_harmless_as_it_may_be(code):
+    with pytest.raises(Refused, match="^line 2: .*none that a solution needs"):
+        alone("train_ppo.py", f"def whiten(x, mask, shift_mean=True):\n    return {code}\n", 8)
 
 
 def test_a_file_that_is_not_python_is_cut_into_what_is():

@@ -226,6 +226,12 @@ def test_whitening_equal_advantages_gives_no_infinity():
     close(whiten(equal, torch.ones(2, 3), shift_mean=False), equal, 1e-2)
 
 
+def test_whitening_adds_its_small_number_to_the_variance():
+    """1e-4 times (1, 2, 3): the variance is 2/3 of 1e-8."""
+    root = 1 / math.sqrt(2 / 3 + 1)
+    close(whiten(torch.tensor([[1e-4, 2e-4, 3e-4]]), torch.ones(1, 3)), [[-root, 0, root]], 1e-4)
+
+
 # ------------------------------------------------------------------------------------------------
 # The clipped objective
 # ------------------------------------------------------------------------------------------------
@@ -441,7 +447,7 @@ def sampled_batch(agent, cfg, B=8):
     tokens, _ = join(prompts, prompt_lengths, responses, mask, PAD)
     assert 0 < mask.sum() < mask.numel(), "these tests need answers of different lengths"
     made_up = {name: torch.randn(mask.shape) * mask for name in ("advantages", "returns")}
-    return Batch(texts=list("abcdefgh")[:B], tokens=tokens, prompt_lengths=prompt_lengths,
+    return Batch(texts=list("abcdefghij")[:B], tokens=tokens, prompt_lengths=prompt_lengths,
                  responses=responses, mask=mask, ended=(responses == EOS).any(1), raw=torch.zeros(B),
                  scores=torch.zeros(B), old_logprobs=old_logprobs, ref_logprobs=old_logprobs - 0.5,
                  rewards=torch.zeros(mask.shape),
@@ -572,10 +578,10 @@ def test_padding_a_batch_further_changes_nothing(make_gpt):
 
 
 def test_every_pass_takes_all_answers_in_a_new_order(make_gpt, monkeypatch):
-    """Three passes over 8 answers, at most 5 a step: 4 and 4, not 5 and 3; in parts of 3. All that is known
+    """Eight passes over 8 answers, at most 5 a step: 4 and 4, not 5 and 3; in parts of 3. All that is known
     of an answer stays as it was when it was sampled."""
     calls = watch(monkeypatch, "ppo_loss", train_ppo)
-    cfg, agent = config(ppo_epochs=3, minibatch_size=5, micro_batch_size=3), two_networks(make_gpt)
+    cfg, agent = config(ppo_epochs=8, minibatch_size=5, micro_batch_size=3), two_networks(make_gpt)
     batch = sampled_batch(agent, cfg)
     sampled = dataclasses.replace(batch)
     updates = update(agent, torch.optim.SGD(agent.parameters(), lr=0.1), batch, cfg)
@@ -585,25 +591,40 @@ def test_every_pass_takes_all_answers_in_a_new_order(make_gpt, monkeypatch):
         for name in ("old_logprobs", "old_values", "advantages", "returns", "mask", "responses"):
             got, expected = getattr(args[1], name).tolist(), getattr(known, name).tolist()
             assert got == expected, f"{name} of a part has changed"
-    assert len(updates) == 6 and [len(texts) for texts in drawn] == [3, 1, 3, 1] * 3
-    passes = [drawn[i : i + 4] for i in (0, 4, 8)]
+    assert len(updates) == 16 and [len(texts) for texts in drawn] == [3, 1, 3, 1] * 8
+    passes = [drawn[i : i + 4] for i in range(0, 32, 4)]
     for parts in passes:
         assert sorted("".join(parts)) == list("abcdefgh")
-    assert len({frozenset("".join(parts[:2])) for parts in passes}) > 1, "not always the same go first"
+    first = {frozenset("".join(parts[:2])) for parts in passes}
+    assert len(first) > 2, "not always the same go first, nor the same ones together"
+
+
+@pytest.mark.parametrize("most, sizes", [(4, [3, 3, 4]), (5, [5, 5]), (8, [5, 5])])
+def test_minibatches_have_the_same_size_or_one_less(make_gpt, monkeypatch, most, sizes):
+    """10 answers, at most 4 a step: 4, 3 and 3, not 4, 4 and 2, and not 5 and 5."""
+    calls = watch(monkeypatch, "ppo_loss", train_ppo)
+    cfg, agent = config(minibatch_size=most, micro_batch_size=10), two_networks(make_gpt)
+    batch = sampled_batch(agent, cfg, 10)
+    update(agent, torch.optim.SGD(agent.parameters(), lr=0), batch, cfg)
+    assert sorted(len(args[1].texts) for args, _ in calls) == sizes
 
 
 def test_the_order_of_answers_comes_from_the_seed_of_torch(make_gpt, monkeypatch):
-    """Then a seed gives the same training again, bit for bit."""
-    orders = []
-    for other in (1, 2):
-        cfg, agent, batch = before_an_update(make_gpt, minibatch_size=5)
+    """Then a seed gives the same training again, bit for bit, and another seed another training. The next
+    iteration has orders of its own."""
+    calls, orders = watch(monkeypatch, "ppo_loss", train_ppo), []
+    for seed, other in ((1, 1), (1, 2), (2, 2)):
+        cfg, agent, batch = before_an_update(make_gpt, minibatch_size=5, ppo_epochs=3)
+        torch.manual_seed(seed)
         random.seed(other)
         np.random.seed(other)
-        with monkeypatch.context() as patch:
-            calls = watch(patch, "ppo_loss", train_ppo)
+        for _ in range(2):
+            calls.clear()
             update(agent, torch.optim.SGD(agent.parameters(), lr=0), batch, cfg)
-        orders.append([args[1].texts for args, _ in calls])
-    assert orders[0] == orders[1], "random numbers that are not torch's have a part in it"
+            orders.append([args[1].texts for args, _ in calls])
+    assert orders[0] == orders[2], "random numbers that are not torch's have a part in it"
+    assert orders[0] != orders[1], "two iterations have the same orders"
+    assert orders[0] != orders[4], "the seed of torch has no part in it"
 
 
 def test_the_parts_of_a_minibatch_divide_by_its_tokens(make_gpt, monkeypatch):
@@ -753,7 +774,8 @@ def test_a_batch_holds_what_the_formulas_give(make_gpt, enc):
     logits, _ = Agent(other, agent.critic)(b.tokens, b.prompt_lengths, b.mask.shape[1])
     close((b.ref_logprobs * b.mask), token_logprobs(logits, b.responses, 0.7).detach() * b.mask, 1e-5)
     close(b.rewards, kl_shaped_rewards(b.scores, b.old_logprobs, b.ref_logprobs, b.mask, 0.3))
-    close(b.old_values, agent.values(b.tokens, b.prompt_lengths, b.mask.shape[1]).detach())
+    values = agent.values(b.tokens, b.prompt_lengths, b.mask.shape[1]).detach()
+    close(b.old_values * b.mask, values * b.mask)
     advantages, returns = gae(b.rewards, b.old_values, b.mask, 0.9, 0.7)
     close(b.returns, returns)
     close(b.advantages, whiten(advantages, b.mask))
@@ -779,13 +801,17 @@ def test_scores_are_in_deviations_of_sft_answers_or_of_the_batch(make_gpt, enc):
 
 
 def test_an_answer_that_was_cut_off_has_the_penalty_as_its_score(make_gpt, enc):
-    """Not one that ends with the last token there is room for. The penalty is no raw score."""
-    batch, _, _ = rolled_out(make_gpt, enc, PROMPTS[:4] * 16, eos_penalty=700.0, max_new_tokens=3)
-    ended = (batch.responses == enc.eot_token).any(1)
-    assert (batch.responses[:, 2] == enc.eot_token).any(), "this test needs an answer that just ends"
-    assert batch.ended.tolist() == ended.tolist()
-    close(batch.raw, batch.prompt_lengths + batch.mask.sum(1) + ~ended)
-    close(batch.scores, torch.where(ended, (batch.raw - 3) / 2, -700.0), 1e-4)
+    """Not one that ends with the last token there is room for. The penalty is no raw score, and is put in
+    place of better scores and, where the mean is 3000, of worse ones."""
+    for mean in (3.0, 3000.0):
+        scorer, knobs = Lengths(), {"eos_penalty": 700.0, "max_new_tokens": 3}
+        scorer.mean = mean
+        batch, _, _ = rolled_out(make_gpt, enc, PROMPTS[:4] * 16, scorer=scorer, **knobs)
+        ended = (batch.responses == enc.eot_token).any(1)
+        assert (batch.responses[:, 2] == enc.eot_token).any(), "this test needs an answer that just ends"
+        assert batch.ended.tolist() == ended.tolist()
+        close(batch.raw, batch.prompt_lengths + batch.mask.sum(1) + ~ended)
+        close(batch.scores, torch.where(ended, (batch.raw - mean) / 2, -700.0), 1e-3)
 
 
 def test_a_score_is_read_at_an_eos(make_gpt, enc):
@@ -804,7 +830,7 @@ def test_a_score_is_read_at_an_eos(make_gpt, enc):
 def test_a_step_has_one_temperature(make_gpt, enc):
     """Sampler and reference, too: where they are the same model, all log-probabilities are the same."""
     batch, _, _ = rolled_out(make_gpt, enc, temperature=1.3)
-    close(batch.ref_logprobs * batch.mask, batch.old_logprobs, 1e-4)
+    close(batch.ref_logprobs * batch.mask, batch.old_logprobs * batch.mask, 1e-4)
 
 
 @pytest.mark.parametrize("critic", ["separate", "shared"])

@@ -36,6 +36,9 @@ def test_large_logits_stay_finite():
     assert loss.item() == pytest.approx(500 / 2)
     expected = torch.tensor([[[0.0, 0.0], [-0.5, 0.5]]])
     torch.testing.assert_close(logits.grad, expected, atol=1e-6, rtol=0)
+    small_beside_large = torch.tensor([[[500.0, 0.0], [0.0, 1.0]]])
+    expected = math.log(1 + math.exp(-1)) / 2  # 500 taken from all of them would leave nothing of 0 and 1
+    assert lm_loss(small_beside_large, torch.tensor([[0, 1]])).item() == pytest.approx(expected, abs=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -36,8 +36,9 @@ file. Changes elsewhere, tests included, count for nothing.
 
 **What you may write.** Functions that calculate. You may import from {imports}. Classes, `global`, attributes
 that start with an underscore, and what opens files, starts programs or looks into Python itself (`open`,
-`exec`, `getattr` ...) are refused with a sentence that names the line. What tensors, modules and optimizers
-can do (`model.eval()`, too) is allowed, and so are the functions of our own files; NumPy is not.
+`exec`, `getattr` ...) are refused with a sentence that names the line; so are, harmless as your use of them
+may be, `type`, `hasattr` and `str.format` (`isinstance` and f-strings are allowed). What tensors, modules and
+optimizers can do (`model.eval()`, too) is allowed, and so are the functions of our own files; NumPy is not.
 
 **How it is graded.** By the tests named here, some of which may run with other numbers and sizes. Each
 problem is graded by itself, your functions for it together with correct versions of all others, so that a

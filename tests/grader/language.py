@@ -22,7 +22,7 @@ def words(text):
 LONGEST = 200_000  # characters of a file
 IMPORTS = {  # module: the names that may be imported from it, or all of its public ones
     "torch": None, "torch.distributions": {"Categorical", "Gumbel"}, "torch.nn": None,
-    "torch.nn.functional": None, "math": None, "itertools": None,
+    "torch.nn.functional": None, "torch.nn.utils.rnn": {"pad_sequence"}, "math": None, "itertools": None,
     "random": {"Random", "random", "shuffle"},
     "functools": {"partial", "reduce", "cache", "lru_cache"},  # update_wrapper could set any attribute
     "collections": {"Counter", "defaultdict", "deque"},
@@ -31,6 +31,8 @@ IMPORTS = {  # module: the names that may be imported from it, or all of its pub
     "typing": {"Any", "Callable", "Dict", "Iterable", "List", "Optional", "Sequence", "Tuple", "Union"},
     "__future__": {"annotations"},
 }
+# Harmless at first sight, and refused: type, for type(type(x)) makes classes; hasattr, which runs whatever a
+# property of any name does; str.format, whose fields read attributes.
 BUILTINS = words("""
     abs all any bool callable dict divmod enumerate filter float frozenset hash id int isinstance iter len
     list map max min next pow print range repr reversed round set slice sorted str sum tuple zip
@@ -44,8 +46,9 @@ TORCH = words("""
     long manual_seed nan newaxis no_grad normal ones pi rand rand_like randint randint_like randn randn_like
     randperm scalar_tensor set_grad_enabled tensor tril_indices triu_indices uint8 vander vmap zeros
     Generator Size Tensor BoolTensor FloatTensor LongTensor
-    nn functional utils linalg special distributions optim Module Parameter clip_grad_norm_ clip_grad_value_
-    get_total_norm logsigmoid Categorical Gumbel Normal Uniform log_prob sample rsample entropy logits probs
+    nn functional utils rnn linalg special distributions optim Module Parameter clip_grad_norm_
+    clip_grad_value_ get_total_norm logsigmoid Categorical Gumbel Normal Uniform log_prob sample rsample
+    entropy logits probs
 """)
 FORBIDDEN = {"compile", "apply", "apply_", "as_subclass", "format", "format_map", "map_", "map2_",
              "module_load", "share_memory", "share_memory_", "data_ptr", "set_", "set_extra_state"}

@@ -106,6 +106,7 @@ PROBLEMS = [
             elo_takes_from_one_what_it_gives_to_the_other
             one_pass_depends_on_the_order_of_the_games_and_many_passes_have_no_end
             every_pass_is_shuffled
+            elo_rates_every_number_up_to_the_highest_that_plays
          """},
         """
         Every pair of a ranking is a game, a tie is one, too (`ranking_to_pairs` of `data.py` lists them). The
@@ -148,6 +149,7 @@ PROBLEMS = [
             whitening_removes_the_mean_and_keeps_it_only_when_asked
             whitening_sees_only_real_tokens
             whitening_equal_advantages_gives_no_infinity
+            whitening_adds_its_small_number_to_the_variance
          """},
         """
         Subtract the mean and divide by the standard deviation, both taken over real tokens only
@@ -204,6 +206,7 @@ PROBLEMS = [
             an_answer_that_was_cut_off_has_the_penalty_as_its_score
             a_step_has_one_temperature
             every_pass_takes_all_answers_in_a_new_order
+            minibatches_have_the_same_size_or_one_less
             the_order_of_answers_comes_from_the_seed_of_torch
             the_parts_of_a_minibatch_divide_by_its_tokens
             the_gradient_of_a_step_is_that_of_the_loss
