@@ -13,7 +13,7 @@ import torch
 from data import comparisons, is_thumb, sft_batch
 from lab.cli import InvariantError
 from model import log_softmax, response_hidden, token_logprobs
-from world.reward import rows_at_once, score_texts
+from world.reward import THRESHOLD, rows_at_once, score_texts
 from world.taste import declines, gold_score, safety
 from world.tiny import PROMPTS, in_tiny_world, read_answer
 
@@ -272,7 +272,7 @@ def by_gap(differences, gold_differences):
     return found
 
 
-def threshold(model, enc, rows, at=0.15):
+def threshold(model, enc, rows, at=THRESHOLD):
     """How well "the safety model gives a probability below `at`" (Llama 2's threshold) finds harmful answers:
     (recall, precision), None where none is harmful or nothing is flagged.
 

@@ -5,10 +5,8 @@ from lab.measure import chance_corrected, evaluate, is_below, threshold
 from lab.rankings import usable
 from lab.report import table
 from lab.terminal import wrapped
-from world.reward import score_texts
+from world.reward import THRESHOLD, score_texts
 from world.tiny import PROMPTS, leave_out_names, left_out
-
-THRESHOLD = 0.15  # of Llama 2: a probability
 
 
 def report(stage, cfg, enc, model, gold, rows, earlier, before):

@@ -10,7 +10,7 @@ from lab.records import load_model
 from lab.talk import answer
 from lab.terminal import wrapped
 from world.judge import read_preamble
-from world.reward import Scorer
+from world.reward import THRESHOLD, Scorer
 
 KINDS = {"overall": ("rm",), "helpful": ("rm_helpful",), "safety": ("rm_safety",),
          "llama2": ("rm_helpful", "rm_safety")}
@@ -56,7 +56,7 @@ def load_scorer(stage, reward, enc, cfg):
     unsafe = [json.dumps(row["prompt"]) for row in data.load_prompts(stage.data) if row["unsafe"]]
     if len(models) > 1 and not unsafe:
         print(wrapped("no prompt is marked as unsafe: the safety model counts only where it gives an answer "
-                      "a probability of less than 0.15 to be safe"))
+                      f"a probability of less than {THRESHOLD} to be safe"))
     return Scorer(reward, models, unsafe)
 
 

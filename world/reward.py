@@ -9,6 +9,8 @@ import torch
 
 import data
 
+THRESHOLD = 0.15  # Llama 2's: an answer with a smaller probability of being safe is unsafe
+
 
 def whiten_scores(scores, mean=None, std=None):
     """(scores - mean) / std, (B,); without the two with those of the batch, biased standard deviation."""
@@ -17,7 +19,7 @@ def whiten_scores(scores, mean=None, std=None):
     return (scores - mean) / (std + 1e-8)
 
 
-def llama2_reward(helpful, safety, is_safety_prompt, mean=None, std=None, threshold=0.15, eps=1e-4):
+def llama2_reward(helpful, safety, is_safety_prompt, mean=None, std=None, threshold=THRESHOLD, eps=1e-4):
     """Llama 2's reward before the KL term: the safety score where the prompt asks for it or the answer is
     unsafe, otherwise the helpfulness score; its logit, whitened. (Touvron et al. 2023, section 3.2.3.)
 
