@@ -86,7 +86,7 @@ def handout(language="en", numbers=ALL, given=()):
 def answer_sheet(numbers):
     """The text of ANSWERS.md: a heading for each written question, in both languages, to write below."""
     heads = [words.ANSWERS for words in LANGUAGES.values()]
-    questions = ["## {}. {} · {}".format(n, *(title(n, language) for language in LANGUAGES)) for n in numbers]
+    questions = [f"## {n}. {title(n, 'en')} · {title(n, 'zh')}" for n in numbers]
     return "\n\n".join([*heads, *questions]) + "\n"
 
 
