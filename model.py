@@ -83,8 +83,9 @@ class Block(nn.Module):
         self.mlp = nn.ModuleDict({"c_fc": nn.Linear(C, 4 * C), "c_proj": nn.Linear(4 * C, C)})
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x, positions, cache=None):
-        x = x + self.drop(self.attn(self.ln_1(x), positions, cache))
+    def forward(self, x, positions, cache=None, read=...):
+        """read: index of those of the B x T positions that are wanted; no others go through the MLP."""
+        x = (x + self.drop(self.attn(self.ln_1(x), positions, cache)))[read]
         inner = F.gelu(self.mlp.c_fc(self.ln_2(x)), approximate="tanh")
         return x + self.drop(self.mlp.c_proj(inner))
 
@@ -126,9 +127,9 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def hidden(self, tokens, caches=None, positions=None):
-        """tokens: (B, T) -> the trunk's last hidden states (B, T, C). Right padding needs no mask: under
-        causal attention no real position sees what stands behind it."""
+    def hidden(self, tokens, caches=None, positions=None, read=...):
+        """tokens: (B, T) -> the trunk's last hidden states (B, T, C), or only those at `read`. Right padding
+        needs no mask: under causal attention no real position sees what stands behind it."""
         if positions is None:
             T, longest = tokens.shape[1], self.config.block_size
             if longest < T:
@@ -136,7 +137,7 @@ class GPT(nn.Module):
             positions = torch.arange(T, device=tokens.device)[None]
         x = self.drop(self.wte(tokens) + self.wpe(positions))
         for i, block in enumerate(self.h):
-            x = block(x, positions, caches and caches[i])
+            x = block(x, positions, caches and caches[i], read if block is self.h[-1] else ...)
         return self.ln_f(x)
 
     def forward(self, tokens):
@@ -147,8 +148,7 @@ class GPT(nn.Module):
         """Score of whole sequences, read at the last real token and never at the padding.
 
         tokens: (B, T) right-padded; lengths: (B,) real tokens of each row. Returns (B,), in log-odds."""
-        rows = torch.arange(len(tokens), device=tokens.device)
-        last = self.hidden(tokens)[rows, lengths - 1]
+        last = self.hidden(tokens, read=(torch.arange(len(tokens)), lengths - 1))
         return self.score_gain * self.reward_head(last).squeeze(-1) + self.score_bias
 
     def set_scale(self, gain, bias):
@@ -195,9 +195,9 @@ def join(prompts, prompt_lengths, responses, response_mask, pad):
 
 def response_hidden(model, tokens, prompt_lengths, R):
     """Hidden states that predict the R response tokens: for the token at t, the one at t - 1. (B, R, C)."""
-    hidden = model.hidden(tokens)
+    rows = torch.arange(len(tokens), device=tokens.device)[:, None]
     places = prompt_lengths[:, None] - 1 + torch.arange(R, device=tokens.device)
-    return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
+    return model.hidden(tokens, read=(rows, places))
 
 
 def draw(logprobs, temperature):
@@ -232,7 +232,7 @@ def generate(model, prompts, prompt_lengths, max_new_tokens, temperature, eos, p
     size = (B, model.config.n_head, longest, model.config.n_embd // model.config.n_head)
     caches = [(torch.zeros(size, device=device), torch.zeros(size, device=device)) for _ in model.h]
     rows, lengths = torch.arange(B, device=device), prompt_lengths  # of the answers that go on
-    hidden = model.hidden(prompts, caches, torch.arange(P, device=device).expand(B, P))[rows, lengths - 1]
+    hidden = model.hidden(prompts, caches, read=(rows, lengths - 1))
     going = torch.ones(B, dtype=torch.bool, device=device)
     for t in range(max_new_tokens):
         logp = log_softmax(model.lm_head(hidden), temperature)

@@ -216,7 +216,8 @@ def main(argv=None):
         loss.backward()
         grad_norm = clip_gradients(model, cfg.clip_grad)
         lr = set_lr(optimizer, step, cfg.steps, cfg.warmup)
-        optimizer.step()
+        with stage.autocast():  # Muon has products, too
+            optimizer.step()
 
         measured = dict.fromkeys(windows)
         if step % cfg.eval_every == 0 or step + 1 == cfg.steps:

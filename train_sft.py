@@ -103,7 +103,7 @@ def batch_loss(model, inputs, targets, response_mask):
     """sft_loss of a batch. Prompts are read, but only what is learned goes through the vocabulary: the
     logits before other tokens would be multiplied by 0."""
     learned = response_mask.bool()
-    logits = model.lm_head(model.hidden(inputs)[learned])  # (N, V)
+    logits = model.lm_head(model.hidden(inputs, read=learned))  # (N, V)
     return sft_loss(logits[None], targets[learned][None], response_mask[learned][None])
 
 

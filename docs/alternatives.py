@@ -152,7 +152,7 @@ def answer_logprobs(model, enc, prompts, responses):
     batch = data.sft_batch(rows, data.special_id(enc, "pad"))
     inputs, targets, mask = (x.to(model.wte.weight.device) for x in batch)
     row, t = mask.nonzero(as_tuple=True)  # logits of other tokens nobody needs
-    logprobs = token_logprobs(model.lm_head(model.hidden(inputs)[row, t]), targets[row, t])
+    logprobs = token_logprobs(model.lm_head(model.hidden(inputs, read=(row, t))), targets[row, t])
     return logprobs.new_zeros(len(rows)).index_add(0, row, logprobs)
 
 

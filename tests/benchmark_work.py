@@ -5,6 +5,7 @@ same work with other projects.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from conftest import ROOT  # noqa: F401  (where the imports below are found)
@@ -35,12 +36,13 @@ class Work:
 # ------------------------------------------------------------------------------------------------
 
 
-def blocks(s, tokens, context):
-    """Operations of a forward pass through all blocks: so many tokens, each of which looks at `context`."""
-    C = s["n_embd"]
+def blocks(s, tokens, context, read=None):
+    """Operations of a forward pass through all blocks: so many tokens, each of which looks at `context`. Only
+    those whose last state is read, by default all, go through the last MLP."""
+    C, read = s["n_embd"], tokens if read is None else read
     linear = 12 * C**2  # q, k, v: 3 C^2, their projection: C^2, the MLP: 8 C^2
     attention = 2 * context * C  # a product with the keys, one with the values
-    return 2 * s["n_layer"] * tokens * (linear + attention)
+    return 2 * s["n_layer"] * tokens * (linear + attention) - 2 * (tokens - read) * 8 * C**2
 
 
 def head(s, tokens):
@@ -52,7 +54,7 @@ def sampled(s, rows, prompt, answer):
     """Operations of answers with a cache: the prompt at once, then a token at a time. The last token of an
     answer is read by nobody."""
     rest = blocks(s, rows * (answer - 1), prompt + answer / 2)
-    return blocks(s, rows * prompt, prompt) + rest + head(s, rows * answer)
+    return blocks(s, rows * prompt, prompt, rows) + rest + head(s, rows * answer)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -68,18 +70,20 @@ def adamw(model, lr, weight_decay):
 def training(s, rows, times=1, optimizer_of=muon):
     """A step of train_pretrain.py on rows x context tokens."""
     model, T = GPT(GPTConfig(**s)).train(), s["block_size"]
-    dtype = pick_dtype("auto", "cpu", "pretrain")
+    use_bfloat16 = pick_dtype("auto", "cpu", "pretrain") == "bfloat16"
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=use_bfloat16)
     optimizer = optimizer_of(model, 1e-3, 0.1)
     windows = torch.randint(s["vocab_size"], (rows, T + 1))
 
     def run():
         for _ in range(times):
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):  # as there
+            with autocast():
                 loss = train_pretrain.lm_loss(model(windows[:, :-1]), windows[:, 1:])
             optimizer.zero_grad()
             loss.backward()
             clip_gradients(model, 1.0)
-            optimizer.step()
+            with autocast():
+                optimizer.step()
 
     needed = 3 * (blocks(s, rows * T, T) + head(s, rows * T))
     return Work(run, f"1 forward, 1 backward pass of {rows} x {T} tokens", rows * T, needed, times)
@@ -151,8 +155,8 @@ def rollout(s, answers):
     """Answers, their scores and advantages: no updates."""
     T = PROMPT + ANSWER
     needed = sampled(s, answers, PROMPT, ANSWER) + head(s, answers * ANSWER)  # the reference has a head, too
-    needed += 2 * blocks(s, answers * T, T)  # reference and critic
-    needed += blocks(s, answers * (T + 1), T + 1)  # the reward model also reads an EOS
+    needed += 2 * blocks(s, answers * T, T, answers * ANSWER)  # reference and critic
+    needed += blocks(s, answers * (T + 1), T + 1, answers)  # the reward model also reads an EOS
     does = f"sampling; 1 forward pass each of reference, reward model and critic, {answers} x {T} tokens"
     return Work(Players(s, answers).rollout, does, answers * ANSWER, needed)
 
@@ -166,7 +170,8 @@ def ppo_iteration(s, critic, answers, epochs, minibatches):
         train_ppo.update(players.agent, optimizer, players.rollout(), players.cfg)
 
     before, T, networks = rollout(s, answers), PROMPT + ANSWER, len(players.agent.networks)
-    updates = 3 * epochs * (networks * blocks(s, answers * T, T) + head(s, answers * ANSWER))
+    read = answers * ANSWER
+    updates = 3 * epochs * (networks * blocks(s, answers * T, T, read) + head(s, read))
     trained = "policy and critic" if critic == "separate" else "policy and critic in one"
     does = (f"{before.does}; {epochs} x {minibatches} optimizer steps, in each 1 forward, 1 backward pass of "
             f"{trained}, {answers // minibatches} x {T} tokens")
@@ -189,7 +194,7 @@ def reward_steps(s, pairs, T, times=1):
             optimizer.step()
 
     does = f"1 forward, 1 backward pass of {2 * pairs} x {T} tokens"
-    return Work(run, does, 2 * pairs * T, 3 * blocks(s, 2 * pairs * T, T), times)
+    return Work(run, does, 2 * pairs * T, 3 * blocks(s, 2 * pairs * T, T, 2 * pairs), times)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -105,8 +105,8 @@ MUTANTS = [
            "start, and ends lower; the gold score falls where it should rise.",
            ("ppo", "length", "score")),
     Mutant("sampler-6", "model.py", "The first token of a short prompt's answer is read off the padding.",
-           ".expand(B, P))[rows, lengths - 1]",
-           ".expand(B, P))[:, -1]",
+           "hidden = model.hidden(prompts, caches, read=(rows, lengths - 1))",
+           "hidden = model.hidden(prompts, caches)[:, -1]",
            MODEL + "cached_greedy_equals_the_naive_sampler_for_ragged_prompts",
            "PPO stops before its first update: the first ratio is not 1, sampler and training forward "
            "disagree by some nats on a token.",
@@ -219,7 +219,7 @@ MUTANTS = [
            "held-out accuracy rises all the same, but more slowly.",
            ("rm", "loss")),
     Mutant("rm-3", "model.py", "The score is read at the end of the padding, not at the last real token.",
-           "last = self.hidden(tokens)[rows, lengths - 1]",
+           "last = self.hidden(tokens, read=(torch.arange(len(tokens)), lengths - 1))",
            "last = self.hidden(tokens)[:, -1]",
            MODEL + "score_is_read_at_the_last_real_token",
            "None that would be noticed: no curve shows it reliably, for the held-out accuracy stays within "
@@ -228,7 +228,7 @@ MUTANTS = [
            ("rm", "held_out_accuracy")),
     Mutant("rm-4", "model.py",
            "The score is a mean over all positions, so it depends on the padding of the batch.",
-           "last = self.hidden(tokens)[rows, lengths - 1]",
+           "last = self.hidden(tokens, read=(torch.arange(len(tokens)), lengths - 1))",
            "last = self.hidden(tokens).mean(1)",
            MODEL + "score_does_not_depend_on_the_padding",
            "Hardly any: no curve shows it reliably, for the held-out accuracy falls behind by no more than "
@@ -244,8 +244,8 @@ MUTANTS = [
            "fall.",
            ("rm", "loss"), "--margin large"),
     Mutant("rm-6", "model.py", "The score is read one token too early, before the end of the answer.",
-           "last = self.hidden(tokens)[rows, lengths - 1]",
-           "last = self.hidden(tokens)[rows, lengths - 2]",
+           "last = self.hidden(tokens, read=(torch.arange(len(tokens)), lengths - 1))",
+           "last = self.hidden(tokens, read=(torch.arange(len(tokens)), lengths - 2))",
            MODEL + "score_is_read_at_the_last_real_token",
            "None that would be noticed: no curve shows it reliably, for the held-out accuracy stays within "
            "what chance does. Only the test sees it.",

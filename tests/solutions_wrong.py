@@ -196,9 +196,9 @@ WRONG = [
         "all stop with the first": "going = going & (token != eos).all()",
     }),
     Wrong(3, "stops when one answer is over", [("if not going.any():", "if not going.all():")]),
-    *in_each(3, "[rows, lengths - 1]", {
-        "the first token is read off the padding": "[:, -1]",
-        "the first token is read one too early": "[rows, lengths - 2]",
+    *in_each(3, ", read=(rows, lengths - 1))", {
+        "the first token is read off the padding": ")[:, -1]",
+        "the first token is read one too early": ", read=(rows, lengths - 2))",
     }),
     *in_each(3, "lengths[:, None] + t)[:, 0]", {
         "positions one too far": "lengths[:, None] + t + 1)[:, 0]",

@@ -50,6 +50,7 @@ def test_operations_of_an_example():
     s = dict(n_layer=3, n_embd=2, vocab_size=3)
     # 3 layers, 5 tokens, each 12 * 2^2 = 48 multiplications and, looking at 7 tokens, 2 * 7 * 2 = 28
     assert blocks(s, 5, 7) == 2 * 3 * 5 * (48 + 28)
+    assert blocks(s, 5, 7, read=1) == blocks(s, 5, 7) - 2 * 4 * 32  # an MLP: 8 * 2^2
     assert head(s, 5) == 2 * 5 * 2 * 3
 
 

@@ -473,7 +473,7 @@ def test_only_32_answers_are_looked_at_twice(make_gpt):
     policy, cfg, rows = make_gpt(), SimpleNamespace(temperature=1.0), []
     batch, k1, k3 = sampled(policy, policy, 1.0, 0.1)
     hidden = policy.hidden
-    policy.hidden = lambda tokens, *rest: rows.append(len(tokens)) or hidden(tokens, *rest)
+    policy.hidden = lambda tokens, **rest: rows.append(len(tokens)) or hidden(tokens, **rest)
     look_at_step(policy, policy, batch, ["?"] * 40, cfg, 0, 0.1, k1, k3)
     assert rows == [32, 32]
 

@@ -158,6 +158,21 @@ def test_with_heads_copies_the_trunk_and_only_the_heads_asked_for(make_gpt):
     assert not hasattr(with_heads(critic), "value_head")
 
 
+def test_states_that_are_read_alone_are_those_of_all(make_gpt):
+    """Only they go through the last MLP; a mask, or rows and places. Their gradients are the same, too."""
+    model = make_gpt()
+    tokens, places = torch.randint(0, 12, (3, 5)), torch.tensor([[4, 0], [2, 2], [1, 3]])
+    rows, mask = torch.arange(3)[:, None], torch.rand(3, 5) > 0.5
+    for read in ((rows, places), mask):
+        states, gradients = [model.hidden(tokens)[read], model.hidden(tokens, read=read)], []
+        for x in states:
+            model.zero_grad()
+            x.pow(3).sum().backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in model.h.parameters()]))
+        torch.testing.assert_close(*states, atol=1e-5, rtol=0)
+        torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-4)
+
+
 # ------------------------------------------------------------------------------------------------
 # The reward model's score
 # ------------------------------------------------------------------------------------------------

@@ -38,15 +38,15 @@ def table_model(values):
     model.table = nn.Parameter(values.clone())
     model.lm_head, model.value_head = nn.Identity(), nn.Identity()
 
-    def hidden(tokens, caches=None, positions=None):
+    def hidden(tokens, caches=None, positions=None, read=...):
         rows = torch.zeros_like(tokens)
-        goes_on = caches and positions[0, 0] > 0  # a token behind what was there; else the prompt is first
+        goes_on = positions is not None and positions[0, 0] > 0  # behind what was there, in the caches
         for t in range(0 if goes_on else 1, tokens.shape[1]):
             before = caches[0][0][:, 0, 0, 0].long() if goes_on else rows[:, t - 1]
             rows[:, t] = NEXT[before, tokens[:, t]]
         if caches:  # the row where an answer is stands in place of its first key
             caches[0][0][:, 0, 0, 0] = rows[:, -1].float()
-        return model.table[rows]
+        return model.table[rows][read]
 
     model.hidden = hidden
     return model

@@ -228,7 +228,7 @@ def test_one_forward_an_answer_however_many_pairs_it_is_in(scorer, enc):
     """9 answers in 9 pairs: 9 rows through the trunk, not 18. Also where they are cut into parts, each answer
     keeps its place."""
     rows, hidden = [], scorer.hidden
-    scorer.hidden = lambda tokens, *rest: rows.append(len(tokens)) or hidden(tokens, *rest)
+    scorer.hidden = lambda tokens, **rest: rows.append(len(tokens)) or hidden(tokens, **rest)
     whole = group_scores(scorer, enc, ROWS)
     assert whole.shape == (9,) and rows == [9]
     parts = group_scores(scorer, enc, ROWS, at_once=129)  # 2 of the context of 64

@@ -140,7 +140,7 @@ class OwnModel:
                 ids[word] = tokens_of_word[0]
         found = [None] * len(texts)
         for rows, tokens, lengths in self.batches(texts, 0):
-            last = self.model.hidden(tokens)[torch.arange(len(rows)), lengths - 1]
+            last = self.model.hidden(tokens, read=(torch.arange(len(rows)), lengths - 1))
             logprobs = self.model.lm_head(last).log_softmax(-1)[:, list(ids.values())]
             for i, of_words in zip(rows, logprobs.tolist(), strict=True):
                 found[i] = dict(zip(ids, of_words, strict=True))
