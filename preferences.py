@@ -56,7 +56,7 @@ class Config(JudgeKnobs):
 
     answers_of: str = knob("sft", "stage of this run whose answers are ranked", heading="Questions")
     answers_per_prompt: int = knob(
-        0, "K answers to a question (InstructGPT: 4 to 9). 0: 8, or 4 for human and a judge's server", low=0,
+        0, "K answers to a question (InstructGPT: 4 to 9). 0: 8, an AI 6, human and a server 4", low=0,
         high=9)
     questions: int = knob(
         0, "training questions in all, spread over the prompts; a larger number goes on with a collection. "

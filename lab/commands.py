@@ -12,7 +12,7 @@ from data import UserError
 STAGES = {
     "pretrain": "train_pretrain.py",
     "sft": "train_sft.py",
-    "judge": "train_sft.py --reviews 80000 --block_size 256 --epochs 1 --batch_size 48 --lr 1.5e-3 "
+    "judge": "train_sft.py --reviews 50000 --block_size 256 --epochs 1 --batch_size 48 --lr 3e-3 "
              "--eval_every 400 --name judge",
     "rankings": "preferences.py",
     "rm_first": "train_rm.py --rankings rankings --epochs 1 --name rm_first",

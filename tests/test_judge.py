@@ -234,7 +234,7 @@ def test_notes_begin_with_at_most_twelve_remarks():
 
 def test_more_answers_are_compared_where_notes_are_cheap():
     """Notes grow with the answers, a server's comparisons with their pairs."""
-    assert [AI(Told(longer_wins, form=form), SILENT).answers for form in ("own", "server")] == [8, 4]
+    assert [AI(Told(longer_wins, form=form), SILENT).answers for form in ("own", "server")] == [6, 4]
 
 
 def test_with_chain_of_thought_it_rates_with_its_notes_before_it():
@@ -378,7 +378,7 @@ def test_flags_may_name_a_server(server, tmp_path, monkeypatch):
 def test_flags_may_name_a_model_that_has_learned_from_reviews(monkeypatch, make_gpt, enc):
     asked = []
     stage = SimpleNamespace(parent=lambda name: asked.append(name) or name, device="cpu")
-    known = {name: {"knobs": {"reviews": n}} for name, n in (("judge", 80000), ("sft", 0))}
+    known = {name: {"knobs": {"reviews": n}} for name, n in (("judge", 50000), ("sft", 0))}
     monkeypatch.setattr(judges, "load_model", lambda path, device: (make_gpt(), known[path]))
     judge = load_judge(stage, enc, JudgeKnobs(preamble="base"))
     assert isinstance(judge.model, OwnModel) and judge.chain_of_thought and judge.both_orders

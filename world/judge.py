@@ -171,7 +171,7 @@ class AI(Labeler):
     def __init__(self, model, preamble, chain_of_thought=False, both_orders=True):
         self.model, self.preamble = model, preamble
         self.chain_of_thought, self.both_orders = chain_of_thought, both_orders
-        self.answers = 4 if model.form == "server" else 8  # a server's comparisons cost more than notes
+        self.answers = 4 if model.form == "server" else 6  # pairs grow with the square
         self.noted, self.rated = {}, {}  # by (prompt as JSON, response, aspect)
         self.remarked = {}  # by (prompt as JSON, sentence, aspect)
         self.pairs = self.first_asked = self.both_asked = 0  # with a verdict; in this order; in both
