@@ -858,7 +858,7 @@ EXPERIMENTS = {  # on two cores and a bare clone
     alternatives: "25 minutes a seed",
     judges: "18 minutes",
     labels: "14 minutes",
-    rlaif: "40 minutes a seed",
+    rlaif: "25 minutes a seed",
     principle: "6 minutes",
     shift: "22 minutes",
     ablations: "20 to 45 minutes a seed",

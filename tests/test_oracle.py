@@ -40,7 +40,8 @@ def table_model(values):
 
     def hidden(tokens, caches=None, positions=None, read=...):
         rows = torch.zeros_like(tokens)
-        goes_on = positions is not None and positions[0, 0] > 0  # behind what was there, in the caches
+        later = positions is not None and positions[0, 0] > 0
+        goes_on = caches and later  # a token behind what was there; else the prompt is first
         for t in range(0 if goes_on else 1, tokens.shape[1]):
             before = caches[0][0][:, 0, 0, 0].long() if goes_on else rows[:, t - 1]
             rows[:, t] = NEXT[before, tokens[:, t]]
