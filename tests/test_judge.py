@@ -198,11 +198,13 @@ def test_notes_are_those_of_an_aspect():
         assert len(model.noted) == 2 and all(text.startswith(preamble) for text in model.noted)
 
 
-def test_a_question_is_asked_once_at_a_time():
+def test_a_question_is_asked_once():
     judge = AI(Told(longer_wins), SILENT)
     found = judge.compare(["What?"] * 3, ["a", "aaa", "a"], ["aa", "a", "aa"])
     assert found == pytest.approx([0.1, 0.9, 0.1])
     assert len(judge.model.asked) == 2
+    assert judge.compare(["What?"] * 2, ["aa", "a"], ["a", "aa"]) == pytest.approx([0.9, 0.1])
+    assert len(judge.model.asked) == 3, "of these the second has been answered; the first has the other order"
 
 
 def test_notes_begin_with_remarks_on_each_sentence():

@@ -174,6 +174,7 @@ class AI(Labeler):
         self.answers = 4 if model.form == "server" else 6  # pairs grow with the square
         self.noted, self.rated = {}, {}  # by (prompt as JSON, response, aspect)
         self.remarked = {}  # by (prompt as JSON, sentence, aspect)
+        self.compared = {}  # by question
         self.pairs = self.first_asked = self.both_asked = 0  # with a verdict; in this order; in both
         self.same_position = self.first_wins = self.silent = 0
         self.seconds = 0.0
@@ -224,9 +225,9 @@ class AI(Labeler):
             ones, twos = self.notes(prompts, first, aspect), self.notes(prompts, second, aspect)
         asked = [self.question(kind, aspect, prompts[i], first=first[i], second=second[i], one=ones[i],
                                two=twos[i]) + FORMS[self.model.form]["best"] for i in range(N)]
-        each = list(dict.fromkeys(asked))  # notes are often the same
-        found = dict(zip(each, self.model.next_token(each, "12"), strict=True))
-        return [p_first(found[text]) for text in asked]
+        new = [text for text in dict.fromkeys(asked) if text not in self.compared]  # notes are often the same
+        self.compared |= zip(new, self.model.next_token(new, "12"), strict=True)
+        return [p_first(self.compared[text]) for text in asked]
 
     def label(self, prompts, responses, aspect="overall"):
         """(B, K, K) as every labeler gives it; here the probabilities lie between 0 and 1."""
