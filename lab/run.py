@@ -255,9 +255,9 @@ class Stage:
         machine.tell_what_differs(old, machine.computed_with(self.dtype))
 
     def begin_collection(self):
-        """Nothing can be refused any more: an overwritten collection becomes NAME.old; the record is new."""
-        if not self.checkpoint and self.path.exists():
-            self.path.replace(self.file("old"))  # somebody's answers may be all that there is of them
+        """Nothing can be refused any more: an overwritten collection is put aside; the record is new."""
+        if not self.checkpoint and self.path.exists():  # somebody's answers may be all that there is of them
+            self.path.replace(self.file(time.strftime("old-%Y%m%d-%H%M%S")))
         self.write_record(finished=False)
 
     def parent(self, name):

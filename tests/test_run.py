@@ -745,7 +745,12 @@ def test_a_collection_that_stopped_goes_on_and_keeps_its_rows(here, capsys):
     new_stage("--name", "rankings", "--overwrite", stage="preferences").begin_collection()
     assert not again.path.exists(), "who overwrites begins with no ranking"
     new_stage("--name", "rankings", "--overwrite", stage="preferences").begin_collection()
-    assert again.file("old").read_text().count("\n") == 2, "what somebody has answered is kept"
+    [old] = Path("runs/tiny").glob("rankings.old-*")
+    assert old.read_text().count("\n") == 2, "what somebody has answered is kept"
+    old.rename(old.with_suffix(".old-20260101-120000"))
+    again.path.write_text("{}\n")
+    new_stage("--name", "rankings", "--overwrite", stage="preferences").begin_collection()
+    assert len(list(Path("runs/tiny").glob("rankings.old-*"))) == 2, "and so it is when he overwrites twice"
 
 
 def test_a_model_trained_from_rankings_that_have_changed_since_is_told(here):
