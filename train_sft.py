@@ -100,8 +100,8 @@ def sft_loss(logits, targets, response_mask):
 
 
 def batch_loss(model, inputs, targets, response_mask):
-    """sft_loss of a batch. Prompts are read, but only what is learned goes through the vocabulary: the
-    logits before other tokens would be multiplied by 0."""
+    """sft_loss of a batch. Prompts are read, but only what is learned goes through the last MLP and the
+    vocabulary: the logits before other tokens would be multiplied by 0."""
     learned = response_mask.bool()
     logits = model.lm_head(model.hidden(inputs, read=learned))  # (N, V)
     return sft_loss(logits[None], targets[learned][None], response_mask[learned][None])

@@ -11,7 +11,7 @@ class Muon(torch.optim.Optimizer):
 
     All directions of a matrix then move equally far, also those with small gradients; the small models here
     reached a lower loss with it than with AdamW in the same number of steps. torch has it too, in bfloat16,
-    which CPUs without bfloat16 units emulate slowly.
+    which CPUs without bfloat16 units emulate slowly; ours computes in the precision around it.
     """
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
