@@ -307,7 +307,7 @@ class Stage:
         print(wrapped(f"{self.name}, from {source}: {about}; {needs}"), flush=True)
 
     def autocast(self):
-        """The context of what --dtype decides on: passes that are learned from, and pretraining's optimizer."""
+        """The context of what --dtype decides on: passes that are learned from, pretraining's optimizer."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     # -- Training --------------------------------------------------------------------------------
