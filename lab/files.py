@@ -295,22 +295,26 @@ def json_rows(path, text):
         yield f"{path}, entry {i}", row
 
 
+OF_ROWS = {"split", "system", "system_prompt", "system_message", "instruction", "prompt", "question",
+           "context", "history", "input"}  # what belongs to each row of a list that it stands beside
+
+
 def listed_rows(path, found):
     """The rows of an object's only list, or of lists that are called train, dev or test; without them the
     object. Raises UserError where something beside the list belongs to its rows."""
     lists = {name: value for name, value in found.items() if isinstance(value, list) and value
              and all(isinstance(row, dict) for row in value)}
     splits = [SPLIT_WORDS.get(name.strip().lower()) for name in lists]
-    if len(set(splits)) > 1 and all(splits):
-        return [{"split": split} | row for split, rows in zip(splits, lists.values(), strict=True)
-                for row in rows]
-    if len(lists) != 1 or {"messages", "conversations"} & found.keys():
+    named = len(set(splits)) > 1 and all(splits)
+    if not named and (len(lists) != 1 or {"messages", "conversations"} & found.keys()):
         return found
-    [(name, rows)] = lists.items()
-    beside = {"split", "system", "system_prompt", "instruction", "prompt", "question"} & found.keys()
+    beside = {name for name, value in found.items() if value and name not in lists
+              and (name in OF_ROWS or isinstance(value, list) and name.strip().lower() in SPLIT_WORDS)}
     if beside:
-        raise UserError(f'{path}: "{min(beside)}" stands beside the list "{name}": write it into its rows')
-    return rows
+        raise UserError(f'{path}: "{min(beside)}" stands beside the list "{min(lists)}": write it into its '
+                        "rows")
+    return [({"split": split} if named else {}) | row
+            for split, rows in zip(splits, lists.values(), strict=True) for row in rows]
 
 
 def told(error):

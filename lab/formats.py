@@ -5,15 +5,15 @@ become one: each prompt gets its split, votes become comparisons, what has no fi
 others, and whatever is derived, dropped or left out is counted and said.
 """
 import json
-import re
 from collections import Counter
 from pathlib import Path
 
-from data import UserError, hold_out, is_thumb, messages, prompt_text, split_of
+from data import UserError, hold_out, is_thumb, prompt_text, split_of
 from lab.files import EXPECTED, KINDS, advice_on, can_be_read, files_of, read_file, read_rows, understood
 from lab.layouts import WHAT, layout_of, read_row
 from lab.records import write_atomic
-from lab.rows import SPLITS, Dropped, first_question, is_absent, key_of, keys_of, same_text
+from lab.remarks import looked_over
+from lab.rows import SPLITS, Dropped, first_question, is_absent, key_of, same_text
 from lab.source import hashes
 from lab.terminal import wrapped
 
@@ -21,6 +21,8 @@ COLUMNS = {  # what is written of a row
     "sft": ("prompt", "response", "split"), "prompts": ("prompt", "split", "unsafe"),
     "preferences": ("prompt", "responses", "tiers", "split", "aspect", "margin", "label", "pairs"),
 }
+
+MOST_ALIKE = 20  # questions that begin or end alike may be about the same; more of them hardly are
 
 # ------------------------------------------------------------------------------------------------
 # All rows of a kind
@@ -133,35 +135,8 @@ def read_kind(files, kind):
     if dropped:
         remarks.append(f"{name}: {dropped.total()} of {len(given)} rows dropped ({why})")
     remarks += [f"{name}: {n} of {len(given)} rows {note}" for note, n in notes.items()]
-    unread = {key for _, row, _ in found for key, value in row.items() if key and not is_absent(value)}
-    unread -= set().union(*(row.asked for _, row, _ in found))
-    if unread:
-        more = f" and {len(unread) - 12} more" if len(unread) > 12 else ""
-        remarks.append(f"{name}: columns not used: {keys_of(unread)}{more}")
-    labelled = sum(map(holds_labels, rows))
-    if labelled >= len(rows) / 10:  # a few are talk about dialogues
-        remarks.append(f'{name}: in {labelled} of {len(rows)} rows lines begin with "Human:" or '
-                       '"Assistant:", which is learned as text: make messages of them, if they are turns')
-    twice = sum(map(repeats_prompt, rows))
-    if twice:
-        remarks.append(f"{name}: in {twice} of {len(rows)} rows the answers begin with their own prompt, "
-                       "which the model then sees twice: take it off, if that is not meant")
+    remarks += [f"{name}: {remark}" for remark in looked_over(rows, [row for _, row, _ in found])]
     return rows, remarks
-
-
-def holds_labels(row):
-    """Whether a prompt or an answer holds what looks like turns of a dialogue."""
-    texts = [m["content"] for m in messages(row["prompt"])] if "prompt" in row else []
-    texts += row.get("responses") or [row.get("response", "")]
-    return any(re.search(r"^(Human|User|Assistant) ?: ", text, re.M) for text in texts)
-
-
-def repeats_prompt(row):
-    """Whether all answers of a row begin with its prompt."""
-    answers = row.get("responses") or [row.get("response", "")]
-    prompt = row.get("prompt")
-    prompt = same_text(prompt) if isinstance(prompt, str) else None
-    return bool(prompt) and all(same_text(answer).startswith(prompt) for answer in answers)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -175,10 +150,10 @@ def settle_splits(rows):
     held-out question answers it. Where many begin alike ("Hello"), each goes by itself. Returns how many
     rows are held out though they say train."""
     named, settled = {}, {}
-    first = [key_of(first_question(row["prompt"])) for row in rows]
+    first = without_systems([first_question(row["prompt"]) for row in rows])
     begins = Counter(first)
     for row, question in zip(rows, first, strict=True):
-        row["key"], shared = key_of(row["prompt"]), begins[question] <= max(20, len(rows) / 10)
+        row["key"], shared = key_of(row["prompt"]), begins[question] <= max(MOST_ALIKE, len(rows) / 10)
         row["group"] = question if shared else row.get("whole", row["key"])
         if row["split"]:
             for key in {row["key"], row["group"]}:
@@ -190,6 +165,25 @@ def settle_splits(rows):
     for row in rows:
         row["split"] = settled[row["key"]]
     return moved
+
+
+def without_systems(questions):
+    """The key of each question, without what stands in front of it in some rows alone: the same question
+    behind another system message, or behind none, has the same key. What a few different questions end with,
+    from a paragraph on, is taken for it."""
+    keys = [key_of(q) for q in questions]
+    tails = {key: tails_of(json.loads(key)) for key in set(keys)}
+    shared = Counter(hash(tail) for of_one in tails.values() for tail in of_one)
+    most = min(MOST_ALIKE, max(3, len(tails) / 10))  # a template ends more of them alike
+    for key, of_one in tails.items():
+        tails[key] = next((json.dumps(tail) for tail in of_one if 1 < shared[hash(tail)] <= most), key)
+    return [tails[key] for key in keys]
+
+
+def tails_of(question):
+    """A question from each of its first paragraphs on."""
+    parts = question.split("\n\n") if isinstance(question, str) else []
+    return ["\n\n".join(parts[i:]).strip() for i in range(min(20, len(parts)))]
 
 
 def strictest(a, b):

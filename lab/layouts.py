@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from data import UserError
+from lab.judged import UP_OR_DOWN, scored_answers, thumb, thumb_column, up_or_down
 from lab.rows import (
     NO,
     ROLES,
     SPLITS,
-    YES,
     Dropped,
     Row,
     answered,
@@ -33,7 +33,9 @@ from lab.rows import (
 )
 from lab.verdicts import (
     DECISIVE,
-    THUMBS,
+    ORDERS,
+    SINGLE,
+    answer_and_rejected,
     arena,
     arena_table,
     by_id,
@@ -42,11 +44,9 @@ from lab.verdicts import (
     is_two_answers,
     own_ranking,
     ranked,
-    scored_answers,
     several_answers,
     shp,
     summaries,
-    thumb,
     two_answers,
     webgpt,
 )
@@ -254,10 +254,26 @@ def holds(name, kind):
     return lambda row: isinstance(dict.get(row, name), kind)
 
 
-def has_thumb(row, name="label"):
-    """Whether a column says thumbs up or down, or nothing."""
-    word = re.sub(r"^thumbs?[ _-]?", "", str(dict.get(row, name)).strip().lower())
-    return is_absent(dict.get(row, name)) or word in {*YES, *NO, *THUMBS["words"]}
+def has_thumb(row):
+    """Whether a column says thumbs up or down; a "label" may also be empty."""
+    name = thumb_column(row)
+    return "label" in row and is_absent(dict.get(row, name)) or up_or_down(row, name) is not None
+
+
+def counts_from_0(rows):
+    """The same rows. Raises UserError where all verdicts are 0 or 1: who counts answers from 0 means others
+    than AlpacaEval, whose 0 is a tie."""
+    said = {str(dict.get(row, name)).removesuffix(".0") for _, row in rows for name in ("label", "preference")
+            if not is_absent(dict.get(row, name))}
+    if said == {"0", "1"}:
+        raise UserError(f"{rows[0][0]}: all verdicts of its file are 0 or 1, beside output_1 and output_2: "
+                        "write 1 and 2, and 0 for a tie")
+    return rows
+
+
+def answers_too(row):
+    """The columns of a row that look as if they held answers or verdicts."""
+    return [name for name in row if ANSWERS.search(name) and not is_absent(dict.get(row, name))]
 
 
 LAYOUTS = [
@@ -287,13 +303,16 @@ LAYOUTS = [
     Layout("preferences", "ranked answers", "prompt|question|instruction|query|input|history responses "
            "ranks|rank|ranking|scores|score|ratings|rating|rewards", several_answers),
     Layout("preferences", "LLMBar, AlpacaFarm", "input|instruction output_1 output_2 label|preference",
-           two_answers),
+           two_answers, gather=counts_from_0),
     Layout("preferences", "HelpSteer scores", "prompt response helpfulness", several_answers,
            gather=scored_answers),
     Layout("preferences", "thumbs up and down", "prompt|question|instruction|query|input|history|"
-           "conversations|messages response|completion|answer|output label", thumb,
-           lambda row: "prompt" in row or has_thumb(row)),
-    Layout("preferences", "thumbs up and down", "messages|conversations label", thumb, has_thumb),
+           "conversations|messages response|completion|answer|output " + "|".join(UP_OR_DOWN), thumb,
+           lambda row: {"prompt", "label"} <= row.keys() or has_thumb(row)),
+    Layout("preferences", "thumbs up and down", "messages|conversations " + "|".join(UP_OR_DOWN), thumb,
+           has_thumb),
+    Layout("preferences", "an answer and a rejected one", "messages|conversations|" + "|".join(SINGLE)
+           + " rejected", answer_and_rejected),
     Layout("preferences", "a table of two answers", "prompt response_a response_b preferred", two_answers,
            instead=is_two_answers),
     Layout("sft", "chat messages", "messages", dialogue),
@@ -307,10 +326,14 @@ LAYOUTS = [
     Layout("sft", "prompt and answer", "prompt|question|instruction|query|input "
            "response|completion|answer|output", demonstration),
     Layout("pretrain", "documents", "text", document),
+    Layout("preferences", "answers with scores", "prompt|question|instruction|query|input "
+           "response|completion|answer|output " + "|".join(ORDERS), several_answers, gather=scored_answers),
     Layout("prompts", "prompts", "prompt|question|instruction|query|input|history|messages|conversations",
            prompt_alone),
 ]
-JUDGED = ("label", "chosen", "preferred", "feedback", "kto_tag")  # which may say so of a single answer
+ANSWERS = re.compile(r"^(response|answer|output|completion|chosen|rejected|accepted|generation|target)s?"
+                     r"(_|$)|"
+                     r"(?<!reference)(?<!correct)(?<!gold)_(response|answer|output|completion)s?(_|$)|winner")
 WHAT = {"pretrain": "texts", "sft": "demonstrations", "preferences": "preferences", "prompts": "prompts"}
 
 
@@ -319,6 +342,8 @@ def layout_of(where, row, kind=None):
     be and what is known."""
     check_object(where, row)
     found = [layout for layout in LAYOUTS if kind in (None, layout.kind) and layout.matches(row)]
+    if kind is None and found and found[0].kind == "prompts" and answers_too(row):
+        found = []  # nobody has called it prompts
     if not found:
         raise UserError(f"{where}: {unknown(row, kind)}")
     full = {key: value for key, value in row.items() if not is_absent(value)}  # of a table of several layouts
@@ -332,7 +357,7 @@ def unknown(row, kind):
     other = next((layout for layout in LAYOUTS if layout.matches(row)), None)
     near = nearest(row, kind)
     may_have = {*LAYOUTS[-1].keys.split("|"), "split", "unsafe", "id"}  # a prompt alone
-    if other and (other.kind != "prompts" or not near and row.keys() <= may_have):
+    if kind and other and (other.kind != "prompts" or not near and row.keys() <= may_have):
         return (f"{there} are those of {WHAT[other.kind]} ({other.name}), and these should be {WHAT[kind]}: "
                 f"should the file be called {other.kind}?")
     if near:
@@ -340,7 +365,8 @@ def unknown(row, kind):
         lacks = [key.split("|")[0] for key, has in zip(keys, near.has(row), strict=True) if not has]
         return f"{there} are nearly those of {near.name}, which needs {shown(lacks, 100)[1:-1]}, too"
     names = [layout.name for layout in LAYOUTS if kind in (None, layout.kind)]
-    return f"{there} are of no layout that is known: {'; '.join(dict.fromkeys(names))}"
+    alone = "" if kind or not other else " (call the file prompts, if they are prompts alone)"
+    return f"{there}{alone} are of no layout that is known: {'; '.join(dict.fromkeys(names))}"
 
 
 def nearest(row, kind):
@@ -361,7 +387,8 @@ def read_row(where, row, layout):
     perhaps "margin"; "split" is None where it names none. Raises Dropped, UserError."""
     if layout.kind == "pretrain":
         return [{"split": split_in(where, row), **found} for found in layout.read(where, row)]
-    more = {"split": split_in(where, row), "unsafe": unsafe_in(where, row)}
+    has_answer = layout.kind == "sft" or layout.read is thumb
+    more = {"split": split_in(where, row), "unsafe": unsafe_in(where, row, has_answer)}
     if layout.kind == "preferences":
         more |= aspect_and_margin(where, row)
     rows = [more | found for found in layout.read(where, row)]
@@ -372,11 +399,12 @@ def read_row(where, row, layout):
                 raise UserError(f'{where}: "{name}" says something about the answers, and the layout '
                                 f"{layout.name} reads other columns; take it out, or write a margin of 0 to "
                                 "3")
-    for name in JUDGED if layout.kind == "sft" else ():
-        value = dict.get(row, name)
-        if not is_absent(value) and has_thumb(row, name):
-            raise UserError(f'{where}: "{name}" {shown(value)} reads like thumbs up or down: call the file '
-                            "preferences, or take the column out")
+    for name in row if layout.kind == "sft" else ():
+        value, thumbs = dict.get(row, name), name in UP_OR_DOWN and up_or_down(row, name) is not None
+        if not is_absent(value) and (thumbs or re.search("reject|worse_", name)):
+            what = "thumbs up or down" if thumbs else "a worse answer"
+            raise UserError(f'{where}: "{name}" {shown(value)} reads like {what}: call the file preferences, '
+                            "or take the column out")
     return rows
 
 

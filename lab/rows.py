@@ -26,6 +26,8 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
 }
 NOTHING = ("None", "nan", "null", "[]", "<noinput>")  # written where an optional text is missing
+ALIASES = {f"{a}_{b}": name for name in ("chosen", "rejected")
+           for a, b in ((name, "response"), ("response", name), (name, "answer"), (name, "completion"))}
 YES, NO = {"true", "yes", "y", "t", "1", "1.0"}, {"false", "no", "n", "f", "0", "0.0"}
 
 
@@ -52,6 +54,9 @@ class Row(dict):
                 raise UserError(f'{where}: has "{name[:40]}" twice, in two spellings')
             if name not in self or not is_absent(value):
                 self[name] = value
+        for name, other in ALIASES.items():
+            if name in self and other not in self:
+                self[other] = self.pop(name)
 
     def __getitem__(self, key):
         self.asked.add(key)
@@ -188,14 +193,14 @@ def split_in(where, row):
     return split
 
 
-def unsafe_in(where, row):
-    """Whether a row calls its prompt unsafe: in "unsafe" (or by a "safe" that is false), or by a label that
-    is one of the words safe and unsafe."""
+def unsafe_in(where, row, has_answer=False):
+    """Whether a row calls its prompt unsafe: in "unsafe" (or by a "safe" that is false, which beside an
+    answer is about that), or by a label that is one of the words safe and unsafe."""
     for name in ("unsafe", "is_unsafe", "harmful", "is_harmful"):
         found = yes_or_no(where, row, name, words=("harmful" if "harm" in name else "unsafe", "safe"))
         if found is not None:
             return found
-    for name in ("safe", "is_safe"):
+    for name in () if has_answer else ("safe", "is_safe"):
         if yes_or_no(where, row, name) is not None:
             return not yes_or_no(where, row, name)
     for name in ("prompt_label", "label"):
@@ -209,6 +214,10 @@ def unsafe_in(where, row):
 # ------------------------------------------------------------------------------------------------
 # Chats and prompts
 # ------------------------------------------------------------------------------------------------
+
+
+UNLEARNED = ("weight", "train", "loss")  # a message with a 0 or false there is read, and not learned
+IN_MESSAGES = {"role", "from", "content", "value", "text", "tool_calls", "function_call", *UNLEARNED}
 
 
 def content_of(where, message):
@@ -229,7 +238,7 @@ def content_of(where, message):
 
 def read_chat(where, chat):
     """A list of messages, with "role" and "content" or ShareGPT's "from" and "value" -> a chat; "learn" is
-    False where a message has the weight 0 (or Axolotl's train: false)."""
+    False where a message has the weight 0 (or train: false, or loss: false)."""
     read = []
     for m in [chat] if isinstance(chat, dict) else chat:
         said_by = m.get("role", m.get("from")) if isinstance(m, dict) else None
@@ -239,7 +248,7 @@ def read_chat(where, chat):
             raise UserError(f'{where}: a message is {{"role": "user" or "assistant", "content": text}}, '
                             f"found {shown(m, 60)}")
         turn = {"role": ROLES[said_by.strip().lower()], "content": content_of(where, m)}
-        unlearned = any(str(m.get(key, "")).strip().lower() in NO for key in ("weight", "train"))
+        unlearned = any(str(m.get(key, "")).strip().lower() in NO for key in UNLEARNED)
         read.append(turn | ({"learn": False} if unlearned else {}))
     return read
 
@@ -332,15 +341,25 @@ def question(where, row, names=QUESTIONS):
     for more in ("input", "context"):
         value = optional(where, row, more, (str, list)) if more != name else None
         if isinstance(value, list):
-            chat = read_chat(where, value) + chat
+            chat = joined(read_chat(where, value), chat)
+        elif value and any(f"\n{same_text(value)}\n" in f"\n{same_text(m['content'])}\n" for m in chat):
+            continue  # the prompt holds it
         elif value and len(chat) == 1:
             parts = [part for part in (chat[0]["content"], value) if part.strip()]
             chat = [chat[0] | {"content": "\n\n".join(parts)}]
         elif value:
             chat = [{"role": "system", "content": value}, *chat]
     if name != "history":
-        chat = earlier_turns(where, row) + chat
+        chat = joined(earlier_turns(where, row), chat)
     return [system for system in systems_of(where, row) if system not in chat] + chat
+
+
+def joined(before, chat):
+    """Two parts of a dialogue, one behind the other; what stands in both stands there once."""
+    a, b = ([(m["role"], same_text(m["content"])) for m in part] for part in (before, chat))
+    if a == b[: len(a)]:
+        return chat
+    return before if b == a[len(a) - len(b) :] else before + chat
 
 
 def systems_of(where, row):
@@ -350,14 +369,19 @@ def systems_of(where, row):
 
 
 def earlier_turns(where, row):
-    """The chat of "history": messages, a transcript, or pairs of a question and its answer."""
+    """The chat of "history": messages, a transcript, or pairs of a question and its answer, or of a role and
+    its text."""
     history = optional(where, row, "history", (str, list)) or []
+    if isinstance(history, str) and isinstance(written_list(history), list):
+        history = written_list(history)
     pairs = all(isinstance(pair, list) and len(pair) == 2 for pair in history)
     if isinstance(history, str) or not pairs:
         return chat_of(where, history)
     said = [text for pair in history for text in pair]
     if not all(isinstance(text, str) for text in said):
         raise UserError(f'{where}: "history" must be messages or pairs of texts, found {shown(history)}')
+    if said and all(role.strip().lower() in ROLES for role in said[::2]):
+        return [{"role": ROLES[role.strip().lower()], "content": text} for role, text in history]
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
 
 

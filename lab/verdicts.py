@@ -4,10 +4,8 @@ Whoever says which answer is better, that it is a tie, or how clear it is, is he
 understood ends in a sentence. Of two answers the better one comes first. Each reader takes (where, row) and
 returns a list of rows, or raises Dropped where there is nothing to compare.
 """
-import json
 import os
 import re
-from collections import defaultdict
 
 from data import UserError
 from lab.rows import (
@@ -27,23 +25,21 @@ from lab.rows import (
     read_chat,
     same_text,
     shown,
-    split_in,
     systems_of,
-    unsafe_in,
     with_systems,
     written_list,
     yes_or_no,
 )
 from world.labelers import is_ranking
 
-SUFFIXES = (("a", "b"), ("1", "2"), ("0", "1"))
+SUFFIXES = (("a", "b"), ("1", "2"), ("0", "1"), ("left", "right"))
 STEMS = ("response", "answer", "output", "completion", "reply", "candidate", "option", "summary", "text")
 WINNERS = (  # columns of a table that say which of two answers is better
     "preferred", "preference", "winner", "better", "best", "choice", "chosen", "verdict", "vote", "label",
     "preferred_response", "preferred_answer", "better_response", "better_answer",
 )
 INSIDE = ("label", "winner", "choice", "preferred", "value", "choices", "selected")  # a verdict's object
-SCORES = [names for word in ("score", "rating", "reward")
+SCORES = [names for word in ("score", "rating", "reward", "avg_rating")
           for names in ((f"{word}_chosen", f"{word}_rejected"), (f"chosen_{word}", f"rejected_{word}"))]
 TIES = {"tie", "ties", "draw", "equal", "same", "both", "neither", "no preference", "bothbad", "tie bothbad",
         "tie both bad", "both bad", "both good", "equally good"}
@@ -53,7 +49,7 @@ DECISIVE = {  # columns that may be left unread by no layout
     *(name for name in WINNERS if name != "label"), "tie", "is_tie", "tied", "strength",
     "preference_strength", "overall_preference", "better_response_id", "ranks", "tiers",
 }
-THUMBS = {"wanted": "true (thumbs up) or false (thumbs down)", "words": ("up", "down")}
+SINGLE = ("response", "completion", "answer", "output")  # columns of one answer
 
 # ------------------------------------------------------------------------------------------------
 # What all of them end in
@@ -118,6 +114,8 @@ def chosen_and_rejected(where, row):
     asked = (*QUESTIONS, "conversations") if whole else (*QUESTIONS, *TALKS)
     asked = [name for name in asked if not is_absent(dict.get(row, name))]
     given = question(where, row, asked) if asked else systems_of(where, row)
+    if given and given[-1] == {"role": "assistant", "content": values[0]}:
+        given = given[:-1]  # the prompt goes on with the chosen answer
     notes = []
     if not asked and isinstance(values[0], str) and not all(map(is_transcript, values)):
         if any(name in row for name in QUESTIONS):
@@ -131,6 +129,20 @@ def chosen_and_rejected(where, row):
         raise Dropped("whose answers follow different prompts")
     row = compared(where, sides[0][0], [text for _, text in sides], said_of_pair(where, row))
     return [row | ({"notes": notes} if notes else {})]
+
+
+def answer_and_rejected(where, row):
+    """The answer of a demonstration, and beside it one that is worse."""
+    name = next(name for name in (*SINGLE, *TALKS) if name in row)
+    if name in SINGLE:
+        chosen = field(where, row, name)
+    else:
+        last = read_chat(where, field(where, row, name, kind=list))[-1:]
+        if not last or last[0]["role"] != "assistant":
+            raise Dropped("that do not end with an answer of the assistant")
+        chosen = last[0]["content"]
+    row["chosen"] = chosen
+    return chosen_and_rejected(where, row)
 
 
 def common_beginning(where, texts):
@@ -156,7 +168,8 @@ def said_of_pair(where, row):
     for name in ("tie", "is_tie", "tied"):
         if yes_or_no(where, row, name):
             return None
-    for name in ("winner", "preferred", "preference", "better", "label", "status", "outcome", "result"):
+    for name in ("winner", "preferred", "preference", "preference_label", "better", "label", "status",
+                 "outcome", "result"):
         word = str(dict.get(row, name, "")).strip().lower()
         if word in TIES:
             row.get(name)
@@ -179,6 +192,7 @@ def said_of_pair(where, row):
 def two_names(row):
     """The columns of two answers, ("response_a", "response_b") or alike, or None."""
     pairs = [(f"{stem}_{a}", f"{stem}_{b}") for stem in STEMS for a, b in SUFFIXES] + [("a", "b")]
+    pairs += [(f"model_{a}_{stem}", f"model_{b}_{stem}") for stem in STEMS for a, b in SUFFIXES]
     return next(((a, b) for a, b in pairs if a in row and b in row), None)
 
 
@@ -381,45 +395,3 @@ def own_ranking(where, row):
     if sum(map(len, tiers)) < 2:
         raise Dropped("with fewer than two answers to compare")
     return [found]
-
-
-def scored_answers(rows):
-    """Gathers rows of one answer each that have a score: [(where, row)] -> the same, a prompt a row, the
-    scores of an answer averaged."""
-    groups = defaultdict(list)
-    for where, row in rows:
-        chat = question(where, row)
-        key = json.dumps([(m["role"], same_text(m["content"])) for m in chat])
-        groups[key, split_in(where, row), str(row.get("aspect"))].append((where, row))
-    gathered = []
-    for same in groups.values():
-        (where, first), texts, given = same[0], {}, defaultdict(list)  # given: scores of several annotators
-        for there, row in same:
-            text = field(there, row, "response")
-            texts.setdefault(same_text(text), text)
-            given[same_text(text)].append(number(there, row, "helpfulness", 0, 4))
-        scores = [sum(given[key]) / len(given[key]) for key in texts]
-        answers = {"responses": list(texts.values()), "scores": scores}
-        answers["unsafe"] = any([unsafe_in(there, row) for there, row in same])
-        if len(set(scores)) == len(scores) == 2:
-            answers["margin"] = min(3, abs(scores[0] - scores[1]))
-        kept = {key: value for key, value in first.items() if key not in ("response", "helpfulness")}
-        gathered.append((where, Row(where, kept | answers)))
-    return gathered
-
-
-def thumb(where, row):
-    """One answer with a label: thumbs up or down."""
-    label = yes_or_no(where, row, "label", **THUMBS)
-    if label is None:
-        raise Dropped("without a label")
-    names = [name for name in ("response", "completion", "answer", "output") if name in row]
-    if names:
-        given = question(where, row, (*QUESTIONS, "conversations", "messages"))
-        chat, text = answered(where, given, field(where, row, *names, kind=(str, list)))
-    else:
-        chat = question(where, row, ("messages", "conversations"))
-        chat, text = answered(where, [], chat)
-    if not text.strip():
-        raise Dropped("with an empty answer")
-    return [{"prompt": prompt_of(where, chat), "responses": [text], "tiers": [[0]], "label": label}]

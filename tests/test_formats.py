@@ -468,7 +468,7 @@ def test_a_name_that_is_nearly_right_is_told(mine, capsys, name, meant):
     with pytest.raises(UserError, match=f"{name}: .*{meant}"):
         converted(mine)
     kind = next(kind for kind in ("preferences", "prompts", "sft") if kind[:6] in name)
-    write(mine, f"{kind}.jsonl", [{**PAIR[0], "response": "b"}])
+    write(mine, f"{kind}.jsonl", PAIR if kind == "preferences" else [{"prompt": "a", "response": "b"}])
     assert load_prompts(converted(mine)), "beside the right one it is nobody's"
     assert f"not read: {name}" in capsys.readouterr().out
 

@@ -135,6 +135,20 @@ PREFERENCES = [  # (layout, rows, [(prompt, tiers, what else)])
     ("thumbs up and down", [{"prompt": [user("Why?")], "completion": [assistant("Yes")], "label": True},
                             {"prompt": "Why?", "response": "No", "label": 0.0}],
      [("Why?", [["Yes"]], {"label": True}), ("Why?", [["No"]], {"label": False})]),
+    ("thumbs up and down", [{"prompt": "Why?", "response": "Yes", "is_safe": True},
+                            {"messages": [user("Why?"), assistant("No")], "kto_tag": "false"},
+                            {"query": "Why?", "answer": "No", "thumbs_up": "thumbs_down"},
+                            {"query": "Why?", "answer": "No", "rating": "bad"}],
+     [("Why?", [["Yes"]], {"label": True}), *3 * [("Why?", [["No"]], {"label": False})]]),
+    ("an answer and a rejected one", [
+        {"messages": [user("Why?"), assistant("Yes")], "rejected_response": "No"},
+        {"query": "Why?", "response": "Yes", "rejected_response": "No"},
+        {"instruction": "Why?", "output": "Yes", "rejected": "No"}], 3 * [("Why?", WIN, {})]),
+    ("answers with scores", [{"prompt": p, "response": r, "score": s} for p, r, s in (
+        ("Why?", "No", -1), ("So?", "No", "2"), ("Why?", "Yes", 0.5), ("So?", "Yes", 3))],
+     [("Why?", WIN, {}), ("So?", WIN, {})]),
+    ("answers with scores", [{"question": "Why?", "answer": "No", "rank": 2},
+                             {"question": "Why?", "answer": "Yes", "rank": 1}], [("Why?", WIN, {})]),
     ("thumbs up and down", [{"question": "Why?", "answer": "Yes", "label": "1"},
                             {"instruction": "Why?", "output": "No", "label": False},
                             {"messages": [user("Why?"), assistant("No")], "label": 0}],
@@ -213,12 +227,16 @@ def test_every_layout_has_a_row_here():
     assert {(x.kind, x.name) for x in LAYOUTS} - tested == {("pretrain", "documents"), ("prompts", "prompts")}
 
 
+NAMED = [row for row in PREFERENCES if row[0] != "answers with scores"]
+
+
 @pytest.mark.parametrize("layout, kind, rows", [
-    *((name, "preferences", rows) for name, rows, _ in PREFERENCES),
+    *((name, "preferences", rows) for name, rows, _ in NAMED),
     *((name, "sft", rows) for name, rows, _ in DEMONSTRATIONS if "OpenAssistant" not in name)],
-    ids=ids(PREFERENCES + [row for row in DEMONSTRATIONS if "OpenAssistant" not in row[0]]))
+    ids=ids(NAMED + [row for row in DEMONSTRATIONS if "OpenAssistant" not in row[0]]))
 def test_a_file_alone_is_told_by_its_keys(tmp_path, capsys, layout, kind, rows):
-    """Whatever it is called; and what was understood is the first thing that is said."""
+    """Whatever it is called; and what was understood is the first thing that is said. (A score beside an
+    answer may be anything: only in a file called preferences it compares them.)"""
     many = [{**row, "n": i} for i in range(9) for row in rows]
     convert(write(tmp_path / "mine.jsonl", many), tmp_path / "run/data")
     said = " ".join(capsys.readouterr().out.split())

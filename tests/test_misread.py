@@ -373,7 +373,7 @@ def test_rankings_keep_their_places(mine, capsys, monkeypatch):
 
 UNSAFE = [({"unsafe": value}, True) for value in ("yes", 1.0, "1.0", "unsafe", "TRUE", "y")]
 UNSAFE += [({"unsafe": value}, False) for value in ("no", 0.0, "safe", None, float("nan"))]
-UNSAFE += [({"safe": "no"}, True), ({"is_safe": True}, False), ({"prompt_label": "Unsafe"}, True),
+UNSAFE += [({"prompt_label": "Unsafe"}, True),
            ({"label": "safe"}, False), ({"harmful": 1}, True)]
 
 
@@ -384,6 +384,113 @@ def test_unsafe_is_understood(tmp_path, kind, more, unsafe):
            "preferences": {"prompt": "a", "chosen": "b", "rejected": "c"}}[kind]
     [found], _ = understood(tmp_path, kind, [row | more])
     assert found["unsafe"] is unsafe
+
+
+@pytest.mark.parametrize("more, unsafe", [({"safe": "no"}, True), ({"is_safe": True}, False)])
+def test_safe_beside_an_answer_is_about_the_answer(tmp_path, more, unsafe):
+    [found], _ = understood(tmp_path, "prompts", [{"prompt": "a"} | more])
+    assert found["unsafe"] is unsafe
+    with pytest.raises(UserError, match="reads like thumbs up or down: call the file preferences"):
+        understood(tmp_path, "sft", [{"prompt": "a", "response": "b"} | more])
+    [found], _ = understood(tmp_path, "preferences", [{"prompt": "a", "response": "b"} | more])
+    assert found["unsafe"] is False and found["label"] is not unsafe
+
+
+def test_a_question_behind_a_system_message_is_the_same_question(mine):
+    """One that is held out in one file is not learned in another, whatever is said in front of it."""
+    write(mine / "sft.jsonl", [
+        {"messages": [system(text), user("Why?"), assistant("So.")]}
+        for text in ("Be kind.", "Be curt.\n\nAlways.")] + rows_in(*"abcdefgh"))
+    pair = {"prompt": "Why?", "chosen": "Yes", "rejected": "No", "split": "test"}
+    write(mine / "preferences.jsonl", [pair])
+    found = {json.dumps(row["prompt"]): row["split"] for row in load_sft(converted(mine)[0])}
+    asked = [f"{text}\n\nWhy?" for text in ("Be kind.", "Be curt.\n\nAlways.")]
+    assert [found[json.dumps(prompt)] for prompt in asked] == ["test", "test"]
+    assert "train" in found.values()
+
+
+def test_questions_in_one_template_are_different_questions(mine):
+    write(mine / "sft.jsonl", [{"prompt": f"Answer.\n\n{q}\n\nAnswer:", "response": "b"}
+                               for q in "abcdefghijkl"])
+    assert len({row["split"] for row in load_sft(converted(mine)[0])}) > 1
+
+
+Q, A = user("Why?"), assistant("Yes")
+
+
+@pytest.mark.parametrize("row", [
+    {"messages": [Q, A], "chosen": "Yes", "rejected": "No"},
+    {"history": [Q], "prompt": "Why?", "chosen": "Yes", "rejected": "No"},
+    {"context": [Q], "prompt": "Why?", "chosen": "Yes", "rejected": "No"},
+    {"prompt": "Why?", "input": "Why?", "chosen": "Yes", "rejected": "No"},
+    {"history": [["user", "Hi"], ["assistant", "Hello."]], "prompt": "Why?", "chosen": "Yes",
+     "rejected": "No"},
+    {"history": '[["Hi", "Hello."]]', "prompt": "Why?", "chosen": "Yes", "rejected": "No"},
+], ids=str)
+def test_what_stands_there_twice_is_read_once(tmp_path, row):
+    [found], _ = understood(tmp_path, "preferences", [row])
+    assert found["prompt"] == (HI if "Hi" in str(row) else "Why?")
+    assert found["responses"] == ["Yes", "No"]
+
+
+def test_a_short_input_inside_the_instruction_stays(tmp_path):
+    row = {"instruction": "Negate the word", "input": "word", "output": "no"}
+    [found], _ = understood(tmp_path, "sft", [row])
+    assert found["prompt"] == "Negate the word\n\nword"
+
+
+def test_a_message_with_loss_false_is_not_learned_and_other_keys_are_named(tmp_path):
+    found, said = understood(tmp_path, "sft", [{"messages": [
+        Q, A | {"loss": False}, Q, assistant("No") | {"reasoning": "Hm."}]}])
+    assert [row["response"] for row in found] == ["No"] and "not used of its messages: reasoning" in said
+
+
+@pytest.mark.parametrize("text, name", [
+    ('{"system_message": "Be kind.", "data": [ROW]}', "system_message"),
+    ('{"system": "Be kind.", "train": [ROW], "test": [ROW]}', "system"),
+    ('{"context": "Ann came.", "qas": [ROW]}', "context"), ('{"train": [ROW], "test": ["Why?"]}', "test")])
+def test_what_stands_beside_a_list_is_not_lost(tmp_path, text, name):
+    path = tmp_path / "sft.json"
+    path.write_text(text.replace("ROW", '{"prompt": "a", "response": "b"}'))
+    with pytest.raises(UserError, match=f'"{name}" stands beside the list'):
+        convert(path, tmp_path / "run")
+
+
+@pytest.mark.parametrize("row, said", [
+    ({"prompt": "Why?", "response_a": "Yes", "response_b": "No"}, "nearly those of a table of two answers"),
+    ({"instruction": "Why?", "generations": ["Yes"], "ratings": [5]}, "nearly those of ranked answers"),
+    ({"prompt": "Why?", "target_answer": "Yes"}, "call the file prompts, if they are prompts alone")])
+def test_answers_that_nobody_reads_do_not_make_a_file_of_prompts(tmp_path, row, said):
+    """Unless its name says that it is one."""
+    with pytest.raises(UserError, match=said):
+        convert(write(tmp_path / "mine.jsonl", [row]), tmp_path / "run")
+    assert understood(tmp_path, "prompts", [row])[0][0]["prompt"] == "Why?"
+
+
+def test_verdicts_that_count_from_0_are_refused(tmp_path):
+    rows = [{"instruction": q, "output_1": "Yes", "output_2": "No", "preference": n}
+            for q, n in (("a", 0), ("b", 1))]
+    with pytest.raises(UserError, match="all verdicts of its file are 0 or 1"):
+        understood(tmp_path, "preferences", rows)
+
+
+@pytest.mark.parametrize("more", [
+    {"thumbs_up": False}, {"rating": "bad"}, {"is_correct": "no"}, {"accepted": 0}, {"label": "undesirable"},
+    {"rejected_response": "No"}, {"worse_answer": "No"}])
+def test_a_verdict_beside_a_demonstration_is_heard(tmp_path, more):
+    with pytest.raises(UserError, match="call the file preferences, or take the column out"):
+        understood(tmp_path, "sft", [{"prompt": "Why?", "response": "Yes"} | more])
+
+
+def test_an_empty_column_for_a_verdict_says_nothing(tmp_path, capsys):
+    rows = [{"prompt": q, "response": "Yes", "rating": None} for q in "abcdefghij"]
+    convert(write(tmp_path / "mine.jsonl", rows), tmp_path / "run")
+    assert "10 demonstrations" in capsys.readouterr().out
+
+
+def test_a_list_written_as_text_is_told(tmp_path):
+    rows = [{"prompt": "Why?", "chosen": "['Yes']", "rejected": "['No']"}]
+    assert "in 1 of 1 rows a list is written as text" in understood(tmp_path, "preferences", rows)[1]
 
 
 def test_one_vote_of_several_makes_a_prompt_unsafe(mine):
@@ -545,7 +652,7 @@ def test_an_object_of_lists_is_read_with_their_splits(mine):
 def test_labels_inside_a_text_are_said(mine, capsys):
     write(mine / "sft.jsonl", [{"prompt": "Human: Hi\nAssistant: Hello.\nHuman: Why?", "response": "Yes"},
                                {"prompt": "What is a Human: a?", "response": "b"}] + rows_in(*"abcdefgh"))
-    assert 'in 1 of 10 rows lines begin with "Human:" or "Assistant:"' in converted(mine, capsys)[1]
+    assert 'in 1 of 10 rows there are marks such as "Human:"' in converted(mine, capsys)[1]
 
 
 def test_messages_that_nobody_can_read_are_told(mine):
