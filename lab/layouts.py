@@ -1,7 +1,7 @@
 """Every layout of a row that is understood: one table, and what tells them apart.
 
 A new layout is a row of LAYOUTS: the file that it is for, its name, the keys that tell it, and the function
-that makes our rows of it (those of preferences are in lab/verdicts.py).
+that makes our rows of it (those of preferences are in lab/verdicts.py and lab/judged.py).
 """
 import difflib
 import re
