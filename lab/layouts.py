@@ -298,10 +298,11 @@ LAYOUTS = [
     Layout("preferences", "OpenAssistant messages", "message_id parent_id text role", ranked_replies,
            gather=as_trees),
     Layout("preferences", "UltraFeedback", "instruction completions", several_answers),
-    Layout("preferences", "Nectar", "prompt answers", several_answers),
+    Layout("preferences", "Nectar", "prompt|question answers", several_answers, holds("answers", list)),
     Layout("preferences", "rankings of this program", "prompt responses tiers", own_ranking),
-    Layout("preferences", "ranked answers", "prompt|question|instruction|query|input|history responses "
-           "ranks|rank|ranking|scores|score|ratings|rating|rewards", several_answers),
+    Layout("preferences", "ranked answers", "prompt|question|instruction|query|input|history "
+           "responses|completions|generations ranks|rank|ranking|scores|score|ratings|rating|rewards",
+           several_answers),
     Layout("preferences", "LLMBar, AlpacaFarm", "input|instruction output_1 output_2 label|preference",
            two_answers, gather=counts_from_0),
     Layout("preferences", "HelpSteer scores", "prompt response helpfulness", several_answers,

@@ -28,6 +28,7 @@ ROLES = {
 NOTHING = ("None", "nan", "null", "[]", "<noinput>")  # written where an optional text is missing
 ALIASES = {f"{a}_{b}": name for name in ("chosen", "rejected")
            for a, b in ((name, "response"), ("response", name), (name, "answer"), (name, "completion"))}
+ALIASES |= {"preferred_output": "chosen", "non_preferred_output": "rejected"}  # OpenAI's
 YES, NO = {"true", "yes", "y", "t", "1", "1.0"}, {"false", "no", "n", "f", "0", "0.0"}
 
 
@@ -240,7 +241,9 @@ def read_chat(where, chat):
     """A list of messages, with "role" and "content" or ShareGPT's "from" and "value" -> a chat; "learn" is
     False where a message has the weight 0 (or train: false, or loss: false)."""
     read = []
-    for m in [chat] if isinstance(chat, dict) else chat:
+    if isinstance(chat, dict):
+        chat = chat["messages"] if isinstance(chat.get("messages"), list) else [chat]
+    for m in chat:
         said_by = m.get("role", m.get("from")) if isinstance(m, dict) else None
         if said_by in ("tool", "function", "observation", "function_call"):
             raise Dropped("with messages of tools")
@@ -337,7 +340,7 @@ def question(where, row, names=QUESTIONS):
     "history" in front of it, "input" and "context" behind it, or, where it has several messages, in front."""
     there = [name for name in names if name in row]
     name = next((name for name in there if not is_absent(dict.get(row, name))), (*there, *names)[0])
-    chat = chat_of(where, field(where, row, name, kind=(str, list)))
+    chat = chat_of(where, field(where, row, name, kind=(str, list, dict)))
     for more in ("input", "context"):
         value = optional(where, row, more, (str, list)) if more != name else None
         if isinstance(value, list):

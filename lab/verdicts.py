@@ -357,14 +357,14 @@ def listed(where, row, name):
 # ------------------------------------------------------------------------------------------------
 ORDERS = {  # what a number beside an answer means: which sign makes the larger one the better
     "rank": -1, "ranks": -1, "ranking": -1, "overall_score": 1, "score": 1, "scores": 1, "rating": 1,
-    "ratings": 1, "rewards": 1, "reward": 1,
+    "ratings": 1, "rewards": 1, "reward": 1, "pm_score": 1,
 }
 
 
 def several_answers(where, row):
     """A prompt, and a list of answers: texts beside a list of ranks or scores, or objects that each have
     theirs inside."""
-    name = next(name for name in ("answers", "completions", "responses") if name in row)
+    name = next(name for name in ("answers", "completions", "responses", "generations") if name in row)
     entries = field(where, row, name, kind=list)
     order = next((key for key in ORDERS if key in row), None)
     if order:

@@ -140,6 +140,13 @@ PREFERENCES = [  # (layout, rows, [(prompt, tiers, what else)])
                             {"query": "Why?", "answer": "No", "thumbs_up": "thumbs_down"},
                             {"query": "Why?", "answer": "No", "rating": "bad"}],
      [("Why?", [["Yes"]], {"label": True}), *3 * [("Why?", [["No"]], {"label": False})]]),
+    ("TRL chat messages", [{"input": {"messages": [user("Why?")]}, "preferred_output": [assistant("Yes")],
+                            "non_preferred_output": [assistant("No")]}], [("Why?", WIN, {})]),
+    ("ranked answers", [{"instruction": "Why?", "generations": ["No", "Yes"], "ratings": [1, 5]},
+                        {"prompt": "Why?", "completions": ["No", "Yes"], "scores": [0.1, 0.2]}],
+     [("Why?", [["Yes"], ["No"]], {}), ("Why?", [["Yes"], ["No"]], {})]),
+    ("Nectar", [{"question": "Why?", "answers": [{"text": "No", "pm_score": 0},
+                                                 {"text": "Yes", "pm_score": 4}]}], [("Why?", WIN, {})]),
     ("an answer and a rejected one", [
         {"messages": [user("Why?"), assistant("Yes")], "rejected_response": "No"},
         {"query": "Why?", "response": "Yes", "rejected_response": "No"},

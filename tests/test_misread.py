@@ -458,7 +458,7 @@ def test_what_stands_beside_a_list_is_not_lost(tmp_path, text, name):
 
 @pytest.mark.parametrize("row, said", [
     ({"prompt": "Why?", "response_a": "Yes", "response_b": "No"}, "nearly those of a table of two answers"),
-    ({"instruction": "Why?", "generations": ["Yes"], "ratings": [5]}, "nearly those of ranked answers"),
+    ({"instruction": "Why?", "generations": ["Yes"], "model": "m"}, "nearly those of ranked answers"),
     ({"prompt": "Why?", "target_answer": "Yes"}, "call the file prompts, if they are prompts alone")])
 def test_answers_that_nobody_reads_do_not_make_a_file_of_prompts(tmp_path, row, said):
     """Unless its name says that it is one."""
