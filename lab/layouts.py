@@ -254,6 +254,11 @@ def holds(name, kind):
     return lambda row: isinstance(dict.get(row, name), kind)
 
 
+def is_tree(row):
+    """Whether the prompt is a message with its replies inside."""
+    return holds("prompt", dict)(row) and "replies" in dict.get(row, "prompt")
+
+
 def has_thumb(row):
     """Whether a column says thumbs up or down; a "label" may also be empty."""
     name = thumb_column(row)
@@ -294,7 +299,7 @@ LAYOUTS = [
     Layout("preferences", "LMSYS arena", "conversation_a conversation_b winner", arena),
     Layout("preferences", "LMSYS arena, Kaggle's table",
            "prompt response_a response_b winner_model_a winner_model_b", arena_table),
-    Layout("preferences", "OpenAssistant trees", "prompt", ranked_replies, holds("prompt", dict)),
+    Layout("preferences", "OpenAssistant trees", "prompt", ranked_replies, is_tree),
     Layout("preferences", "OpenAssistant messages", "message_id parent_id text role", ranked_replies,
            gather=as_trees),
     Layout("preferences", "UltraFeedback", "instruction completions", several_answers),
@@ -319,7 +324,7 @@ LAYOUTS = [
     Layout("sft", "chat messages", "messages", dialogue),
     Layout("sft", "ShareGPT", "conversations|conversation", dialogue),
     Layout("sft", "self-instruct", "instruction instances", instances),
-    Layout("sft", "OpenAssistant trees", "prompt", best_replies, holds("prompt", dict)),
+    Layout("sft", "OpenAssistant trees", "prompt", best_replies, is_tree),
     Layout("sft", "OpenAssistant messages", "message_id parent_id text role", best_replies, gather=as_trees),
     Layout("sft", "Dolly", "instruction context response", demonstration),
     Layout("sft", "Alpaca", "instruction output", demonstration),

@@ -433,6 +433,11 @@ def test_what_stands_there_twice_is_read_once(tmp_path, row):
     assert found["responses"] == ["Yes", "No"]
 
 
+def test_a_prompt_may_be_one_message(tmp_path):
+    [found], _ = understood(tmp_path, "sft", [{"prompt": Q, "response": "Yes"}])
+    assert (found["prompt"], found["response"]) == ("Why?", "Yes")
+
+
 def test_a_short_input_inside_the_instruction_stays(tmp_path):
     row = {"instruction": "Negate the word", "input": "word", "output": "no"}
     [found], _ = understood(tmp_path, "sft", [row])
