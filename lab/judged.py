@@ -24,7 +24,7 @@ from lab.rows import (
 )
 from lab.verdicts import ORDERS, SINGLE
 
-UP_OR_DOWN = (  # columns that may say thumbs up or down of it
+UP_OR_DOWN = (  # columns that may say thumbs up or down of an answer
     "label", "kto_tag", "feedback", "thumbs_up", "thumb", "rating", "is_safe", "safe", "chosen", "is_correct",
     "correct", "accepted", "is_accepted", "winner", "preferred",
 )
