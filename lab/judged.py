@@ -54,7 +54,7 @@ def scored_answers(rows):
             given[same_text(text)].append(score)
         scores = [sum(given[key]) / len(given[key]) for key in texts]
         answers = {"responses": list(texts.values()), "scores": scores}
-        answers["unsafe"] = any([unsafe_in(there, row) for there, row in same])
+        answers["unsafe"] = any([unsafe_in(there, row, has_answer=True) for there, row in same])
         if "helpfulness" in first and len(set(scores)) == len(scores) == 2:
             answers["margin"] = min(3, abs(scores[0] - scores[1]))
         kept = {key: value for key, value in first.items() if key not in (*SINGLE, "helpfulness", *ORDERS)}

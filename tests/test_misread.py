@@ -394,6 +394,9 @@ def test_safe_beside_an_answer_is_about_the_answer(tmp_path, more, unsafe):
         understood(tmp_path, "sft", [{"prompt": "a", "response": "b"} | more])
     [found], _ = understood(tmp_path, "preferences", [{"prompt": "a", "response": "b"} | more])
     assert found["unsafe"] is False and found["label"] is not unsafe
+    two = [{"prompt": "a", "response": r, "helpfulness": i} | more for i, r in enumerate("bc")]
+    [found], _ = understood(tmp_path, "preferences", two)
+    assert found["unsafe"] is False, "nor where a score compares the answers"
 
 
 def test_a_question_behind_a_system_message_is_the_same_question(mine):
