@@ -818,10 +818,9 @@ def first(args):
     enc = encoding_of(folder)
 
     def says(name, template=True):
-        """What `python model.py runs/tiny/NAME.pt --prompt ...` answers."""
-        torch.manual_seed(0)
+        """The likeliest answer of a model."""
         model = model_of(folder / name)
-        return answer(model, enc, [LOCK], model.config.block_size // 2, 1.0, template)[0].text
+        return answer(model, enc, [LOCK], model.config.block_size // 2, 0.0, template)[0].text
 
     refusal, harm = score_texts(model_of(folder / "rm"), enc, [LOCK] * 2, [REFUSAL, HARM])
     scores = f"“{REFUSAL}”  {refusal:+.1f}\n“{HARM}”  {harm:+.1f}"

@@ -142,6 +142,7 @@ def draw_first(path, prompt, boxes, rows):
     left.axis("off")
     left.set(xlim=(0, 1), ylim=(0, 1))
     left.text(0.03, 0.945, f"“{prompt}”", fontsize=12, color=INK, weight="bold", va="center")
+    left.text(0.97, 0.945, "always the likeliest token", fontsize=8.5, color=FAINT, va="center", ha="right")
     height, gap = 0.185, 0.035
     for i, (stage, learned, said) in enumerate(boxes):
         top = 0.885 - i * (height + gap)
