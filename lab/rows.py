@@ -28,7 +28,8 @@ ROLES = {
 NOTHING = ("None", "nan", "null", "[]", "<noinput>")  # written where an optional text is missing
 ALIASES = {f"{a}_{b}": name for name in ("chosen", "rejected")
            for a, b in ((name, "response"), ("response", name), (name, "answer"), (name, "completion"))}
-ALIASES |= {"preferred_output": "chosen", "non_preferred_output": "rejected"}  # OpenAI's
+ALIASES |= {"preferred_output": "chosen", "non_preferred_output": "rejected",  # OpenAI's
+            "chosen_messages": "chosen", "rejected_messages": "rejected"}  # ms-swift's
 YES, NO = {"true", "yes", "y", "t", "1", "1.0"}, {"false", "no", "n", "f", "0", "0.0"}
 
 
@@ -343,10 +344,11 @@ def question(where, row, names=QUESTIONS):
     chat = chat_of(where, field(where, row, name, kind=(str, list, dict)))
     for more in ("input", "context"):
         value = optional(where, row, more, (str, list)) if more != name else None
+        value = paragraphs(value) if more == "context" else value
         if isinstance(value, list):
             chat = joined(read_chat(where, value), chat)
-        elif value and any(f"\n{same_text(value)}\n" in f"\n{same_text(m['content'])}\n" for m in chat):
-            continue  # the prompt holds it
+        elif value and any(holds(m["content"], value, anywhere=more == "context") for m in chat):
+            continue
         elif value and len(chat) == 1:
             parts = [part for part in (chat[0]["content"], value) if part.strip()]
             chat = [chat[0] | {"content": "\n\n".join(parts)}]
@@ -355,6 +357,20 @@ def question(where, row, names=QUESTIONS):
     if name != "history":
         chat = joined(earlier_turns(where, row), chat)
     return [system for system in systems_of(where, row) if system not in chat] + chat
+
+
+def paragraphs(value):
+    """Several texts, in a list or in one that a table holds as text, as one text; all else as it is."""
+    texts = written_list(value) if isinstance(value, str) else value
+    if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
+        return "\n\n".join(texts)
+    return value
+
+
+def holds(text, part, anywhere):
+    """Whether a text holds another, in whole lines or anywhere."""
+    edge = "" if anywhere else "\n"
+    return edge + same_text(part) + edge in edge + same_text(text) + edge
 
 
 def joined(before, chat):

@@ -137,10 +137,12 @@ def answer_and_rejected(where, row):
     if name in SINGLE:
         chosen = field(where, row, name)
     else:
-        last = read_chat(where, field(where, row, name, kind=list))[-1:]
+        chosen = field(where, row, name, kind=list)
+        last = read_chat(where, chosen)[-1:]
         if not last or last[0]["role"] != "assistant":
             raise Dropped("that do not end with an answer of the assistant")
-        chosen = last[0]["content"]
+        if isinstance(row["rejected"], str):  # otherwise it is a whole dialogue, too
+            chosen = last[0]["content"]
     row["chosen"] = chosen
     return chosen_and_rejected(where, row)
 

@@ -149,8 +149,9 @@ PREFERENCES = [  # (layout, rows, [(prompt, tiers, what else)])
                                                  {"text": "Yes", "pm_score": 4}]}], [("Why?", WIN, {})]),
     ("an answer and a rejected one", [
         {"messages": [user("Why?"), assistant("Yes")], "rejected_response": "No"},
+        {"messages": [user("Why?"), assistant("Yes")], "rejected_messages": [user("Why?"), assistant("No")]},
         {"query": "Why?", "response": "Yes", "rejected_response": "No"},
-        {"instruction": "Why?", "output": "Yes", "rejected": "No"}], 3 * [("Why?", WIN, {})]),
+        {"instruction": "Why?", "output": "Yes", "rejected": "No"}], 4 * [("Why?", WIN, {})]),
     ("answers with scores", [{"prompt": p, "response": r, "score": s} for p, r, s in (
         ("Why?", "No", -1), ("So?", "No", "2"), ("Why?", "Yes", 0.5), ("So?", "Yes", 3))],
      [("Why?", WIN, {}), ("So?", WIN, {})]),
@@ -196,7 +197,14 @@ DEMONSTRATIONS = [  # (layout, rows, [(prompt, answer)])
     ("OpenAssistant messages", FLAT, [("Why?", "Yes")]),
     ("Dolly", [{"instruction": "Who?", "context": "Ann came.", "response": "Ann", "category": "qa"}],
      [("Who?\n\nAnn came.", "Ann")]),
+    ("Dolly", [{"instruction": "Who?", "context": context, "response": "Ann"}
+               for context in (["Ann came.", "Bo left."], "['Ann came.', 'Bo left.']")],
+     2 * [("Who?\n\nAnn came.\n\nBo left.", "Ann")]),
+    ("Dolly", [{"instruction": "By this: Ann came.\nWho?", "context": "Ann came.", "response": "Ann"}],
+     [("By this: Ann came.\nWho?", "Ann")]),
     ("Alpaca", [{"instruction": "Add", "input": "1 1", "output": "2"}], [("Add\n\n1 1", "2")]),
+    ("Alpaca", [{"instruction": "Sort", "input": "['b', 'a']", "output": "a b"}],
+     [("Sort\n\n['b', 'a']", "a b")]),
     ("Alpaca", [{"instruction": "Add", "input": "1 1", "output": "2", "prompt": "Add 1 1: 2"}],
      [("Add\n\n1 1", "2")]),
     ("GSM8K", [{"question": "1+1?", "answer": "It is 2.\n#### 2"}], [("1+1?", "It is 2.\n#### 2")]),
