@@ -838,7 +838,7 @@ def first(args):
 # ------------------------------------------------------------------------------------------------
 
 EXPERIMENTS = {  # on two cores and a bare clone
-    main_run: "15 minutes",
+    main_run: "6 to 15 minutes",
     seeds: "30 minutes a seed",
     first: "seconds, after main_run",
     scores: "seconds, after main_run",
@@ -865,8 +865,8 @@ EXPERIMENTS = {  # on two cores and a bare clone
 }
 ABOUT_TIMES = ("Where a record is there the time is its own, with the stages that were missing then. The "
                "others are of earlier code, of two cores and a bare clone: three and a half minutes of them "
-               "for the pretrained, SFT and reward model, which take twelve now, and which a finished "
-               "runs/tiny has already. Folds on 1,500 pairs of your own with --config small take 11.")
+               "for the pretrained, SFT and reward model, which a finished runs/tiny has already. Folds on "
+               "1,500 pairs of your own with --config small take 11.")
 
 
 FOLDS = 5  # in how many parts
