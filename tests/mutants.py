@@ -1274,6 +1274,11 @@ def main(argv=None):
             symptom(by_name(args.name), args.out, args.run_folder, args.jobs)
         else:
             gallery(args.out, args.run_folder, args.jobs)
+    except BrokenPipeError:
+        if args.command != "list":
+            raise
+        # `list | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Mistake as error:
         parser.exit(2, f"mutants.py: {error}\n")
     return 0
