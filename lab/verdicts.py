@@ -134,17 +134,24 @@ def chosen_and_rejected(where, row):
 def answer_and_rejected(where, row):
     """The answer of a demonstration, and beside it one that is worse."""
     name = next(name for name in (*SINGLE, *TALKS) if name in row)
+    rejected = row["rejected"]
+    if isinstance(rejected, list) and len(rejected) == 1:
+        rejected = row["rejected"] = last_answer(where, rejected)
     if name in SINGLE:
-        chosen = field(where, row, name)
+        row["chosen"] = field(where, row, name)
     else:
-        chosen = field(where, row, name, kind=list)
-        last = read_chat(where, chosen)[-1:]
-        if not last or last[0]["role"] != "assistant":
-            raise Dropped("that do not end with an answer of the assistant")
-        if isinstance(row["rejected"], str):  # otherwise it is a whole dialogue, too
-            chosen = last[0]["content"]
-    row["chosen"] = chosen
+        talk = field(where, row, name, kind=list)
+        answer = last_answer(where, talk)
+        row["chosen"] = answer if isinstance(rejected, str) else talk
     return chosen_and_rejected(where, row)
+
+
+def last_answer(where, talk):
+    """The answer that a list of messages ends with."""
+    last = read_chat(where, talk)[-1:]
+    if not last or last[0]["role"] != "assistant":
+        raise Dropped("that do not end with an answer of the assistant")
+    return last[0]["content"]
 
 
 def common_beginning(where, texts):

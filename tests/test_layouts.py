@@ -150,8 +150,9 @@ PREFERENCES = [  # (layout, rows, [(prompt, tiers, what else)])
     ("an answer and a rejected one", [
         {"messages": [user("Why?"), assistant("Yes")], "rejected_response": "No"},
         {"messages": [user("Why?"), assistant("Yes")], "rejected_messages": [user("Why?"), assistant("No")]},
+        {"messages": [user("Why?"), assistant("Yes")], "rejected_messages": [assistant("No")]},
         {"query": "Why?", "response": "Yes", "rejected_response": "No"},
-        {"instruction": "Why?", "output": "Yes", "rejected": "No"}], 4 * [("Why?", WIN, {})]),
+        {"instruction": "Why?", "output": "Yes", "rejected": "No"}], 5 * [("Why?", WIN, {})]),
     ("answers with scores", [{"prompt": p, "response": r, "score": s} for p, r, s in (
         ("Why?", "No", -1), ("So?", "No", "2"), ("Why?", "Yes", 0.5), ("So?", "Yes", 3))],
      [("Why?", WIN, {}), ("So?", WIN, {})]),
@@ -205,6 +206,8 @@ DEMONSTRATIONS = [  # (layout, rows, [(prompt, answer)])
     ("Alpaca", [{"instruction": "Add", "input": "1 1", "output": "2"}], [("Add\n\n1 1", "2")]),
     ("Alpaca", [{"instruction": "Sort", "input": "['b', 'a']", "output": "a b"}],
      [("Sort\n\n['b', 'a']", "a b")]),
+    ("Alpaca", [{"instruction": "Translate word", "input": "word", "output": "Wort"}],
+     [("Translate word\n\nword", "Wort")]),
     ("Alpaca", [{"instruction": "Add", "input": "1 1", "output": "2", "prompt": "Add 1 1: 2"}],
      [("Add\n\n1 1", "2")]),
     ("GSM8K", [{"question": "1+1?", "answer": "It is 2.\n#### 2"}], [("1+1?", "It is 2.\n#### 2")]),
